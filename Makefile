@@ -1,0 +1,45 @@
+# Every target does its own set-up on a fresh machine and is instant when nothing changed.
+PYTHON ?= python3
+BIN    := .venv/bin
+SOURCE := $(shell find src -type f -not -name '*.pyc' 2>/dev/null)
+TESTS  := $(shell find tests bench -type f -not -name '*.pyc' 2>/dev/null)
+BENCH  ?= quick
+
+.PHONY: help setup demo test check bench clean
+help:
+	@echo "make demo    train a small ViT on Fashion-MNIST, fine-tune it at a higher resolution, write both reports"
+	@echo "make test    run the tests"
+	@echo "make check   style, types, spelling and the order of the rooms"
+	@echo "make bench   speed against timm, transformers, torchvision and ONNX Runtime (BENCH=quick or full)"
+	@echo "make setup   a .venv with everything the others need"
+
+setup: .venv/ready
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: .venv/demo
+.venv/demo: .venv/ready $(SOURCE) tools/demo
+	tools/demo
+	@touch $@
+
+test: .venv/tested
+.venv/tested: .venv/ready $(SOURCE) $(TESTS) README.md
+	$(BIN)/python -m pytest
+	@touch $@
+
+check: .venv/checked
+.venv/checked: .venv/ready $(SOURCE) $(TESTS) README.md docs
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell src tests bench docs README.md CONTRIBUTING.md CHANGELOG.md
+	@touch $@
+
+bench: .venv/ready
+	$(BIN)/python -m bench $(BENCH)
+
+clean:
+	rm -rf .venv runs

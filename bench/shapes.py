@@ -1,0 +1,45 @@
+"""What is measured: the models, their sizes and the jobs made of them."""
+
+import dataclasses
+from typing import Literal
+
+THREADS = 2
+"""Cores and threads of every system."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A plain ViT as in the paper: class token, learned 1-D positions, one linear head."""
+
+    title: str
+    model: str
+    image_size: int
+    num_classes: int
+    train_batch: int
+
+
+SHAPES = {
+    "128": Shape("32 px, patch 4, width 128, depth 6", "ViT-Pi/4", 32, 10, 256),
+    "192": Shape("32 px, patch 4, width 192, depth 9", "ViT-Na/4", 32, 10, 128),
+    "Ti": Shape("224 px, ViT-Ti/16", "ViT-Ti/16", 224, 1000, 32),
+    "S": Shape("224 px, ViT-S/16", "ViT-S/16", 224, 1000, 16),
+    "B": Shape("224 px, ViT-B/16", "ViT-B/16", 224, 1000, 8),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One thing to repeat: a training step or a forward pass of a batch."""
+
+    kind: Literal["train", "forward"]
+    shape: str
+    batch: int
+
+    @property
+    def title(self) -> str:
+        what = "training step" if self.kind == "train" else "forward pass"
+        return f"{what}: {SHAPES[self.shape].title}, batch {self.batch}"
+
+
+TRAINING = [Job("train", name, SHAPES[name].train_batch) for name in ("128", "192", "Ti", "S")]
+FORWARD = [Job("forward", name, batch) for name in SHAPES for batch in (1, 8)]

@@ -1,0 +1,299 @@
+"""The systems side by side: one plain ViT with the same weights and the same GELU (erf, the peers' default) in each.
+
+A system is a context: entering builds a job, and gives what to repeat and the logits of a few fixed images.
+Letters: B images, C channels, D width, P patch side.
+"""
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.shapes import SHAPES, THREADS, Job
+from patchword.core.runtime import keep_memory
+from patchword.data.loader import Batch
+from patchword.models.names import create_model
+from patchword.models.vit import ViT
+from patchword.training.loop import train_step
+from patchword.training.objectives import Softmax
+from patchword.training.optimizer import OptimizerConfig, build_optimizer
+from patchword.training.parallel import Replicas
+from patchword.training.prepare import comfortable_micro_batch
+from patchword.training.recipe import Recipe
+
+LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-5, 0.05, 1.0
+
+Make = Callable[[ViT], nn.Module]
+
+
+class Built(NamedTuple):
+    step: Callable[[], object]
+    logits: Tensor
+
+
+System = Callable[[Job], AbstractContextManager[Built]]
+
+
+def ours(job: Job, gelu: str = "erf") -> ViT:
+    """The model whose weights all systems get, with a head that is not zero, so that logits tell something."""
+    shape = SHAPES[job.shape]
+    torch.manual_seed(0)
+    model = create_model(shape.model, shape.num_classes, shape.image_size, gelu=gelu)
+    assert isinstance(model, ViT)
+    nn.init.normal_(model.class_token, std=0.02)  # pyright: ignore[reportArgumentType]
+    nn.init.normal_(model.head.weight, std=0.05)  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def pictures(job: Job) -> tuple[Tensor, Tensor]:
+    """uint8 B×C×H×W and their labels."""
+    shape = SHAPES[job.shape]
+    generator = torch.Generator().manual_seed(1)
+    size = (job.batch, 3, shape.image_size, shape.image_size)
+    images = torch.randint(256, size, generator=generator, dtype=torch.uint8)
+    return images, torch.randint(shape.num_classes, (job.batch,), generator=generator)
+
+
+@contextmanager
+def patchword(job: Job, gelu: str = "erf") -> Iterator[Built]:
+    """The training loop's own step, normalisation of uint8 pictures included; or the model as a user calls it."""
+    keep_memory()  # as the verbs do
+    model = ours(job, gelu)
+    images, labels = pictures(job)
+    with torch.inference_mode():
+        normalised = model.preprocessing.normalize(images)
+        logits = model.eval()(normalised[:2])
+    if job.kind == "forward":
+        yield Built(functools.partial(_infer, model, normalised), logits)
+        return
+    micro_batch = comfortable_micro_batch(model, job.batch, THREADS)
+    recipe = Recipe(
+        batch_size=job.batch,
+        micro_batch=micro_batch,
+        threads=THREADS,
+        optimizer=OptimizerConfig(lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM),
+    )
+    optimizer = build_optimizer(recipe.optimizer, model)
+    ids = np.arange(job.batch)
+    batch = Batch(images, labels, torch.ones(job.batch), ids, np.zeros_like(ids))
+    with Replicas(model.train(), THREADS) as replicas:
+        objective = Softmax(model.num_classes)
+        yield Built(lambda: train_step(replicas, objective, optimizer, batch, recipe, 0), logits)
+
+
+@contextmanager
+def peer(make: Make, job: Job, compiled: bool = False) -> Iterator[Built]:
+    """A peer's model in the usual loop: cross-entropy, backward, clipping, fused AdamW; pictures normalised before."""
+    source = ours(job)
+    images, labels = pictures(job)
+    normalised = source.preprocessing.normalize(images)
+    model = make(source).eval()
+    with torch.inference_mode():
+        logits = model(normalised[:2])
+    run: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
+    if job.kind == "forward":
+        yield Built(functools.partial(_infer, run, normalised), logits)
+        return
+    model.train()
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(run(normalised), labels).backward()
+        nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        optimizer.step()
+
+    yield Built(step, logits)
+
+
+@contextmanager
+def onnxruntime(job: Job) -> Iterator[Built]:
+    """timm's model, exported by PyTorch and run with all of ONNX Runtime's graph optimisations."""
+    import onnxruntime as ort
+
+    source = ours(job)
+    images = source.preprocessing.normalize(pictures(job)[0])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(timm(source).eval(), (images,), path, dynamo=True, verbose=False)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = THREADS, 3
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: images.numpy()}
+    yield Built(lambda: session.run(None, feed), torch.from_numpy(session.run(None, feed)[0])[:2])
+
+
+@contextmanager
+def roofline(job: Job) -> Iterator[Built]:
+    """One square matrix product by the faster of PyTorch's two libraries, MKL and oneDNN: `GEMM_FLOPS` a step."""
+    left, right = torch.rand(2, _SIDE, _SIDE)
+    ways = [
+        lambda: torch.mm(left, right),
+        lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], ""),
+    ]
+    yield Built(min(ways, key=_seconds), torch.zeros(0))
+
+
+_SIDE = 1536
+GEMM_FLOPS = 2 * _SIDE**3
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    import time
+
+    times = []
+    for _ in range(8):
+        began = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _infer(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(images)
+
+
+def timm(source: ViT) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    config = source.config
+    model = VisionTransformer(
+        img_size=source.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        mlp_ratio=config.mlp_dim / config.embed_dim,
+        num_classes=source.num_classes,
+    )
+    names = {".attention.": ".attn."}
+    model.load_state_dict(_renamed(source, names, patch="patch_embed.proj", token="cls_token", table="pos_embed"))
+    return model
+
+
+def transformers(source: ViT) -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = source.config
+    model = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=config.embed_dim,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.mlp_dim,
+            hidden_act="gelu",
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            layer_norm_eps=config.norm_eps,
+            image_size=source.image_size[0],
+            patch_size=config.patch_size,
+            num_labels=source.num_classes,  # pyright: ignore[reportCallIssue]
+        )
+    )
+    names = {
+        "blocks.": "vit.layers.",
+        ".norm1.": ".layernorm_before.",
+        ".norm2.": ".layernorm_after.",
+        ".attention.proj.": ".attention.o_proj.",
+    }
+    state = _renamed(
+        source,
+        names,
+        patch="vit.embeddings.patch_embeddings.projection",
+        token="vit.embeddings.cls_token",
+        table="vit.embeddings.position_embeddings",
+    )
+    for name in [name for name in state if ".qkv." in name]:
+        for letter, part in zip("qkv", state.pop(name).chunk(3), strict=True):
+            state[name.replace(".qkv.", f".{letter}_proj.")] = part
+    for old, new in (("norm.", "vit.layernorm."), ("head.", "classifier.")):
+        for kind in ("weight", "bias"):
+            state[new + kind] = state.pop(old + kind)
+    model.load_state_dict(state)
+    return _Logits(model)
+
+
+def torchvision(source: ViT) -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    config = source.config
+    model = VisionTransformer(
+        image_size=source.image_size[0],
+        patch_size=config.patch_size,
+        num_layers=config.depth,
+        num_heads=config.num_heads,
+        hidden_dim=config.embed_dim,
+        mlp_dim=config.mlp_dim,
+        num_classes=source.num_classes,
+    )
+    names = {
+        "blocks.": "encoder.layers.encoder_layer_",
+        ".norm1.": ".ln_1.",
+        ".norm2.": ".ln_2.",
+        ".attention.qkv.": ".self_attention.in_proj_",
+        ".attention.proj.": ".self_attention.out_proj.",
+        ".mlp.fc1.": ".mlp.0.",
+        ".mlp.fc2.": ".mlp.3.",
+    }
+    state = _renamed(source, names, patch="conv_proj", token="class_token", table="encoder.pos_embedding")
+    for old, new in (("norm.", "encoder.ln."), ("head.", "heads.head.")):
+        for kind in ("weight", "bias"):
+            state[new + kind] = state.pop(old + kind)
+    model.load_state_dict(state)
+    return model
+
+
+class _Logits(nn.Module):
+    """The logits alone, as the others give them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).logits
+
+
+def _renamed(source: ViT, names: dict[str, str], *, patch: str, token: str, table: str) -> dict[str, Tensor]:
+    """Our weights under another library's names; the patch projection becomes its convolution D×C×P×P."""
+    state: dict[str, Any] = {name: value.clone() for name, value in source.state_dict().items()}
+    weight = state.pop("patch_embed.weight")
+    side = source.config.patch_size
+    renamed = {
+        f"{patch}.weight": weight.view(len(weight), -1, side, side),
+        f"{patch}.bias": state.pop("patch_embed.bias"),
+        token: state.pop("class_token")[None, None],
+        table: state.pop("position.table")[None],
+    }
+    for name, value in state.items():
+        new = name
+        for old, other in names.items():
+            new = new.replace(old, other)
+        renamed[new] = value
+    return renamed
+
+
+EAGER: dict[str, System] = {
+    "patchword": patchword,
+    "timm": functools.partial(peer, timm),
+    "transformers": functools.partial(peer, transformers),
+    "torchvision": functools.partial(peer, torchvision),
+}
+OTHERS: dict[str, System] = {
+    "patchword, tanh GELU": functools.partial(patchword, gelu="tanh"),
+    "timm compiled": functools.partial(peer, timm, compiled=True),
+    "transformers compiled": functools.partial(peer, transformers, compiled=True),
+    "torchvision compiled": functools.partial(peer, torchvision, compiled=True),
+    "ONNX Runtime": onnxruntime,
+    "roofline": roofline,
+}
+SYSTEMS = EAGER | OTHERS

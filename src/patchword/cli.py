@@ -1,0 +1,106 @@
+"""The command line: find the verb, run it, turn errors into one sentence and an exit code."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Verb(NamedTuple):
+    module: str
+    function: str
+    shown: str
+    """The call, for the list of verbs."""
+    summary: str
+
+
+# Modules are imported when their verb is called: the list of verbs must not wait for torch.
+VERBS: dict[str, Verb] = {
+    "train": Verb("train", "train", "train DATA", "train a model and write its report"),
+    "evaluate": Verb("evaluate", "evaluate", "evaluate MODEL DATA", "measure a saved model on a data set"),
+    "predict": Verb("predict", "predict", "predict MODEL IMAGE…", "name what is on pictures"),
+    "data check": Verb("data", "check", "data check DATA", "look at a data set before training on it"),
+    "models": Verb("models", "models", "models [PATTERN]", "list the models"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `patchword` with the process's arguments and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; the exit code is returned. 0 done, 2 wrong use, 3 bad data, 4 a fault, 143 stopped and resumable."""
+    from patchword.core.errors import PatchwordError, UsageError, nearest
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(overview())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(f"patchword {version('patchword')}\n")
+        return 0
+    try:
+        for length in (2, 1):
+            verb = VERBS.get(" ".join(arguments[:length]))
+            if verb is not None:
+                return _call(verb, arguments[:length], arguments[length:])
+        wanted = " ".join(arguments[:2]) if any(name.startswith(arguments[0] + " ") for name in VERBS) else arguments[0]
+        raise UsageError(f"unknown verb {wanted!r}; {nearest(wanted, VERBS)}")
+    except PatchwordError as error:
+        sys.stderr.write(f"patchword: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("patchword: interrupted\n")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; without this, Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        sys.stderr.write("patchword: out of memory; a smaller model, image size or micro_batch would be right\n")
+        return 4
+
+
+def overview() -> str:
+    """What is shown without a verb."""
+    width = max(len(verb.shown) for verb in VERBS.values())
+    rows = "\n".join(f"  patchword {verb.shown:<{width}}  {verb.summary}" for verb in VERBS.values())
+    return (
+        f"patchword: the Vision Transformer, whole.\n\n{rows}\n\n"
+        "'patchword VERB --help' explains a verb; 'patchword --version' names the release.\n"
+    )
+
+
+def _call(verb: Verb, called: list[str], arguments: list[str]) -> int:
+    import tyro
+
+    module = importlib.import_module(f"patchword.verbs.{verb.module}")
+    function: Callable[..., Any] = getattr(module, verb.function)
+    result = tyro.cli(
+        function,
+        prog=" ".join(["patchword", *called]),
+        args=_one_set_each(arguments),
+        config=(tyro.conf.UseAppendAction,),
+    )
+    show = getattr(module, "show", str)
+    if result is not None:
+        sys.stdout.write(show(result) + "\n")
+    failed = isinstance(result, list) and any("error" in row for row in result)
+    return 3 if failed else 0
+
+
+def _one_set_each(arguments: list[str]) -> list[str]:
+    """`--set a=1 b=2` means `--set a=1 --set b=2`."""
+    expanded: list[str] = []
+    for place, argument in enumerate(arguments):
+        before = arguments[place - 1] if place else ""
+        continues = "=" in argument and not argument.startswith("-") and "=" in before and expanded[-2:-1] == ["--set"]
+        expanded += ["--set", argument] if continues else [argument]
+    return expanded
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Strict configuration: plain values ↔ frozen dataclasses. Unknown fields and wrong types are errors that help."""
+
+import dataclasses
+import tomllib
+import types
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from patchword.core.errors import UsageError, nearest
+
+T = TypeVar("T")
+
+
+def build(kind: type[T], values: dict[str, Any], where: str = "") -> T:
+    """Make a dataclass of `kind` from plain values, nested tables included; missing fields keep their defaults.
+
+    `where` is the dotted path in front of the field names in errors. Raises `UsageError`.
+    """
+    if not isinstance(values, dict):
+        raise UsageError(f"{where or 'the recipe'} must be a table of fields, not {values!r}")
+    hints = field_types(kind)
+    prefix = f"{where}." if where else ""
+    for name in values:
+        if name not in hints:
+            raise UsageError(f"unknown field {prefix}{name}; {nearest(name, hints)}")
+    return kind(**{name: coerce(value, hints[name], prefix + name) for name, value in values.items()})
+
+
+def coerce(value: Any, expected: Any, where: str) -> Any:
+    """`value` as the type that the field declares; only lossless steps are made (3 → 3.0, a list → a tuple)."""
+    origin, args = get_origin(expected), get_args(expected)
+    if dataclasses.is_dataclass(expected) and isinstance(expected, type):
+        return value if isinstance(value, expected) else build(expected, value, where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise UsageError(f"{where}={value!r} is not known; {nearest(str(value), [str(choice) for choice in args])}")
+    if origin in (Union, types.UnionType):
+        for choice in args:
+            try:
+                return coerce(value, choice, where)
+            except UsageError:
+                continue
+    elif origin is tuple and isinstance(value, list | tuple):
+        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is ... else args
+        if len(kinds) == len(value):
+            return tuple(coerce(each, kind, where) for each, kind in zip(value, kinds, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        return dict(value)
+    elif expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif expected is Any or (isinstance(expected, type) and type(value) is expected):
+        return value
+    name = str(expected) if origin else getattr(expected, "__name__", str(expected))
+    raise UsageError(f"{where}={value!r} is not of the right type; it takes {name}")
+
+
+def field_types(kind: type) -> dict[str, Any]:
+    """Field name → declared type."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["augment.flip=false", "model.pool=gap"]` → nested tables. Values are TOML; anything else is a string."""
+    tables: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        names = path.strip().split(".")
+        if not equals or not all(names):
+            raise UsageError(f"{assignment!r} is not of the form field=value, such as optimizer.lr=0.001")
+        table = tables
+        for name in names[:-1]:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise UsageError(f"{assignment!r} sets a field of {name}, which is set to a value as well")
+        table[names[-1]] = _parse_value(text.strip())
+    return tables
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested tables with the fields of `over` winning."""
+    merged = dict(base)
+    for name, value in over.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge(merged[name], value) if both_tables else value
+    return merged
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,48 @@
+"""Errors as one sentence: what is wrong, where, and what would be right; each kind has its exit code."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PatchwordError(Exception):
+    """The base of every error that patchword raises on purpose."""
+
+    exit_code = 4
+
+
+class UsageError(PatchwordError):
+    """The request itself is wrong: an unknown name, a field out of range, two options that exclude each other."""
+
+    exit_code = 2
+
+
+class DataError(PatchwordError):
+    """A data set, a picture, a table or a file of weights is not what it should be."""
+
+    exit_code = 3
+
+
+class FaultError(PatchwordError):
+    """Work stopped by a fault outside the request: a full disk, a diverging loss."""
+
+    exit_code = 4
+
+
+class StoppedError(PatchwordError):
+    """Work stopped by a signal; the same command resumes it."""
+
+    exit_code = 143
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A clause for the end of a sentence about an unknown name: the nearest choice, or all when none is near.
+
+    >>> nearest("sofmax", ["softmax", "sigmoid"])
+    "did you mean 'softmax'?"
+    """
+    known = list(choices)
+    folded = {choice.casefold(): choice for choice in known}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {folded[close[0]]!r}?"
+    return "known: " + ", ".join(known)

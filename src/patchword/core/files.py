@@ -1,0 +1,121 @@
+"""Files that are whole or absent: atomic writes, atomic folders, hashes."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from patchword.core.errors import DataError, FaultError
+
+# No room left, over quota, file too large, read-only: the fault is the disk's, and what was there before must stay.
+_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+@contextmanager
+def disk_faults(target: Path) -> Iterator[None]:
+    """Turn the disk's refusals to write `target` into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FAULTS:
+            raise FaultError(
+                f"cannot write {target}: {os.strerror(error.errno)}; make room there or choose another folder with --out"
+            ) from error
+        if isinstance(error, PermissionError | NotADirectoryError):
+            raise FaultError(f"cannot write {target}: {os.strerror(error.errno or 0)}") from error
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a crash or a full disk leaves the old file or the new one, never a part."""
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write `content` as UTF-8, whole or not at all."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as readable JSON, whole or not at all; NaN is an error, for JSON has none."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; a sentence names the file where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid JSON ({error})") from error
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Fill a folder aside, then publish it under `path` by one rename; on any failure only the folder aside is removed.
+
+    A folder already at `path` is replaced once the new one is complete.
+    """
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            os.chmod(aside, 0o777 & ~_umask())
+            yield aside
+            for file in sorted(aside.rglob("*")):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            sync_directory(aside)
+            if path.exists():
+                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+                os.replace(path, old / path.name)
+                os.replace(aside, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(aside, path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal, read in constant memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,189 @@
+"""Class folders, with or without train, validation and test above them → what `assemble` needs."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from patchword.core.errors import DataError
+from patchword.data.assemble import Found, Part
+from patchword.data.dataset import Files, Names, Notice
+from patchword.data.decode import SUFFIXES
+from patchword.data.splits import SPLIT_NAMES
+
+_SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)
+
+
+@dataclass
+class Listing:
+    """What one folder holds; nothing in it has been opened."""
+
+    folders: list[str] = field(default_factory=list)
+    pictures: list[bytes] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+
+def list_folder(path: Path) -> Listing:
+    """The entries of `path`, sorted, told apart by their names' endings and the kind that the directory records."""
+    listing = Listing()
+    pictures = listing.pictures
+    try:
+        with os.scandir(os.fsencode(path)) as entries:
+            for entry in entries:
+                name = entry.name
+                is_picture = name[name.rfind(b".") :].lower() in _SUFFIXES
+                if name.startswith(b"."):
+                    if is_picture or entry.is_dir():
+                        listing.hidden.append(os.fsdecode(name))
+                elif is_picture and entry.is_file():
+                    pictures.append(name)
+                elif entry.is_dir():
+                    listing.folders.append(os.fsdecode(name))
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    listing.broken.append(os.fsdecode(name))
+                else:
+                    listing.others.append(os.fsdecode(name))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    for entries in (listing.folders, pictures, listing.hidden, listing.others, listing.broken):
+        entries.sort()
+    return listing
+
+
+def find_folders(root: Path) -> Found:
+    """The class folders at `root`, or at `root`/train, … ; raises `DataError` where the tree has another form."""
+    top = list_folder(root)
+    splits = {name: SPLIT_NAMES[name.lower()] for name in top.folders if name.lower() in SPLIT_NAMES}
+    # "train" may also be a class, beside "car": it is a split when it holds folders and no pictures of its own.
+    if any(_holds_folders(root / name) for name in splits) or (splits and len(splits) == len(top.folders)):
+        return _find_splits(root, top, splits)
+    tally = _Tally(root)
+    tally.add(root, top)
+    if not top.folders or not (part := _classes(root, "", top, tally)):
+        raise _no_classes(root, top, root, top.others)
+    return Found(root.name, root, tally.classes, {"train": part}, notices=tally.notices())
+
+
+def _find_splits(root: Path, top: Listing, splits: dict[str, str]) -> Found:
+    tally = _Tally(root)
+    tally.add(root, top)
+    parts: dict[str, Part] = {}
+    for folder, split in splits.items():
+        if split in parts:
+            raise DataError(f"{root} has two folders for {split}, {folder!r} is one of them; join them or rename one")
+        listing = list_folder(root / folder)
+        tally.add(root / folder, listing)
+        part = _classes(root, folder, listing, tally)
+        if part is None:
+            raise _no_classes(root / folder, listing, root, top.others)
+        parts[split] = part
+    beside = [name for name in top.folders if name not in splits]
+    if beside:
+        tally.note("not-a-split", root, beside, "folder is neither train, validation nor test and is left out")
+    return Found(root.name, root, tally.classes, parts, notices=tally.notices())
+
+
+def _classes(root: Path, below: str, listing: Listing, tally: "_Tally") -> Part | None:
+    """The class folders in `root`/`below`, whose `listing` this is; None where no folder holds a picture."""
+    names = Names()
+    codes: list[int] = []
+    counts: list[int] = []
+    empty: list[str] = []
+    if listing.pictures and listing.folders:
+        loose = [os.fsdecode(name) for name in listing.pictures]
+        tally.note("not-in-a-class", root / below, loose, "picture is in no class folder and is left out")
+    for folder in listing.folders:
+        inside = list_folder(root / below / folder)
+        tally.add(root / below / folder, inside)
+        if inside.pictures:
+            names.extend(inside.pictures, os.fsencode(os.path.join(below, folder, "")))
+            codes.append(tally.code(_shown(folder)))
+            counts.append(len(inside.pictures))
+            if inside.folders:
+                tally.note("nested", root / below / folder, inside.folders, "folder inside a class folder is not read")
+        elif deeper := next(
+            (name for name in inside.folders if list_folder(root / below / folder / name).pictures), None
+        ):
+            raise _too_deep(root / below, listing, folder, deeper)
+        else:
+            empty.append(folder)
+    if empty and codes:
+        tally.note("empty-class", root / below, empty, "class folder holds no picture and is left out")
+    if not codes:
+        return None
+    return Part(Files(root, names), np.repeat(np.array(codes, np.int64), counts))
+
+
+class _Tally:
+    """Class codes across splits, and notices gathered so that a thousand folders with the same flaw give one."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.classes: list[str] = []
+        self._codes: dict[str, int] = {}
+        self._first: dict[tuple[str, str], str] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def code(self, name: str) -> int:
+        if name not in self._codes:
+            self._codes[name] = len(self.classes)
+            self.classes.append(name)
+        return self._codes[name]
+
+    def add(self, path: Path, listing: Listing) -> None:
+        self.note("hidden", path, listing.hidden, "hidden folder or picture is left out")
+        self.note("broken-link", path, listing.broken, "broken symbolic link is left out")
+        self.note("not-a-picture", path, listing.others, "file is no picture by the ending of its name and is left out")
+
+    def note(self, kind: str, path: Path, names: list[str], sentence: str) -> None:
+        if names:
+            self._first.setdefault((kind, sentence), _shown(str((path / names[0]).relative_to(self.root))))
+            self._counts[kind, sentence] += len(names)
+
+    def notices(self) -> list[Notice]:
+        notices = []
+        for (kind, sentence), first in self._first.items():
+            more = self._counts[kind, sentence] - 1
+            notices.append(Notice(kind, first, f"{first}: {sentence}" + (f" (and {more} more)" if more else "")))
+        return notices
+
+
+def _holds_folders(path: Path) -> bool:
+    listing = list_folder(path)
+    return bool(listing.folders) and not listing.pictures
+
+
+def _no_classes(path: Path, listing: Listing, root: Path, beside: list[str]) -> DataError:
+    """The error for `path` without class folders; `beside` are the files of `root`, among which may be a table."""
+    want = "one folder for each class, holding its pictures, is right"
+    tables = [name for name in beside if name.lower().endswith((".csv", ".tsv", ".parquet"))]
+    if tables:
+        want = f"to use the table, give {root / tables[0]}"
+    if listing.pictures:
+        away = ", or move it away if its pictures have no labels" if path != root else ""
+        return DataError(f"{path} holds pictures ({len(listing.pictures)}) but no class folders; {want}{away}")
+    if listing.folders:
+        shown = ", ".join(listing.folders[:3]) + (", …" if len(listing.folders) > 3 else "")
+        return DataError(
+            f"{path}: none of its {len(listing.folders)} folders ({shown}) holds a picture "
+            f"whose name ends in .jpg, .png or another known ending; {want}"
+        )
+    return DataError(f"{path} is empty; {want}" if not listing.others else f"{path} holds no pictures; {want}")
+
+
+def _too_deep(path: Path, listing: Listing, folder: str, deeper: str) -> DataError:
+    if len(listing.folders) == 1:
+        return DataError(f"{path} has its class folders one level deeper; give {path / folder}")
+    return DataError(
+        f"the pictures of {path / folder / deeper} lie one level too deep; class folders hold their pictures directly, so "
+        f"move them up into {path / folder}, or give {path / folder} if its folders are the classes"
+    )
+
+
+def _shown(name: str) -> str:
+    """`name` with bytes that are not UTF-8 spelled out: the file system allows them, a report does not."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

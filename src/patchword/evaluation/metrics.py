@@ -1,0 +1,179 @@
+"""Exact counts of what a model got right, with intervals; one dictionary that JSON holds and the report shows.
+
+Letters: n pictures, K classes or labels.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+_BINS = 15
+_LARGEST_CONFUSION = 1000
+_RESAMPLES = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What a model said of every picture of a split, in order."""
+
+    logits: np.ndarray
+    """float32 n×K; rows of pictures that could not be decoded are zero and never read."""
+    labels: np.ndarray
+    """int64 n, or n×K of 0 and 1 for several labels a picture."""
+    unreadable: dict[int, str]
+    """Index → reason. These pictures stay in every denominator: a picture that cannot be read is not recognised."""
+
+    @property
+    def readable(self) -> np.ndarray:
+        """bool n."""
+        mask = np.ones(len(self.labels), dtype=bool)
+        mask[list(self.unreadable)] = False
+        return mask
+
+
+def measure(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
+    """All figures of a split: see `docs/architecture.md` for the fields of `evaluation.json`."""
+    several = predictions.labels.ndim == 2
+    figures = _measure_several(predictions, classes) if several else _measure_one(predictions, classes)
+    return {"n": len(predictions.labels), **figures}
+
+
+def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> list[float]:
+    """The 95 % interval of a proportion (Wilson 1927), which stays inside 0…1 and is right for small n."""
+    if n == 0:
+        return [0.0, 1.0]
+    share, spread = correct / n, z * z / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    # At 0 and n the bounds are exactly 0 and 1; rounding must not say otherwise.
+    return [0.0 if correct == 0 else middle - half, 1.0 if correct == n else middle + half]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities in float64, n×K."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The area under precision against recall as a step function; ties are one step. NaN without a positive.
+
+    `scores` and `truth` (0 and 1) have n entries; `weights` counts each picture so many times.
+    """
+    counts = np.ones(len(scores)) if weights is None else weights
+    order = np.argsort(-scores, kind="stable")
+    scores, hits, counts = scores[order], (truth * counts)[order], counts[order]
+    positives = hits.sum()
+    if positives == 0:
+        return math.nan
+    last_of_tie = np.append(np.diff(scores) != 0, True)
+    found, seen = np.cumsum(hits)[last_of_tie], np.cumsum(counts)[last_of_tie]
+    precision = found / np.maximum(seen, 1e-300)
+    return float(np.sum(np.diff(found, prepend=0.0) * precision) / positives)
+
+
+def _measure_one(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
+    n, k = len(predictions.labels), len(classes)
+    readable = predictions.readable
+    labels, logits = predictions.labels[readable], predictions.logits[readable]
+    probabilities = softmax(logits)
+    predicted = logits.argmax(axis=1)
+    confusion = np.zeros((k, k), dtype=np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+    correct = int(np.trace(confusion))
+    per_class = np.bincount(predictions.labels, minlength=k)
+    figures: dict[str, Any] = {
+        "metric": "accuracy",
+        "correct": correct,
+        "value": correct / n,
+        "value_ci95": wilson_interval(correct, n),
+        "loss": float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-300)).mean())
+        if len(labels)
+        else None,
+        "majority": int(per_class.max()) / n,
+        "top5": None,
+        "classes": _per_class(confusion, per_class, classes),
+        "confusion": confusion.tolist() if k <= _LARGEST_CONFUSION else None,
+        "calibration": calibration(probabilities.max(axis=1), predicted == labels),
+    }
+    if k > 5:
+        # A label is among the five when fewer than five others score above it: ties count for the model, as in argsort.
+        own = logits[np.arange(len(labels)), labels]
+        within = int(((logits > own[:, None]).sum(axis=1) < 5).sum())
+        figures["top5"] = {"correct": within, "value": within / n, "ci95": wilson_interval(within, n)}
+    return figures
+
+
+def _per_class(confusion: np.ndarray, per_class: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = []
+    for i, name in enumerate(classes):
+        correct, said, n = int(confusion[i, i]), int(confusion[:, i].sum()), int(per_class[i])
+        rows.append({"name": name, "n": n, "correct": correct, "predicted": said, **_f1(correct, said, n)})
+    return rows
+
+
+def _f1(correct: int, said: int, n: int) -> dict[str, float | None]:
+    """Precision, recall and their harmonic mean; None where nothing was said or nothing was there."""
+    return {
+        "precision": correct / said if said else None,
+        "recall": correct / n if n else None,
+        "f1": 2 * correct / (said + n) if said + n else None,
+    }
+
+
+def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = _BINS) -> dict[str, Any]:
+    """Expected calibration error over equal-width bins (Guo et al. 2017), and the bins of the reliability diagram."""
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    rows, error = [], 0.0
+    for i in range(bins):
+        members = place == i
+        count = int(members.sum())
+        mean_confidence = float(confidence[members].mean()) if count else None
+        accuracy = float(right[members].mean()) if count else None
+        if mean_confidence is not None and accuracy is not None:
+            error += count / len(confidence) * abs(mean_confidence - accuracy)
+        low, high = i / bins, (i + 1) / bins
+        rows.append({"low": low, "high": high, "n": count, "confidence": mean_confidence, "accuracy": accuracy})
+    return {"ece": error, "bins": rows}
+
+
+def _measure_several(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
+    truth = predictions.labels.astype(np.float64)
+    # An unreadable picture is ranked last everywhere: its labels are found last, and none is claimed for it.
+    logits = np.where(predictions.readable[:, None], predictions.logits, -np.inf)
+    claimed = logits > 0
+    precisions = np.array([average_precision(logits[:, i], truth[:, i]) for i in range(len(classes))])
+    rows = []
+    for i, name in enumerate(classes):
+        correct, said, n = int((claimed[:, i] * truth[:, i]).sum()), int(claimed[:, i].sum()), int(truth[:, i].sum())
+        precision = None if math.isnan(precisions[i]) else float(precisions[i])
+        rows.append({"name": name, "n": n, "average_precision": precision, **_f1(correct, said, n)})
+    known = [row["f1"] for row in rows if row["f1"] is not None]
+    total = (int((claimed * truth).sum()), int(claimed.sum()), int(truth.sum()))
+    readable = predictions.readable
+    z, t = predictions.logits[readable].astype(np.float64), truth[readable]
+    loss = np.maximum(z, 0) - z * t + np.log1p(np.exp(-np.abs(z)))  # stable binary cross-entropy
+    return {
+        "metric": "mean_average_precision",
+        "value": float(np.nanmean(precisions)) if not np.isnan(precisions).all() else 0.0,
+        "value_ci95": _bootstrap(logits, truth),
+        "loss": float(loss.sum(axis=1).mean()) if len(z) else None,
+        "macro_f1": float(np.mean(known)) if known else None,
+        "micro_f1": _f1(*total)["f1"],
+        "labels": rows,
+    }
+
+
+def _bootstrap(logits: np.ndarray, truth: np.ndarray) -> list[float]:
+    """The 95 % percentile interval of the mean average precision over resampled pictures, drawn from a fixed seed."""
+    generator = np.random.default_rng(0)
+    n = len(truth)
+    values = []
+    for _ in range(_RESAMPLES):
+        weights = np.bincount(generator.integers(0, n, n), minlength=n).astype(np.float64)
+        each = np.array([average_precision(logits[:, i], truth[:, i], weights) for i in range(truth.shape[1])])
+        if not np.isnan(each).all():
+            values.append(np.nanmean(each))
+    return [float(bound) for bound in np.percentile(values, [2.5, 97.5])] if values else [0.0, 1.0]

@@ -1,0 +1,95 @@
+"""A model over a split or over a few pictures: every picture exactly once, in order."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import numpy as np
+import torch
+
+from patchword.core.errors import FaultError, StoppedError
+from patchword.core.picture import DecodeError
+from patchword.core.progress import Progress
+from patchword.core.runtime import Crew
+from patchword.data.dataset import Split
+from patchword.data.decode import decode
+from patchword.data.loader import Batch, evaluation_batches
+from patchword.data.store import Store
+from patchword.evaluation.metrics import Predictions
+from patchword.models.contract import Model
+
+
+def predict(
+    model: Model,
+    split: Split,
+    *,
+    store: Store | None = None,
+    batch_size: int = 0,
+    workers: int = 0,
+    what: str = "evaluating",
+    stop: Callable[[], bool] = bool,
+) -> Predictions:
+    """Logits for each picture of a split, in evaluation mode.
+
+    `store` holds the split's decoded pictures where they are in memory; `batch_size` 0 takes what suits the caches;
+    `stop` is asked between batches; when it says so, `StoppedError` is raised.
+    """
+    device = next(model.parameters()).device
+    crew = Crew(torch.get_num_threads() if device.type == "cpu" else 1)
+    batches = evaluation_batches(
+        split,
+        preprocessing=model.preprocessing,
+        batch_size=batch_size or comfortable_batch(model),
+        store=store,
+        workers=workers,
+    )
+    logits = np.zeros((len(split), model.num_classes), dtype=np.float32)
+    unreadable: dict[int, str] = {}
+
+    def look(batch: Batch) -> None:
+        with torch.inference_mode():
+            images = model.preprocessing.normalize(batch.images.to(device))
+            logits[batch.ids] = model(images).float().cpu().numpy()
+
+    with evaluating(model), crew, closing(batches), Progress(what, len(split)) as progress:
+        while group := list(itertools.islice(batches, crew.size)):
+            if stop():
+                raise StoppedError(f"stopped by a signal while {what}; the same command goes on")
+            crew.run([functools.partial(look, batch) for batch in group])
+            for batch in group:
+                for index in batch.ids[batch.weights.numpy() == 0].tolist():
+                    unreadable[index] = _reason(split, store, index)
+            progress.update(int(group[-1].ids[-1]) + 1)
+    if not np.isfinite(logits).all():
+        raise FaultError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
+    return Predictions(logits, split.labels, unreadable)
+
+
+def _reason(split: Split, store: Store | None, index: int) -> str:
+    """Why a picture that came without pixels has none."""
+    if store is not None:
+        return store.bad[index]
+    try:
+        decode(split.read(index), 3)
+    except DecodeError as error:
+        return error.reason
+    return "could not be read at first, but can now"
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Evaluation mode for as long as the context lasts, and the mode before it afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def comfortable_batch(model: Model) -> int:
+    """Images that pass through the model at once: what a core's caches hold on a CPU, more on other devices."""
+    height, width = model.image_size
+    most = 2_000_000 if next(model.parameters()).device.type == "cpu" else 20_000_000
+    return max(1, min(256, most // (height * width)))

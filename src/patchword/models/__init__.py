@@ -1,0 +1,1 @@
+"""Normalised pixels → logits. Pure PyTorch: no training, no files, no downloads."""

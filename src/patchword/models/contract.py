@@ -1,0 +1,131 @@
+"""What every model offers, whatever its family: ViT, hybrid, ResNet, EfficientNet."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from typing import Any, Self
+
+from PIL import Image
+from torch import Tensor, nn
+
+from patchword.core.errors import UsageError, nearest
+from patchword.core.preprocessing import Preprocessing
+
+
+class Model(nn.Module, ABC):
+    """Normalised images B×C×H×W → logits B×K, and everything one may want to see or change on the way.
+
+    `labels` names the K outputs where they are known; `preprocessing` says what images the model expects. Both travel in
+    every file that the model is saved to.
+    """
+
+    name: str
+    head: nn.Linear | nn.Identity
+    labels: tuple[str, ...] | None = None
+    provenance: dict[str, Any]
+    """Where the weights come from, as the file they were read from says; empty for a new model."""
+    preprocessing: Preprocessing
+    has_attention: bool = False
+
+    @property
+    @abstractmethod
+    def architecture(self) -> dict[str, Any]:
+        """Plain values, enough to build the same model again (`patchword.models.names.build_model`)."""
+
+    @abstractmethod
+    def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """B×C×H×W → B×D, what the last linear layer sees; where there is a grid, `keep` (B×n) are the patches to look at."""
+
+    @abstractmethod
+    def feature_map(self, images: Tensor) -> Tensor:
+        """B×C×H×W → B×C'×h×w, the last features that still know where they are."""
+
+    @abstractmethod
+    def walk(self, images: Tensor, *, attention: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Yield every intermediate result as it is made, so that memory stays flat; with the attention weights if asked."""
+
+    @abstractmethod
+    def stages(self) -> list[list[str]]:
+        """Parameter names from the input to the output in groups, for layer-wise learning-rate decay."""
+
+    @abstractmethod
+    def with_image_size(self, image_size: tuple[int, int]) -> Self:
+        """The same weights for images of another H×W, as a model of its own."""
+
+    @abstractmethod
+    def regularize(self, *, dropout: float = 0.0, stochastic_depth: float = 0.0) -> None:
+        """Set the regularisation that acts in training; a new or loaded model has none."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B×C×H×W → logits B×K (features B×D where the head was removed)."""
+        return self.head(self.features(images))
+
+    def intermediates(self, images: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The named results of `walk` (all but the attention weights when no names are given)."""
+        if names is None:
+            return dict(self.walk(images))
+        wanted = set(names)
+        found = {name: value for name, value in self.walk(images, attention=True) if name in wanted}
+        if missing := wanted - set(found):
+            offered = [name for name, _ in self.walk(images, attention=True)]
+            raise UsageError(f"{self.name} has no intermediate {min(missing)!r}; {nearest(min(missing), offered)}")
+        return found
+
+    def replace_head(self, num_classes: int, labels: tuple[str, ...] | None = None) -> None:
+        """A new zero-initialised linear layer for `num_classes` (0: none, the model gives features).
+
+        Zeros make every class equally likely at the start, so that the first gradients do not disturb the body (section 3.2).
+        """
+        if labels is not None and len(labels) != num_classes:
+            raise UsageError(f"{len(labels)} labels cannot name {num_classes} classes")
+        self.labels = labels
+        if num_classes == 0:
+            self.head = nn.Identity()
+            return
+        reference = next(self.parameters())
+        self.head = nn.Linear(self.num_features, num_classes, device=reference.device, dtype=reference.dtype)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    @abstractmethod
+    def num_features(self) -> int:
+        """D, the width of `features`."""
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """h×w patches where the encoder sees patches (ViT and hybrid), which then also have `embed`, `encode` and `pool`."""
+        return None
+
+    @property
+    def num_classes(self) -> int:
+        """K, or 0 where the head was removed."""
+        return self.head.out_features if isinstance(self.head, nn.Linear) else 0
+
+    @property
+    def in_channels(self) -> int:
+        """C, the channels of the images."""
+        return self.preprocessing.channels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """H×W of the images, in pixels."""
+        return self.preprocessing.image_size
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that decay never touches: biases, norms, tokens and positions."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim < 2}
+
+    def preprocess(self, pictures: Image.Image | list[Image.Image]) -> Tensor:
+        """A Pillow picture or a list of them → the batch that this model expects, float B×C×H×W, on its device."""
+        reference = next(self.parameters())
+        return self.preprocessing(pictures).to(reference)
+
+    def check_images(self, images: Tensor) -> None:
+        """One sentence instead of a shape error from deep inside."""
+        expected = (self.in_channels, *self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            c, h, w = expected
+            raise UsageError(
+                f"{self.name} takes images of B×{c}×{h}×{w}, not {'×'.join(map(str, images.shape))}; "
+                "model.preprocess makes them and model.with_image_size changes the size"
+            )

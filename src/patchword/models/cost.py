@@ -1,0 +1,54 @@
+"""What a model costs: parameters, FLOPs and the memory of a training step, counted without running it on real data."""
+
+import dataclasses
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from patchword.models.contract import Model
+from patchword.models.names import build_model
+
+TRAINING_FACTOR = 3
+"""A training step costs one forward pass and a backward pass of twice its FLOPs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Counts for one image. A FLOP is one addition or one multiplication: a multiply-add counts twice."""
+
+    params: int
+    forward_flops: int
+    """FLOPs of matrix products and convolutions, which are all but a few per cent."""
+    activation_bytes: int
+    """What the forward pass keeps for the backward pass, in the model's dtype."""
+
+    @property
+    def train_flops(self) -> int:
+        """FLOPs of one image in a training step."""
+        return TRAINING_FACTOR * self.forward_flops
+
+
+def cost(model: Model) -> Cost:
+    """Count on the meta device: exact for the shapes at hand, and free of arithmetic."""
+    skeleton = build_model(model.architecture, model.preprocessing).to("meta")
+    skeleton.train()
+    images = torch.empty(1, model.in_channels, *model.image_size, device="meta")
+    weights = {id(parameter) for parameter in skeleton.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        base = tensor if tensor._base is None else tensor._base
+        if id(base) not in weights:
+            kept[id(base)] = base.numel() * base.element_size()
+            alive.append(base)  # an id is only unique while its object lives
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        skeleton(images)
+    return Cost(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        forward_flops=counter.get_total_flops(),
+        activation_bytes=sum(kept.values()),
+    )

@@ -1,0 +1,215 @@
+"""The parts of the encoder (paper: section 3.1, equations 2 to 4 and appendix A).
+
+Letters: B images, M tokens, Q tokens that ask, D width, H heads, K = D/H head width.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchword.models import fused
+from patchword.models.position import RelativeKeys
+
+Gelu = Literal["tanh", "erf"]
+
+
+class _Chance(threading.local):
+    """Where the random numbers of dropout and stochastic depth come from, for each thread its own."""
+
+    generator: torch.Generator | None = None
+
+
+_chance = _Chance()
+
+
+@contextmanager
+def random_numbers(generator: torch.Generator) -> Iterator[None]:
+    """Draw from `generator` in this thread for as long as the context lasts, not from torch's global one."""
+    before, _chance.generator = _chance.generator, generator
+    try:
+        yield
+    finally:
+        _chance.generator = before
+
+
+def _drop(x: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
+    """x with a share p of zeros, drawn in `shape` and broadcast, and the rest scaled up to keep the expectation."""
+    kept = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p, generator=_chance.generator)
+    return x * kept.div_(1 - p)
+
+
+class Dropout(nn.Module):
+    """Dropout whose random numbers can be chosen (see `random_numbers`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _drop(x, tuple(x.shape), self.p) if self.training and self.p else x
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (appendix A)."""
+
+    def __init__(self, embed_dim: int, num_heads: int, relative: RelativeKeys | None = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.relative = relative
+
+    def reset(self) -> None:
+        """Xavier-uniform for queries, keys, values and output, each as a D×D matrix of its own."""
+        for matrix in self.qkv.weight.chunk(3):
+            nn.init.xavier_uniform_(matrix)
+        nn.init.xavier_uniform_(self.proj.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.proj.bias)
+        if self.relative is not None:
+            self.relative.reset()
+
+    def heads(self, x: Tensor, rows: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens B×M×D → queries B×H×Q×K of the first `rows` tokens (all if None), keys and values B×H×M×K."""
+        B, M, D = x.shape
+        H = self.num_heads
+        if rows is None:
+            q, k, v = self.qkv(x).view(B, M, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
+            return q, k, v
+        q = F.linear(x[:, :rows], self.qkv.weight[:D], self.qkv.bias[:D]).view(B, rows, H, D // H).transpose(1, 2)
+        kv = F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:])
+        k, v = kv.view(B, M, 2, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def join(self, heads: Tensor) -> Tensor:
+        """B×H×Q×K → B×Q×D through the output projection."""
+        return self.proj(heads.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor, rows: int | None = None, places: Tensor | None = None) -> Tensor:
+        """B×M×D → B×Q×D by PyTorch's fused attention, which never holds the M×M weights."""
+        q, k, v = self.heads(x, rows)
+        bias = None if self.relative is None else self.relative(q * q.shape[-1] ** -0.5, places)
+        return self.join(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+
+    def explicit(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """B×M×D → (the same as `forward`, the attention weights B×H×M×M) step by step (equations 5 to 7)."""
+        q, k, v = self.heads(x, None)
+        q = q * q.shape[-1] ** -0.5
+        logits = q @ k.transpose(-2, -1)
+        if self.relative is not None:
+            logits = logits + self.relative(q)
+        weights = logits.softmax(dim=-1)
+        return self.join(weights @ v), weights
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between; dropout after each."""
+
+    def __init__(self, embed_dim: int, mlp_dim: int, gelu: Gelu) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, mlp_dim)
+        self.fc2 = nn.Linear(mlp_dim, embed_dim)
+        self.gelu = gelu
+        self.dropout = Dropout()
+
+    def reset(self) -> None:
+        """Xavier-uniform weights, biases normal with standard deviation 1e-6."""
+        for layer in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.normal_(layer.bias, std=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×M×D → B×M×D."""
+        x = F.gelu(self.fc1(x), approximate="tanh" if self.gelu == "tanh" else "none")
+        return self.dropout(self.fc2(self.dropout(x)))
+
+
+class Block(nn.Module):
+    """One encoder block: attention and MLP, each behind a norm and around a residual (equations 2 and 3)."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        gelu: Gelu = "tanh",
+        norm_eps: float = 1e-6,
+        relative: RelativeKeys | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.attention = Attention(embed_dim, num_heads, relative)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.mlp = MLP(embed_dim, mlp_dim, gelu)
+        self.dropout = Dropout()
+        self.drop_path = 0.0
+
+    def forward(self, x: Tensor, rows: int | None = None, places: Tensor | None = None) -> Tensor:
+        """B×M×D → B×Q×D: all tokens, or exactly the first `rows` where nothing reads the others (the last block's)."""
+        if fused.applies(self, x):
+            return fused.infer(self, x, rows)
+        x = x[:, :rows] + self.branch(self.attention(self.norm1(x), rows, places))
+        return x + self.path(self.mlp(self.norm2(x)))
+
+    def explicit(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as `forward`, with the attention weights B×H×M×M beside it."""
+        attended, weights = self.attention.explicit(self.norm1(x))
+        x = x + self.branch(attended)
+        return x + self.path(self.mlp(self.norm2(x))), weights
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.path(self.dropout(x))
+
+    def path(self, x: Tensor) -> Tensor:
+        """Stochastic depth: in training, drop the whole branch of an image and scale the others up."""
+        return _drop(x, (len(x), 1, 1), self.drop_path) if self.training and self.drop_path else x
+
+
+class AttentionPool(nn.Module):
+    """Multi-head attention pooling (MAP): a learned probe asks the tokens once, then one MLP (Scaling ViTs, section 3.2)."""
+
+    def __init__(self, embed_dim: int, num_heads: int, mlp_dim: int, gelu: Gelu, norm_eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.probe = nn.Parameter(torch.empty(1, embed_dim))
+        self.q = nn.Linear(embed_dim, embed_dim)
+        self.kv = nn.Linear(embed_dim, 2 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.mlp = MLP(embed_dim, mlp_dim, gelu)
+
+    def reset(self) -> None:
+        """Xavier-uniform, as the encoder's attention."""
+        for matrix in (self.probe, self.q.weight, *self.kv.weight.chunk(2), self.proj.weight):
+            nn.init.xavier_uniform_(matrix)
+        for layer in (self.q, self.kv, self.proj):
+            nn.init.zeros_(layer.bias)
+        self.mlp.reset()
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens B×M×D → the probe's query B×H×1×K, keys and values B×H×M×K."""
+        B, M, D = x.shape
+        H = self.num_heads
+        q = self.q(self.probe).view(1, 1, H, D // H).transpose(1, 2).expand(B, -1, -1, -1)
+        k, v = self.kv(x).view(B, M, 2, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×M×D → B×D."""
+        return self.finish(F.scaled_dot_product_attention(*self.heads(x)))
+
+    def explicit(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as `forward`, with the probe's attention weights B×H×1×M beside it."""
+        q, k, v = self.heads(x)
+        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+        return self.finish(weights @ v), weights
+
+    def finish(self, heads: Tensor) -> Tensor:
+        x = self.proj(heads.transpose(1, 2).flatten(2))
+        return (x + self.mlp(self.norm(x)))[:, 0]

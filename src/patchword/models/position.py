@@ -1,0 +1,149 @@
+"""Position embeddings and their way to another grid (paper: sections 3.1, 3.2 and appendix D.4, Table 8).
+
+| kind       | what is learned                                             | added to             |
+|------------|-------------------------------------------------------------|----------------------|
+| `none`     | nothing                                                     |                      |
+| `1d`       | one vector for every token in raster order (the paper's)    | the tokens           |
+| `2d`       | one half-width vector for every row and for every column    | the tokens           |
+| `relative` | one head-width key for every raster offset, in every block  | the attention logits |
+| `sincos`   | nothing: fixed sines and cosines of row and column          | the tokens           |
+
+Letters: N patches in a grid of h×w, D width, K head width.
+"""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Position = Literal["none", "1d", "2d", "relative", "sincos"]
+POSITIONS = get_args(Position)
+Resampling = Literal["official", "bicubic"]
+
+
+class PositionEmbedding(nn.Module):
+    """Adds where a token stands to what it is; a class token in front has a slot of its own when learned in 1-D.
+
+    `grid` is h×w; `prefix` is the number of tokens before the patches (1 with a class token, else 0).
+    """
+
+    fixed: Tensor
+
+    def __init__(self, kind: Position, grid: tuple[int, int], embed_dim: int, prefix: int) -> None:
+        super().__init__()
+        self.kind, self.grid, self.prefix = kind, grid, prefix
+        height, width = grid
+        if kind == "1d":
+            self.table = nn.Parameter(torch.empty(prefix + height * width, embed_dim))
+        elif kind == "2d":
+            self.rows = nn.Parameter(torch.empty(height, embed_dim // 2))
+            self.columns = nn.Parameter(torch.empty(width, embed_dim - embed_dim // 2))
+        elif kind == "sincos":
+            self.register_buffer("fixed", sincos(grid, embed_dim), persistent=False)
+
+    def reset(self) -> None:
+        """Normal with standard deviation 0.02, as BERT and the original code."""
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.02)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, grid={self.grid[0]}×{self.grid[1]}"
+
+    def patches(self) -> Tensor | None:
+        """What is added to the patch tokens, N×D, or None where nothing is."""
+        height, width = self.grid
+        if self.kind == "1d":
+            return self.table[self.prefix :]
+        if self.kind == "2d":
+            rows = self.rows[:, None].expand(-1, width, -1)
+            columns = self.columns[None].expand(height, -1, -1)
+            return torch.cat([columns, rows], dim=-1).flatten(0, 1)
+        return self.fixed if self.kind == "sincos" else None
+
+    def forward(self, patches: Tensor, token: Tensor | None) -> Tensor:
+        """Patches B×N×D and an optional class token D → tokens B×(prefix+N)×D with positions added."""
+        position = self.patches()
+        if token is not None and self.kind == "1d":
+            token = token + self.table[0]
+        if token is None:
+            return patches if position is None else patches + position
+        B, N, D = patches.shape
+        tokens = patches.new_empty(B, 1 + N, D)
+        tokens[:, 0] = token
+        tokens[:, 1:] = patches if position is None else patches + position
+        return tokens
+
+    @torch.no_grad()
+    def resample_from(self, other: "PositionEmbedding", mode: Resampling = "official") -> None:
+        """Take the values of an embedding of the same kind that was learned on another grid."""
+        if self.kind == "1d":
+            self.table[: self.prefix] = other.table[: other.prefix]
+            self.table[self.prefix :] = resample_grid(other.table[other.prefix :], other.grid, self.grid, mode)
+        elif self.kind == "2d":
+            for mine, theirs in ((self.rows, other.rows), (self.columns, other.columns)):
+                mine.copy_(resample_grid(theirs, (len(theirs), 1), (len(mine), 1), mode))
+
+
+def sincos(grid: tuple[int, int], embed_dim: int, temperature: float = 10_000.0) -> Tensor:
+    """Fixed 2-D sines and cosines, N×D (MoCo v3, as used by "Better plain ViT baselines").
+
+    Made on the CPU even where a model is built on the meta device: no file holds them, so they must be real at once.
+    """
+    places = [torch.arange(n, dtype=torch.float32, device="cpu") for n in grid]
+    rows, columns = torch.meshgrid(*places, indexing="ij")
+    steps = torch.arange(embed_dim // 4, dtype=torch.float32, device="cpu")
+    frequencies = temperature ** -(steps / (embed_dim // 4 - 1))
+    x, y = columns.reshape(-1, 1) * frequencies, rows.reshape(-1, 1) * frequencies
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
+
+
+def resample_grid(table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: Resampling = "official") -> Tensor:
+    """A table with one row for every cell of an `old` h×w grid → one row for every cell of the `new` grid.
+
+    `official` interpolates linearly with aligned corners, which is what the original code's `scipy.ndimage.zoom` does;
+    `bicubic` is antialiased, as in timm. Equal grids give the table back unchanged.
+    """
+    if old == new:
+        return table
+    cells = table.reshape(1, *old, -1).permute(0, 3, 1, 2)
+    if mode == "official":
+        cells = F.interpolate(cells, size=new, mode="bilinear", align_corners=True)
+    else:
+        cells = F.interpolate(cells, size=new, mode="bicubic", antialias=True)
+    return cells.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1)
+
+
+class RelativeKeys(nn.Module):
+    """One key for every offset between two tokens in raster order, shared by the heads of a block (appendix D.4).
+
+    The product of a query with the key of its offset to another token is added to the attention logit of the pair.
+    """
+
+    def __init__(self, num_tokens: int, head_dim: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(2 * num_tokens - 1, head_dim))
+
+    def reset(self) -> None:
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, queries: Tensor, places: Tensor | None = None) -> Tensor:
+        """Scaled queries B×H×Q×K of the first Q of M tokens → logits B×H×Q×M.
+
+        `places` (B×M) are the tokens' places in the whole sequence when some were dropped; None means all are there.
+        """
+        whole = (len(self.table) + 1) // 2
+        by_offset = queries @ self.table.T  # B×H×Q×(2·whole−1)
+        if places is None:
+            places = torch.arange(whole, device=queries.device)[None]
+        offsets = places[:, : queries.shape[2], None] - places[:, None] + whole - 1  # B×Q×M
+        return by_offset.gather(3, offsets[:, None].expand(*queries.shape[:2], -1, -1))
+
+    @torch.no_grad()
+    def resample_from(self, other: "RelativeKeys", mode: Resampling = "official") -> None:
+        """Stretch the offsets of another grid onto ours: exact in whole rows, approximate within a row, linear in any mode."""
+        if other.table.shape == self.table.shape:
+            self.table.copy_(other.table)
+        else:
+            stretched = F.interpolate(other.table.T[None], size=len(self.table), mode="linear", align_corners=True)
+            self.table.copy_(stretched[0].T)

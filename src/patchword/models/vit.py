@@ -1,0 +1,302 @@
+"""The Vision Transformer, as the paper tells it (Dosovitskiy et al. 2021, arXiv 2010.11929, section 3.1).
+
+Letters: B images, C channels, H×W pixels, P patch side, h×w grid of patches, N = h·w patches,
+M tokens (N and the class token if there is one), D width, K classes.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from patchword.core.errors import UsageError, nearest
+from patchword.core.preprocessing import Preprocessing
+from patchword.models.contract import Model
+from patchword.models.layers import AttentionPool, Block, Dropout, Gelu
+from patchword.models.position import POSITIONS, Position, PositionEmbedding, RelativeKeys, Resampling
+
+Pool = Literal["token", "gap", "map"]
+
+MOST_PATCHES = 2**16
+"""Attention over more patches of one image fits in no memory."""
+
+
+class Size(NamedTuple):
+    embed_dim: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    patches: tuple[int, ...]
+    """Patch sides that `list_models` names; any other works too."""
+
+
+SIZES: dict[str, Size] = {
+    # For small pictures and small budgets: ours, named downwards in the same way (atto, femto, pico, nano).
+    "At": Size(64, 4, 256, 2, (4, 8)),
+    "Fe": Size(96, 6, 384, 3, (4, 8)),
+    "Pi": Size(128, 6, 512, 4, (4, 8)),
+    "Na": Size(192, 9, 768, 6, (4, 8, 16)),
+    # "How to train your ViT" (arXiv 2106.10270), Table 2.
+    "Ti": Size(192, 12, 768, 3, (4, 8, 16)),
+    "S": Size(384, 12, 1536, 6, (8, 16, 32)),
+    # The paper's Table 1.
+    "B": Size(768, 12, 3072, 12, (8, 16, 32)),
+    "L": Size(1024, 24, 4096, 16, (16, 32)),
+    "H": Size(1280, 32, 5120, 16, (14,)),
+    # "Scaling Vision Transformers" (arXiv 2106.04560), Table 2.
+    "g": Size(1408, 40, 6144, 16, (14,)),
+    "G": Size(1664, 48, 8192, 16, (14,)),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Everything that makes a ViT what it is; what only acts in training is not part of it."""
+
+    patch_size: int
+    embed_dim: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    pool: Pool = "token"
+    """Class token, average of all tokens (gap), or attention pooling (map)."""
+    position: Position = "1d"
+    hidden_head: bool = False
+    """The pre-training head: one tanh layer of width D before the linear one."""
+    gelu: Gelu = "tanh"
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for field, choices in (("pool", get_args(Pool)), ("position", POSITIONS), ("gelu", get_args(Gelu))):
+            if getattr(self, field) not in choices:
+                value = getattr(self, field)
+                raise UsageError(f"model.{field}={value!r} is not known; {nearest(str(value), choices)}")
+        for field in ("patch_size", "embed_dim", "depth", "mlp_dim", "num_heads"):
+            if getattr(self, field) < 1:
+                raise UsageError(f"model.{field}={getattr(self, field)} must be at least 1")
+        if self.embed_dim % self.num_heads:
+            raise UsageError(f"model.embed_dim={self.embed_dim} is not divisible by model.num_heads={self.num_heads}")
+        if self.position == "sincos" and (self.embed_dim % 4 or self.embed_dim < 8):
+            raise UsageError(
+                f"model.position=sincos needs model.embed_dim divisible by 4 and at least 8, not {self.embed_dim}"
+            )
+
+
+class ViT(Model):
+    """Patches as words, a transformer encoder over them, one linear layer on what the class token says."""
+
+    has_attention = True
+
+    def __init__(self, name: str, config: ViTConfig, preprocessing: Preprocessing, num_classes: int) -> None:
+        super().__init__()
+        self.name, self.config, self.preprocessing, self.provenance = name, config, preprocessing, {}
+        P, D = config.patch_size, config.embed_dim
+        height, width = preprocessing.image_size
+        if height % P or width % P:
+            right = " or ".join(f"{n}×{m}" for n, m in _sizes_near(height, width, P))
+            raise UsageError(
+                f"an image of {height}×{width} is not divided by the patch of {P}×{P}; {right} would be right"
+            )
+        if (height // P) * (width // P) > MOST_PATCHES:
+            count = (height // P) * (width // P)
+            raise UsageError(
+                f"an image of {height}×{width} has {count:,} patches of {P}×{P}, more than {MOST_PATCHES:,}; "
+                "a smaller image or a larger patch would be right"
+            )
+        self.prefix = 1 if config.pool == "token" else 0
+        num_tokens = self.prefix + self.grid[0] * self.grid[1]
+
+        self.patch_embed = nn.Linear(preprocessing.channels * P * P, D)
+        self.class_token = nn.Parameter(torch.empty(D)) if self.prefix else None
+        self.position = PositionEmbedding(config.position, self.grid, D, self.prefix)
+        self.dropout = Dropout()
+        blocks = nn.ModuleList(self._block(num_tokens) for _ in range(config.depth))
+        self.blocks = cast("Sequence[Block]", blocks)  # ModuleList does not say what it holds
+        self.norm = nn.LayerNorm(D, eps=config.norm_eps)
+        self.attention_pool = (
+            AttentionPool(D, config.num_heads, config.mlp_dim, config.gelu, config.norm_eps)
+            if config.pool == "map"
+            else None
+        )
+        self.pre_logits = nn.Linear(D, D) if config.hidden_head else None
+        self.head = nn.Linear(D, num_classes) if num_classes else nn.Identity()
+
+    def _block(self, num_tokens: int) -> Block:
+        config = self.config
+        relative = (
+            RelativeKeys(num_tokens, config.embed_dim // config.num_heads) if config.position == "relative" else None
+        )
+        sizes = (config.embed_dim, config.num_heads, config.mlp_dim)
+        return Block(*sizes, gelu=config.gelu, norm_eps=config.norm_eps, relative=relative)
+
+    def reset(self) -> Self:
+        """Initial values as in the original code: LeCun-normal projection, Xavier blocks, zero class token and head."""
+        for linear in (self.patch_embed, self.pre_logits):
+            if linear is not None:
+                _lecun_normal(linear)
+        if self.class_token is not None:
+            nn.init.zeros_(self.class_token)
+        self.position.reset()
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, Block):
+                module.attention.reset()
+                module.mlp.reset()
+            elif isinstance(module, AttentionPool):
+                module.reset()
+        if isinstance(self.head, nn.Linear):
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+        return self
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """B×C×H×W → B×N×(C·P·P): every patch as one row, in raster order."""
+        B, C = images.shape[:2]
+        (h, w), P = self.grid, self.config.patch_size
+        return images.view(B, C, h, P, w, P).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * P * P)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """B×C×H×W → tokens B×M×D with their positions, the class token first (equation 1)."""
+        self.check_images(images)
+        return self.dropout(self.position(self.patch_embed(self.patchify(images)), self.class_token))
+
+    def encode(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """B×M×D → B×M×D through all blocks and the final norm (equations 2 to 4).
+
+        `keep` (B×n, int64) are the patches to go on with; the class token always does. They keep the order of `keep`.
+        """
+        tokens, places = self._keep(tokens, keep)
+        for block in self.blocks:
+            tokens = block(tokens, places=places)
+        return self.norm(tokens)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Encoded tokens B×M×D → B×D by class token, average or attention, then the hidden layer if there is one."""
+        if self.attention_pool is not None:
+            pooled = self.attention_pool(tokens)
+        else:
+            pooled = tokens[:, 0] if self.config.pool == "token" else tokens.mean(dim=1)
+        return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))
+
+    def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """B×C×H×W → B×D; `keep` as in `encode`."""
+        tokens, places = self._keep(self.embed(images), keep)
+        # Nothing reads the patches after the last block when the class token speaks for them: only its row is computed there.
+        rows = 1 if self.config.pool == "token" else None
+        for block in self.blocks[:-1]:
+            tokens = block(tokens, places=places)
+        return self.pool(self.norm(self.blocks[-1](tokens, rows, places)))
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """B×C×H×W → encoded patches as B×D×h×w."""
+        patches = self.encode(self.embed(images))[:, self.prefix :]
+        return patches.transpose(1, 2).unflatten(2, self.grid)
+
+    def walk(self, images: Tensor, *, attention: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Yield `stem` B×N×D, `with_position` B×M×D, each `block_00` B×M×D, `encoded` B×M×D and `pre_logits` B×D.
+
+        With `attention`, `block_00/attention` B×heads×M×M comes before its block, and for attention pooling
+        `pool/attention` B×heads×1×M before `pre_logits`.
+        """
+        self.check_images(images)
+        stem = self.patch_embed(self.patchify(images))
+        yield "stem", stem
+        tokens = self.dropout(self.position(stem, self.class_token))
+        yield "with_position", tokens
+        for i, block in enumerate(self.blocks):
+            if attention:
+                tokens, weights = block.explicit(tokens)
+                yield f"block_{i:02d}/attention", weights
+            else:
+                tokens = block(tokens)
+            yield f"block_{i:02d}", tokens
+        tokens = self.norm(tokens)
+        yield "encoded", tokens
+        if attention and self.attention_pool is not None:
+            yield "pool/attention", self.attention_pool.explicit(tokens)[1]
+        yield "pre_logits", self.pool(tokens)
+
+    def stages(self) -> list[list[str]]:
+        """The embedding, each block, and what comes after them."""
+        groups: list[list[str]] = [[] for _ in range(len(self.blocks) + 2)]
+        for name, _ in self.named_parameters():
+            first, _, rest = name.partition(".")
+            if first == "blocks":
+                groups[1 + int(rest.partition(".")[0])].append(name)
+            else:
+                groups[0 if first in ("patch_embed", "class_token", "position") else -1].append(name)
+        return groups
+
+    def no_weight_decay(self) -> set[str]:
+        """Biases, norms, class token, probe and positions."""
+        tables = {name for name, _ in self.named_parameters() if "position." in name or "relative." in name}
+        return (
+            super().no_weight_decay()
+            | tables
+            | ({"attention_pool.probe"} if self.attention_pool is not None else set())
+        )
+
+    def regularize(self, *, dropout: float = 0.0, stochastic_depth: float = 0.0) -> None:
+        """Dropout after every dense layer but queries, keys and values, and after adding positions (Table 3).
+
+        Stochastic depth grows linearly from 0 in the first block to its full rate in the last.
+        """
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.p = dropout
+        for i, block in enumerate(self.blocks):
+            block.drop_path = stochastic_depth * i / max(1, len(self.blocks) - 1)
+
+    def with_image_size(self, image_size: tuple[int, int], mode: Resampling = "official") -> Self:
+        """The same weights at another H×W: position embeddings are resampled in 2-D (section 3.2)."""
+        with torch.device("meta"):
+            other = type(self)(self.name, self.config, self.preprocessing.with_image_size(image_size), self.num_classes)
+        other.labels = self.labels
+        where = {module for module in other.modules() if isinstance(module, PositionEmbedding | RelativeKeys)}
+        tables = {name for name, module in other.named_modules() if module in where}
+        shared = {k: v.clone() for k, v in self.state_dict().items() if k.rpartition(".")[0] not in tables}
+        other.load_state_dict(shared, strict=False, assign=True)
+        for name in tables:
+            table: Any = other.get_submodule(name)
+            if list(table.parameters()):
+                table.to_empty(device=self.patch_embed.weight.device).to(self.patch_embed.weight.dtype)
+                table.resample_from(self.get_submodule(name), mode)
+        return other.train(self.training)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        return {"family": "vit", "name": self.name, "num_classes": self.num_classes, **dataclasses.asdict(self.config)}
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        height, width = self.preprocessing.image_size
+        return (height // self.config.patch_size, width // self.config.patch_size)
+
+    @property
+    def num_features(self) -> int:
+        return self.config.embed_dim
+
+    def _keep(self, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The class token and the kept patches, with their places in the whole sequence."""
+        if keep is None:
+            return tokens, None
+        token = keep.new_zeros(len(keep), self.prefix)
+        places = torch.cat([token, keep + self.prefix], dim=1)
+        return tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2])), places
+
+
+def _lecun_normal(linear: nn.Linear) -> None:
+    """Normal cut off at two standard deviations, of variance 1 / fan-in after the cut (the factor undoes its shrinking)."""
+    std = linear.in_features**-0.5 / 0.87962566
+    nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.zeros_(linear.bias)
+
+
+def _sizes_near(height: int, width: int, patch: int) -> list[tuple[int, int]]:
+    """The sizes just below and above that the patch divides."""
+    below = (height // patch * patch, width // patch * patch)
+    above = (-(-height // patch) * patch, -(-width // patch) * patch)
+    return [size for size in (below, above) if min(size) > 0]

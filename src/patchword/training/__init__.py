@@ -1,0 +1,1 @@
+"""One recipe, one loop, one run folder."""

@@ -1,0 +1,125 @@
+"""Parameter groups, optimizers, and schedules as pure functions of the step."""
+
+import dataclasses
+import math
+from typing import Any, Literal, get_args
+
+import torch
+
+from patchword.core.errors import UsageError, nearest
+from patchword.models.contract import Model
+
+Decay = Literal["cosine", "linear", "constant"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How the gradient becomes an update."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    """`adam` adds the weight decay to the gradient, `adamw` takes it from the weights; `sgd` has Nesterov-free momentum."""
+    lr: float = 1e-3
+    """The peak learning rate, for the batch size as it is: nothing is scaled behind the scenes."""
+    weight_decay: float = 0.0
+    """In torch's convention, multiplied by the learning rate. Biases, norms, tokens and positions are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's averages of the gradient and of its square."""
+    momentum: float = 0.9
+    """SGD's."""
+    clip_norm: float = 1.0
+    """The largest global gradient norm; 0 does not clip."""
+    layer_decay: float = 1.0
+    """Each stage below the head learns by this factor slower than the one above it."""
+
+    def __post_init__(self) -> None:
+        for field, low, high in (
+            ("lr", 0.0, math.inf),
+            ("weight_decay", 0.0, math.inf),
+            ("momentum", 0.0, 0.9999),
+            ("clip_norm", 0.0, math.inf),
+            ("layer_decay", 1e-3, 1.0),
+        ):
+            if not low <= getattr(self, field) <= high:
+                raise UsageError(f"optimizer.{field}={getattr(self, field)} must lie in {low:g}…{high:g}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"optimizer.betas={self.betas} must lie in 0…1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How the learning rate goes over the steps."""
+
+    warmup: float = 0.05
+    """Steps of linear warm-up; below 1, a share of all steps."""
+    decay: Decay = "cosine"
+    """From the peak at the end of the warm-up to zero at the last step; or constant."""
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or (self.warmup >= 1 and self.warmup != int(self.warmup)):
+            raise UsageError(f"schedule.warmup={self.warmup} must be a share below 1 or a whole number of steps")
+        if self.decay not in get_args(Decay):
+            raise UsageError(f"schedule.decay={self.decay!r} is not known; {nearest(self.decay, get_args(Decay))}")
+
+    def factor(self, step: int, total: int) -> float:
+        """What the peak learning rate is multiplied by in step 0 … total − 1. It is never zero in a step that is made."""
+        warmup = self.warmup if self.warmup >= 1 else self.warmup * total
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.decay == "constant":
+            return 1.0
+        left = (total - step) / max(1.0, total - warmup)
+        return left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+
+
+def build_optimizer(config: OptimizerConfig, model: Model) -> torch.optim.Optimizer:
+    """One group for every stage and kind (decayed or not); `lr_scale` is the group's share of the learning rate."""
+    parameters = dict(model.named_parameters())
+    undecayed = model.no_weight_decay()
+    stages = model.stages()
+    groups: list[dict[str, Any]] = []
+    for depth, names in enumerate(stages):
+        for decayed in (True, False):
+            members = [name for name in names if (name not in undecayed) is decayed]
+            if members:
+                groups.append(
+                    {
+                        "params": [parameters[name] for name in members],
+                        "names": members,
+                        "weight_decay": config.weight_decay if decayed else 0.0,
+                        "lr_scale": config.layer_decay ** (len(stages) - 1 - depth),
+                    }
+                )
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+class Average:
+    """An exponential moving average of the weights (Polyak; section 4.1 uses 0.9999), kept beside the model.
+
+    In a short run the decay warms up as (1 + step) / (10 + step), so that the initial weights are forgotten in time.
+    """
+
+    def __init__(self, model: Model, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: Model, step: int) -> None:
+        """Fold in the weights after step 0, 1, …"""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = [], []
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                mine.append(self.weights[name])
+                theirs.append(value)
+            else:
+                self.weights[name].copy_(value)
+        torch._foreach_lerp_(mine, theirs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,252 @@
+"""Everything that is decided before the first step: the data, the model, and what the recipe leaves open."""
+
+import dataclasses
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchword.core import config
+from patchword.core.errors import DataError, UsageError
+from patchword.core.picture import DecodeError
+from patchword.core.preprocessing import Preprocessing
+from patchword.core.progress import Progress, say, size
+from patchword.core.runtime import available_memory, choose_device
+from patchword.data.dataset import Dataset, Split
+from patchword.data.decode import header
+from patchword.data.duplicates import find_duplicates, without_leaks
+from patchword.data.sources import open_data
+from patchword.data.store import Store, estimated_bytes
+from patchword.models.contract import Model
+from patchword.models.names import create_model, parse_name
+from patchword.training.choice import SMALL_PICTURE, choose_model
+from patchword.training.recipe import Recipe
+from patchword.weights.adapt import adapt
+from patchword.weights.io import load_model
+
+_CHECK_DUPLICATES_BELOW = 100_000
+_HEADERS = 64
+_ROWS = 1600
+"""Tokens of all images of a micro-batch together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What the headers of a sample of the training pictures say."""
+
+    height: int
+    """The median, in pixels."""
+    width: int
+    same_shape: bool
+    grey: bool
+
+    @property
+    def small(self) -> bool:
+        """Whether they are small and all of one shape."""
+        return self.same_shape and max(self.height, self.width) <= SMALL_PICTURE
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A data set, ready to be trained on."""
+
+    dataset: Dataset
+    """Pictures that would leak from evaluation are no longer in train."""
+    duplicates: str
+    """What was found out about duplicates, as a sentence."""
+    fingerprint: str
+    """Of the data set as it lies there, before any picture was left out."""
+
+
+def open_training_data(recipe: Recipe) -> Opened:
+    """The recipe's data set, looked through for duplicates where the recipe says so or the set is small enough."""
+    dataset = open_data(recipe.data)
+    fingerprint = dataset.fingerprint()
+    count = sum(len(split) for split in dataset.splits.values())
+    wanted = recipe.loading.duplicates
+    if wanted == "no" or (wanted == "auto" and count >= _CHECK_DUPLICATES_BELOW):
+        return Opened(dataset, "not checked (loading.duplicates=yes checks)", fingerprint)
+    with Progress("looking for duplicates", count) as progress:
+        duplicates = find_duplicates(dataset, on_progress=lambda done, _: progress.update(done))
+    return Opened(without_leaks(dataset, duplicates), duplicates.sentence, fingerprint)
+
+
+def look_at(split: Split) -> Pictures:
+    """The typical shape and colour, from the headers of an evenly spread sample."""
+    shapes, grey = [], []
+    for index in np.linspace(0, len(split) - 1, min(_HEADERS, len(split))).astype(int):
+        try:
+            height, width, is_grey = header(split.read(int(index)))
+        except DecodeError:
+            continue
+        shapes.append((height, width))
+        grey.append(is_grey)
+    if not shapes:
+        raise DataError(
+            f"none of {_HEADERS} training pictures can be read ({split.name(0)} is the first); 'patchword data check' lists why"
+        )
+    heights, widths = zip(*shapes, strict=True)
+    return Pictures(
+        round(statistics.median(heights)), round(statistics.median(widths)), len(set(shapes)) == 1, all(grey)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A model, ready to be trained."""
+
+    model: Model
+    recipe: Recipe
+    """With all that concerns the model decided."""
+    origin: str
+    """Where the weights come from: `none` or a sentence."""
+    small: bool
+    """Whether the pictures are small ones of one shape, which are seen whole."""
+
+
+def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
+    """The model to train, new or from weights, fitted to the data set."""
+    pictures = look_at(dataset.splits["train"])
+    image_size = None if recipe.image_size == (0, 0) else recipe.image_size
+    if recipe.init != "none":
+        model, origin = _from_weights(recipe, dataset, image_size)
+    else:
+        model, recipe = _from_nothing(recipe, dataset, pictures, image_size)
+        origin = "none"
+    if recipe.preprocessing:
+        model.preprocessing = _preprocessing(model.preprocessing, recipe.preprocessing)
+    regularization = recipe.regularization
+    model.regularize(dropout=regularization.dropout, stochastic_depth=regularization.stochastic_depth)
+    if regularization.patch_dropout and model.grid is None:
+        raise UsageError(f"regularization.patch_dropout needs a model with patches; {model.name} has none")
+    architecture = model.architecture
+    family_fields = {key: value for key, value in architecture.items() if key not in ("family", "num_classes")}
+    preprocessing = {key: value for key, value in model.preprocessing.to_dict().items() if key != "image_size"}
+    objective = recipe.objective or ("sigmoid" if dataset.multi_label else "softmax")
+    if dataset.multi_label and objective == "softmax":
+        raise UsageError(f"{dataset.location} has several labels a picture; objective=sigmoid would be right")
+    decided = dataclasses.replace(
+        recipe, model=family_fields, image_size=model.image_size, preprocessing=preprocessing, objective=objective
+    )
+    return Prepared(model, decided, origin, pictures.small)
+
+
+def decide_machine(recipe: Recipe, model: Model, dataset: Dataset) -> Recipe:
+    """Device, threads, batch and micro-batch where the recipe leaves them open."""
+    device = choose_device(recipe.device)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    batch_size = min(recipe.batch_size, len(dataset.splits["train"]))
+    micro_batch = recipe.micro_batch or (
+        comfortable_micro_batch(model, batch_size, torch.get_num_threads()) if device.type == "cpu" else batch_size
+    )
+    cores = len(_usable_cores())
+    return dataclasses.replace(
+        recipe,
+        device=str(device),
+        threads=torch.get_num_threads(),
+        batch_size=batch_size,
+        micro_batch=min(micro_batch, batch_size),
+        loading=dataclasses.replace(
+            recipe.loading, workers=cores - 1 if recipe.loading.workers < 0 else recipe.loading.workers
+        ),
+    )
+
+
+def fill_stores(recipe: Recipe, dataset: Dataset, channels: int) -> dict[str, Store]:
+    """The decoded pictures of every split, or nothing where they would take too much of the memory."""
+    needed = sum(estimated_bytes(split, channels=channels) for split in dataset.splits.values())
+    limit = recipe.loading.memory_share * available_memory()
+    if needed > limit:
+        say(f"pictures are streamed: decoded they would take about {size(needed)} (limit {size(limit)})")
+        return {}
+    stores = {}
+    for name, split in dataset.splits.items():
+        with Progress(f"decoding {name}", len(split)) as progress:
+            stores[name] = Store.fill(
+                split, channels, len(_usable_cores()), on_progress=lambda done, _: progress.update(done)
+            )
+    return stores
+
+
+def _from_weights(recipe: Recipe, dataset: Dataset, image_size: tuple[int, int] | None) -> tuple[Model, str]:
+    model = load_model(recipe.init)
+    asked = recipe.model.get("name")
+    if asked and asked != model.name:
+        raise UsageError(
+            f"--model {asked} and --init {recipe.init} exclude each other: the weights are of {model.name}"
+        )
+    for option, value in recipe.model.items():
+        if model.architecture.get(option) != value:
+            raise UsageError(
+                f"model.{option}={value!r} does not fit --init {recipe.init}: there it is {model.architecture.get(option)!r}"
+            )
+    origin = f"{recipe.init} ({model.name} at {model.image_size[0]}×{model.image_size[1]})"
+    model, changes = adapt(model, labels=dataset.classes, image_size=image_size)
+    for change in changes:
+        say(f"{recipe.init}: {change}")
+    return model, "; ".join([origin, *changes])
+
+
+def _from_nothing(
+    recipe: Recipe, dataset: Dataset, pictures: Pictures, image_size: tuple[int, int] | None
+) -> tuple[Model, Recipe]:
+    options = {key: value for key, value in recipe.model.items() if key != "name"}
+    name = recipe.model.get("name")
+    if not name:
+        name, image_size, reason = choose_model(
+            recipe.budget, len(dataset.splits["train"]), (pictures.height, pictures.width), image_size, options
+        )
+        say(reason)
+    patch = parse_name(name, options).patch_size
+    if image_size is None:
+        image_size = natural_size(pictures, patch)
+    channels = len(recipe.preprocessing["mean"]) if "mean" in recipe.preprocessing else 1 if pictures.grey else 3
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        model = create_model(name, len(dataset.classes), image_size, channels, **options)
+    model.labels = dataset.classes
+    if pictures.small:
+        # Small pictures of one shape are seen whole: there is no margin to cut off.
+        model.preprocessing = dataclasses.replace(model.preprocessing, resize="stretch", crop_fraction=1.0)
+    return model, recipe
+
+
+def natural_size(pictures: Pictures, patch: int) -> tuple[int, int]:
+    """The input size for pictures of this shape: their own if small, else 224 px, rounded up to whole patches."""
+    if max(pictures.height, pictures.width) <= SMALL_PICTURE:
+        return (-(-pictures.height // patch) * patch, -(-pictures.width // patch) * patch)
+    side = -(-224 // patch) * patch
+    return (side, side)
+
+
+def comfortable_micro_batch(model: Model, batch_size: int, threads: int) -> int:
+    """Images whose activations fit in a core's caches, in parts that the threads share evenly (measured in `make bench`)."""
+    tokens = 64 if model.grid is None else model.grid[0] * model.grid[1]
+    parts = -(-batch_size // max(1, min(64, _ROWS // tokens)))
+    parts = min(batch_size, -(-parts // threads) * threads)
+    return -(-batch_size // parts)
+
+
+def _preprocessing(base: Preprocessing, changes: dict[str, Any]) -> Preprocessing:
+    known = {name: kind for name, kind in config.field_types(Preprocessing).items() if name != "image_size"}
+    for name in changes:
+        if name not in known:
+            raise UsageError(f"unknown field preprocessing.{name}; known: {', '.join(known)}")
+    typed = {name: config.coerce(value, known[name], f"preprocessing.{name}") for name, value in changes.items()}
+    if len(typed.get("mean", base.mean)) != base.channels:
+        raise UsageError(f"preprocessing.mean has {len(typed['mean'])} channels, the model has {base.channels}")
+    return dataclasses.replace(base, **typed)
+
+
+def _usable_cores() -> set[int]:
+    import os
+
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def default_out(recipe: Recipe, dataset: Dataset, model_name: str) -> Path:
+    """`runs/DATA-MODEL-SEED`."""
+    return Path("runs") / f"{dataset.name}-{model_name.replace('/', '-')}-{recipe.seed}"

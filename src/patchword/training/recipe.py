@@ -1,0 +1,237 @@
+"""A recipe: everything that decides what training does, typed, frozen and strict.
+
+A preset (`presets/*.toml`) or a file gives the start, `--set field=value` changes single fields, and the run writes the
+result, with nothing left open, as its `recipe.toml`. Unknown names and wrong types are errors.
+"""
+
+import dataclasses
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from patchword.core import config
+from patchword.core.errors import DataError, UsageError, nearest
+from patchword.data.augment import AUGREG_LEVELS, Augment
+from patchword.data.store import MEMORY_SHARE
+from patchword.training.optimizer import OptimizerConfig, ScheduleConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long to train. One of the last three may be asked for; `steps` is what it came to, and wins where given."""
+
+    steps: int = 0
+    """Updates."""
+    epochs: float = 0.0
+    """Passes over the training pictures."""
+    minutes: float = 0.0
+    """Of training and the looks at validation between; what comes before and after is not counted."""
+    pflop: float = 0.0
+    """Training FLOPs in units of 10¹⁵."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise UsageError(f"budget.{field.name}={getattr(self, field.name)} must not be negative")
+        if sum(value > 0 for value in (self.epochs, self.minutes, self.pflop)) > 1:
+            raise UsageError("a budget is given in steps, epochs, minutes or PFLOP, in one of them only")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regularization:
+    """What keeps the model from learning the training pictures by heart, beside augmentation."""
+
+    dropout: float = 0.0
+    """After every dense layer but queries, keys and values, and after adding positions (Table 3)."""
+    stochastic_depth: float = 0.0
+    """The share of images that skip a branch of the last block; it grows linearly with depth from 0."""
+    label_smoothing: float = 0.0
+    """The share of the label's probability that is spread over all classes."""
+    patch_dropout: float = 0.0
+    """The share of patches left out of every training image (arXiv 2208.07220)."""
+    average_decay: float = 0.0
+    """Evaluate and save an exponential moving average of the weights; 0 takes the weights themselves."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not 0 <= getattr(self, field.name) < 1:
+                raise UsageError(f"regularization.{field.name}={getattr(self, field.name)} must lie in 0…1, below 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How pictures come to the model; nothing here changes what is learned, but which duplicates are left out."""
+
+    memory_share: float = MEMORY_SHARE
+    """Decoded pictures are held when all splits take at most this share of the free memory; else they are streamed."""
+    workers: int = -1
+    """Processes that decode streamed pictures; −1 takes the number of cores less one, 0 decodes in a thread."""
+    duplicates: Literal["auto", "yes", "no"] = "auto"
+    """Look for exact duplicates across splits; auto does so for sets under 100,000 pictures."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How often the validation split is looked at in training."""
+
+    every_steps: int = 0
+    """0 looks ten times in the run."""
+    batch_size: int = 0
+    """Images at once; 0 takes what suits the caches. It changes nothing but speed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What survives a crash."""
+
+    every_steps: int = 0
+    """0 saves ten times in the run."""
+    keep: int = 2
+    """How many of the newest checkpoints stay."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The whole of it. Empty and zero mean "choose for me"; a run's own `recipe.toml` leaves nothing open."""
+
+    name: str = ""
+    """The preset it came from."""
+    data: str = ""
+    """A folder, a table or a named set."""
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """`name`, one of `patchword models`, and fields of the model's configuration, such as `pool`."""
+    init: str = "none"
+    """Where the weights come from: `none`, a run folder or a model folder."""
+    image_size: tuple[int, int] = (0, 0)
+    """Height and width of the model's input, in pixels."""
+    preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of `Preprocessing`; those not given come with the weights or are chosen for the data."""
+    objective: Literal["", "softmax", "sigmoid"] = ""
+    """One label a picture, or several."""
+    seed: int = 0
+    """Of the initial weights, of the order of the pictures and of every chance in training."""
+    batch_size: int = 256
+    """Images of one update; not more than there are in train."""
+    micro_batch: int = 0
+    """Images that pass through the model at once; their gradients add up to the batch's. 0 takes what suits the caches."""
+    device: str = "auto"
+    """One of torch's names; auto is the first GPU, or else the CPU."""
+    threads: int = 0
+    """CPU threads; 0 takes torch's choice. Another number rounds sums differently."""
+    budget: Budget = Budget()
+    augment: Augment = Augment()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    regularization: Regularization = Regularization()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    loading: Loading = Loading()
+
+    def __post_init__(self) -> None:
+        for field, least in (("batch_size", 1), ("micro_batch", 0), ("threads", 0), ("seed", 0)):
+            if getattr(self, field) < least:
+                raise UsageError(f"{field}={getattr(self, field)} must be at least {least}")
+        if min(self.image_size) < 0:
+            raise UsageError(f"image_size={self.image_size} must not be negative")
+
+    def difference(self, stored: "Recipe") -> str | None:
+        """The first field in which a request differs from the stored recipe of a run; None if it asks for the same.
+
+        What the request leaves open does not differ from what the run chose for it.
+        """
+        return _difference(dataclasses.asdict(self), dataclasses.asdict(stored), "")
+
+    def to_toml(self) -> str:
+        """The recipe as TOML, every field written out."""
+        import tomli_w
+
+        return tomli_w.dumps(dataclasses.asdict(self))
+
+
+LEFT_OPEN: dict[str, Any] = {
+    "name": "",
+    "image_size": (0, 0),
+    "objective": "",
+    "micro_batch": 0,
+    "device": "auto",
+    "threads": 0,
+    "augment.crop": "auto",
+    "augment.shift_pixels": 4,
+    "budget.steps": 0,
+    "evaluation.every_steps": 0,
+    "evaluation.batch_size": 0,
+    "checkpoint.every_steps": 0,
+    "loading.workers": -1,
+    "loading.duplicates": "auto",
+}
+"""Fields whose value means "choose for me"; the run replaces each."""
+
+
+def _difference(asked: dict[str, Any], stored: dict[str, Any], where: str) -> str | None:
+    for name, value in asked.items():
+        path = where + name
+        if isinstance(value, dict):
+            found = _difference(value, stored.get(name, {}), path + ".")
+            if found:
+                return found
+        elif name not in stored or (value != stored[name] and not (path in LEFT_OPEN and value == LEFT_OPEN[path])):
+            return f"{path} is {value!r}, not {stored.get(name)!r}"
+    return None
+
+
+def presets() -> list[str]:
+    """Names of the presets, with their variants: `paper-finetune`, `paper-finetune/pets`, …"""
+    names = []
+    for file in sorted(resources.files("patchword.training").joinpath("presets").iterdir(), key=lambda file: file.name):
+        stem = file.name.removesuffix(".toml")
+        names += [
+            stem,
+            *(f"{stem}/{variant}" for variant in tomllib.loads(file.read_text("utf-8")).get("variants", {})),
+        ]
+    return names
+
+
+def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
+    """A preset by name (`paper-finetune/pets` takes a variant) or a TOML file, with `changes` (nested tables) on top."""
+    if name_or_file.endswith(".toml"):
+        values = _parse(name_or_file, Path(name_or_file))
+    else:
+        stem, _, variant = name_or_file.partition("/")
+        file = resources.files("patchword.training").joinpath("presets", f"{stem}.toml")
+        if not file.is_file():
+            raise UsageError(
+                f"unknown recipe {name_or_file!r}; {nearest(name_or_file, presets())} (a file ends in .toml)"
+            )
+        values = tomllib.loads(file.read_text("utf-8"))
+        variants = values.pop("variants", {})
+        if variant and variant not in variants:
+            raise UsageError(f"recipe {stem!r} has no variant {variant!r}; {nearest(variant, variants)}")
+        values = config.merge(values, variants.get(variant, {}))
+        values["name"] = name_or_file
+    changes = changes or {}
+    values, changes = _augment_level(values), _augment_level(changes)
+    if "budget" in changes:
+        values.pop("budget", None)  # a budget is replaced as a whole: 5 minutes do not mix with the preset's epochs
+    return config.build(Recipe, config.merge(values, changes))
+
+
+def _augment_level(values: dict[str, Any]) -> dict[str, Any]:
+    """`augment.level=light2` stands for the fields of AugReg's level of that name."""
+    augment = values.get("augment", {})
+    if not isinstance(augment, dict) or "level" not in augment:
+        return values
+    level = augment["level"]
+    if level not in AUGREG_LEVELS:
+        raise UsageError(f"unknown augment.level {level!r}; {nearest(str(level), AUGREG_LEVELS)}")
+    rest = {name: value for name, value in augment.items() if name != "level"}
+    return {**values, "augment": {**AUGREG_LEVELS[level], **rest}}
+
+
+def _parse(shown: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"recipe {shown} does not exist; presets are {', '.join(presets())}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"recipe {shown} cannot be read: {error}") from error

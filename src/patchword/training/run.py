@@ -1,0 +1,370 @@
+"""A recipe → a run folder: everything but its page.
+
+| file              | what                                                                       |
+|-------------------|----------------------------------------------------------------------------|
+| `recipe.toml`     | the recipe with nothing left open, written before the first step           |
+| `metrics.jsonl`   | the log                                                                    |
+| `checkpoints/`    | training state, the newest few                                             |
+| `model/`          | the final model                                                            |
+| `evaluation.json` | all figures of the final model on the test split (validation if none)      |
+| `result.json`     | what came of it, also when it stopped or failed                            |
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import math
+import platform
+import shlex
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchword.core import files
+from patchword.core.errors import FaultError, PatchwordError, StoppedError, UsageError
+from patchword.core.progress import duration, say, size
+from patchword.core.runtime import (
+    MOST_REPLICAS,
+    StopFlag,
+    available_memory,
+    describe_device,
+    keep_memory,
+    only_writer,
+    peak_memory,
+)
+from patchword.data.augment import Augment
+from patchword.data.loader import TrainLoader
+from patchword.data.store import Store
+from patchword.evaluation.metrics import measure
+from patchword.evaluation.mistakes import confident_mistakes
+from patchword.evaluation.predict import predict
+from patchword.models.contract import Model
+from patchword.models.cost import Cost, cost
+from patchword.training import loop, prepare
+from patchword.training.checkpoint import State
+from patchword.training.objectives import OBJECTIVES, Objective
+from patchword.training.recipe import Recipe, load
+from patchword.weights import folder as model_folder
+
+RECIPE, RESULT, EVALUATION, MODEL = "recipe.toml", "result.json", "evaluation.json", "model"
+_LEFT_BY_US = {RECIPE, RESULT, EVALUATION, MODEL, "metrics.jsonl", "checkpoints", "report.html", ".lock"}
+_TIMES_LOOKED = 10
+_NOTICES = 5
+
+
+def run(
+    recipe: Recipe, out: Path | None = None, *, restart: bool = False, publish: Callable[[Path], object] | None = None
+) -> Path:
+    """Train as `recipe` says and leave everything in a run folder, whose path is returned.
+
+    A folder that holds the same run, unfinished, is resumed; finished, it is left as it is; another recipe in it is a
+    `UsageError`. `restart` moves what is there aside. On a fault or a signal, `result.json` says so before the error is
+    raised. `publish` is called with the folder whenever it has a new result: it writes the page.
+    """
+    keep_memory()
+    opened = prepare.open_training_data(recipe)
+    dataset = opened.dataset
+    if Path(recipe.data).expanduser().exists():  # a named set keeps its name, a path works from anywhere
+        recipe = dataclasses.replace(recipe, data=str(Path(recipe.data).expanduser().resolve()))
+    prepared = prepare.prepare_model(recipe, dataset)
+    out = out or prepare.default_out(recipe, dataset, prepared.model.name)
+    for notice in dataset.notices[:_NOTICES]:
+        say(f"note: {notice.sentence}")
+    if len(dataset.notices) > _NOTICES:
+        say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
+    if restart:
+        _move_aside(out)
+    _check_folder(out)
+    with only_writer(out):
+        stored = _stored_recipe(out, recipe)
+        if stored is not None and _status(out) == "finished":
+            say(f"{out} holds this run, finished; --restart trains again")
+            return out
+        flag = StopFlag()
+        with flag.listening():
+            _Run(out, opened, prepared, stored, flag, publish).go(resuming=stored is not None)
+    return out
+
+
+class _Run:
+    """One run on its way; the methods are its stages, in order."""
+
+    def __init__(
+        self,
+        out: Path,
+        opened: prepare.Opened,
+        prepared: prepare.Prepared,
+        stored: Recipe | None,
+        flag: StopFlag,
+        publish: Callable[[Path], object] | None,
+    ) -> None:
+        self.out, self.opened, self.prepared, self.flag, self.publish = out, opened, prepared, flag, publish
+        self.dataset = dataset = opened.dataset
+        model = prepared.model
+        self.recipe = prepare.decide_machine(stored or prepared.recipe, model, dataset)
+        self.model = model.to(self.recipe.device)
+        self.cost: Cost = cost(model)
+        self.objective: Objective = OBJECTIVES[self.recipe.objective](
+            len(dataset.classes), self.recipe.regularization.label_smoothing
+        )
+        self.stores: dict[str, Store] = {}
+        self.state = State()
+
+    def go(self, *, resuming: bool) -> None:
+        try:
+            self.stores = prepare.fill_stores(self.recipe, self.dataset, self.model.in_channels)
+            if "train" in self.stores:
+                loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
+            if not resuming:
+                self.recipe = self.fix_steps()
+                files.write_text(self.out / RECIPE, self.recipe.to_toml())
+            self.announce()
+            self.train()
+            self.evaluate()
+        except PatchwordError as error:
+            status = "stopped" if isinstance(error, StoppedError) else "failed"
+            self.write_result(status, reason=str(error))
+            raise
+
+    def fix_steps(self) -> Recipe:
+        """The number of steps that the budget comes to, and the intervals that follow from it."""
+        budget, batch_size = self.recipe.budget, self.recipe.batch_size
+        num_pictures = len(self.dataset.splits["train"])
+        if budget.steps:
+            steps = budget.steps
+        elif budget.epochs:
+            steps = math.ceil(budget.epochs * num_pictures / batch_size)
+        elif budget.pflop:
+            steps = int(budget.pflop * 1e15 / (self.train_flops_per_image * batch_size))
+        elif budget.minutes:
+            steps = self.steps_in(budget.minutes * 60)
+        else:
+            raise UsageError("the recipe has no budget; --steps, --epochs, --minutes or --pflop gives it one")
+        steps = max(1, steps)
+        return dataclasses.replace(
+            self.recipe,
+            budget=dataclasses.replace(budget, steps=steps),
+            augment=self.augment(steps * batch_size / num_pictures),
+            evaluation=dataclasses.replace(
+                self.recipe.evaluation,
+                every_steps=self.recipe.evaluation.every_steps or max(1, steps // _TIMES_LOOKED),
+                batch_size=self.recipe.evaluation.batch_size or 2 * self.recipe.micro_batch,
+            ),
+            checkpoint=dataclasses.replace(
+                self.recipe.checkpoint, every_steps=self.recipe.checkpoint.every_steps or max(1, steps // _TIMES_LOOKED)
+            ),
+        )
+
+    def steps_in(self, seconds: float) -> int:
+        """How many steps, with the looks at validation between them, fit in `seconds`."""
+        step = loop.seconds_per_step(self.model, self.objective, self.recipe, self.make_loader, min(20.0, seconds / 20))
+        validation = self.dataset.splits.get("validation")
+        # A forward pass takes about a third of a training step for each picture.
+        looking = _TIMES_LOOKED * len(validation) * step / self.recipe.batch_size / 3 if validation is not None else 0.0
+        return int(max(seconds - looking, seconds / 2) / step)
+
+    @property
+    def train_flops_per_image(self) -> float:
+        return self.cost.train_flops * (1 - self.recipe.regularization.patch_dropout)
+
+    def announce(self) -> None:
+        """One line before the run: what, on what, how long, how much memory."""
+        recipe, total = self.recipe, self.recipe.budget.steps
+        weights = (
+            4 * self.cost.params * (4 + bool(recipe.regularization.average_decay))
+        )  # weights, gradient, two moments
+        at_once = (
+            recipe.micro_batch * min(self.recipe.threads, MOST_REPLICAS)
+            if recipe.device == "cpu"
+            else recipe.batch_size
+        )
+        needed = weights + self.cost.activation_bytes * at_once
+        if recipe.device == "cpu" and needed > available_memory():
+            raise UsageError(
+                f"training would need about {size(needed)} of memory, of which {size(available_memory())} are free; "
+                "a smaller model, image size or micro_batch would be right"
+            )
+        memory = needed + sum(store.nbytes for store in self.stores.values())
+        flops = total * recipe.batch_size * self.train_flops_per_image
+        time_needed = f"{recipe.budget.minutes:g} min" if recipe.budget.minutes else self.estimate(total)
+        height, width = self.model.image_size
+        say(
+            f"{self.model.name} ({self.cost.params / 1e6:.2f} M parameters) at {height}×{width} on "
+            f"{len(self.dataset.splits['train']):,} pictures of {len(self.dataset.classes)} classes: {total:,} steps of "
+            f"{recipe.batch_size}, {flops / 1e15:.3g} PFLOP, about {time_needed} and {size(memory)} beside Python itself"
+        )
+
+    def estimate(self, total: int) -> str:
+        """The time for `total` steps, from a few throw-away ones."""
+        step = loop.seconds_per_step(self.model, self.objective, self.recipe, self.make_loader, 1.0)
+        return duration(step * total)
+
+    def augment(self, looks: float) -> Augment:
+        """The recipe's augmentation with nothing left open, for training that sees each picture so often."""
+        return self.recipe.augment.settle(self.prepared.small, min(self.model.image_size), looks)
+
+    def make_loader(self, first_step: int) -> TrainLoader:
+        return TrainLoader(
+            self.dataset.splits["train"],
+            preprocessing=self.model.preprocessing,
+            augment=self.augment(math.inf),  # when trying out speed; the run's own recipe has it decided
+            batch_size=self.recipe.batch_size,
+            seed=self.recipe.seed,
+            store=self.stores.get("train"),
+            workers=self.recipe.loading.workers,
+            first_step=first_step,
+        )
+
+    def train(self) -> None:
+        validate: Callable[[Model], dict[str, float]] | None = (
+            self.validate if "validation" in self.dataset.splits else None
+        )
+        self.state.recipe_hash = hashlib.sha256(self.recipe.to_toml().encode()).hexdigest()
+        self.state.data_fingerprint = self.opened.fingerprint
+        loop.train(
+            self.model,
+            self.objective,
+            self.recipe,
+            self.make_loader,
+            folder=self.out,
+            state=self.state,
+            validate=validate,
+            stop=lambda: bool(self.flag),
+        )
+        self.model.provenance = {
+            "recipe": self.recipe.name,
+            "init": self.prepared.origin,
+            "data": self.dataset.name,
+            "data_fingerprint": self.state.data_fingerprint,
+            "steps": self.state.step,
+        }
+        model_folder.save(self.model, self.out / MODEL)
+
+    def validate(self, model: Model) -> dict[str, float]:
+        figures = measure(self.predict(model, "validation"), self.dataset.classes)
+        return {"loss": round(figures["loss"], 6), figures["metric"]: round(figures["value"], 6)}
+
+    def predict(self, model: Model, split: str) -> Any:
+        return predict(
+            model,
+            self.dataset.splits[split],
+            store=self.stores.get(split),
+            batch_size=self.recipe.evaluation.batch_size,
+            workers=self.recipe.loading.workers,
+            stop=lambda: bool(self.flag),
+        )
+
+    def evaluate(self) -> None:
+        """The test split is looked at once, here."""
+        split = "test" if "test" in self.dataset.splits else "validation"
+        if split not in self.dataset.splits:
+            say("the data set has neither test nor validation pictures: the model is not evaluated")
+            self.write_result("finished")
+            return
+        predictions = self.predict(self.model, split)
+        pictures, classes = self.dataset.splits[split], self.dataset.classes
+        figures = {"split": split, **measure(predictions, classes)}
+        figures["unreadable"] = [
+            {"name": pictures.name(index), "reason": reason} for index, reason in sorted(predictions.unreadable.items())
+        ]
+        if not self.dataset.multi_label:
+            figures["mistakes"] = confident_mistakes(predictions, pictures, classes)
+        files.write_json(self.out / EVALUATION, figures)
+        measured = {"split": split, **{key: figures[key] for key in ("n", "metric", "value", "value_ci95")}}
+        if figures["metric"] == "accuracy":
+            measured |= {"accuracy": figures["value"], "accuracy_ci95": figures["value_ci95"]}
+        self.write_result("finished", **measured)
+
+    def command(self) -> str:
+        """What repeats the run, bit for bit on the same machine."""
+        recipe, again = self.out / RECIPE, f"{self.out}-again"
+        return shlex.join(["patchword", "train", self.recipe.data, "--recipe", str(recipe), "--out", again])
+
+    def write_result(self, status: str, reason: str | None = None, **measured: Any) -> None:
+        recipe, dataset = self.recipe, self.dataset
+        train_images = len(dataset.splits["train"]) - len(self.state.unreadable)
+        result = {
+            "status": status,
+            "reason": reason,
+            "model": self.model.name,
+            "params": self.cost.params,
+            "init": self.prepared.origin,
+            "train_images": train_images,
+            "steps": self.state.step,
+            "seconds": round(self.state.seconds, 3),
+            "train_flops": self.state.step * recipe.batch_size * self.train_flops_per_image,
+            "peak_memory": peak_memory(torch.device(recipe.device)),
+            "resumed_from": self.state.resumed_from,
+            **measured,
+            "seed": recipe.seed,
+            "image_size": list(self.model.image_size),
+            "command": self.command(),
+            "data": {
+                "name": dataset.name,
+                "location": dataset.location,
+                "classes": list(dataset.classes),
+                "multi_label": dataset.multi_label,
+                "splits": {name: len(split) for name, split in dataset.splits.items()},
+                "split_rule": dataset.split_rule,
+                "notices": [dataclasses.asdict(notice) for notice in dataset.notices],
+                "duplicates": self.opened.duplicates,
+                "unreadable": [
+                    {"name": dataset.splits["train"].name(index), "reason": why}
+                    for index, why in sorted(self.state.unreadable.items())
+                ],
+            },
+            "versions": {
+                "patchword": version("patchword"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "device": describe_device(torch.device(recipe.device)),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        try:
+            files.write_json(self.out / RESULT, result)
+            if self.publish is not None and (self.out / RECIPE).is_file():
+                self.publish(self.out)
+        except FaultError:
+            if status == "finished":
+                raise
+            # The disk that stopped the run cannot take its story either; the error itself is about to be shown.
+
+
+def _stored_recipe(out: Path, asked: Recipe) -> Recipe | None:
+    """The recipe of the run that `out` holds, once it is clear that the request is for the same run; None in a new folder."""
+    if not (out / RECIPE).is_file():
+        return None
+    stored = load(str(out / RECIPE))
+    difference = asked.difference(stored)
+    if difference is not None:
+        raise UsageError(
+            f"{out} holds another run ({difference}); choose another --out or move it aside with --restart"
+        )
+    return stored
+
+
+def _status(out: Path) -> str:
+    return str(files.read_json(out / RESULT).get("status")) if (out / RESULT).is_file() else "unfinished"
+
+
+def _check_folder(out: Path) -> None:
+    """A folder of other things is not ours to write in."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; a run needs a folder")
+    foreign = (
+        {path.name for path in out.iterdir() if not path.name.startswith(".")} - _LEFT_BY_US if out.exists() else set()
+    )
+    if foreign and not (out / RECIPE).is_file():
+        raise UsageError(f"{out} holds other things ({min(foreign)}, …); a new folder would be right")
+
+
+def _move_aside(out: Path) -> None:
+    if (out / RECIPE).is_file():
+        aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        out.rename(aside)
+        say(f"{out} was moved to {aside}")

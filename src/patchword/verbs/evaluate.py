@@ -1,0 +1,85 @@
+"""`patchword evaluate`: a saved model, a data set → exact figures."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from patchword.core.errors import UsageError
+from patchword.verbs.options import Data, ModelSource, Target
+
+
+def evaluate(
+    model: ModelSource,
+    data: Data,
+    *,
+    split: Literal["auto", "train", "validation", "test"] = "auto",
+    out: Target = None,
+) -> dict[str, Any]:
+    """Measure a model on a split of a data set: accuracy with its 95 % interval, per class, calibration.
+
+    The classes are the model's own; a class of the data that the model does not know is an error.
+
+    Args:
+        model: A run folder or a model folder.
+        data: As for train.
+        split: auto takes test, else validation, else train; all pictures of a set without splits that is new to the model.
+        out: Write all figures to this JSON file.
+    """
+    from patchword.core import files
+    from patchword.data.sources import open_data
+    from patchword.evaluation.metrics import measure
+    from patchword.evaluation.predict import predict
+    from patchword.weights.io import load_model
+
+    loaded = load_model(model)
+    if loaded.labels is None:
+        raise UsageError(f"{model} does not name its classes, so its answers cannot be compared with labels")
+    dataset = open_data(data, classes=loaded.labels)
+    chosen: str = split
+    if split == "auto":
+        chosen = next(name for name in ("test", "validation", "train") if name in dataset.splits)
+        if dataset.carved and dataset.fingerprint() != loaded.provenance.get("data_fingerprint"):
+            chosen = "all"  # pictures that the model was not trained on, and that nobody has split: all of them count
+    elif split not in dataset.splits:
+        raise UsageError(f"{data} has no {split} split; it has {', '.join(dataset.splits)}")
+    pictures = dataset.whole() if chosen == "all" else dataset.splits[chosen]
+    predictions = predict(loaded, pictures, workers=max(0, (os.cpu_count() or 1) - 1))
+    figures: dict[str, Any] = {"model": str(model), "data": dataset.location, "split": chosen}
+    figures |= measure(predictions, dataset.classes)
+    figures["unreadable"] = [
+        {"name": pictures.name(index), "reason": reason} for index, reason in sorted(predictions.unreadable.items())
+    ]
+    if out is not None:
+        files.write_json(Path(out), figures)
+    return figures
+
+
+def show(figures: dict[str, Any]) -> str:
+    """The figures as a person reads them at a terminal."""
+    low, high = (100 * bound for bound in figures["value_ci95"])
+    head = f"{100 * figures['value']:.2f} % (95 % interval {low:.2f}–{high:.2f})"
+    where = f"of {figures['n']:,} {figures['split']} pictures"
+    lines = []
+    if figures["metric"] == "accuracy":
+        lines.append(f"accuracy    {head}: {figures['correct']:,} {where}")
+        if figures["top5"] is not None:
+            lines.append(f"top-5       {100 * figures['top5']['value']:.2f} %")
+        error, majority = 100 * figures["calibration"]["ece"], 100 * figures["majority"]
+        lines.append(f"calibration error {error:.2f} %; the most frequent class alone would give {majority:.2f} %")
+        lines.append(f"{'class':<24}{'n':>7}{'recall':>9}{'precision':>11}{'F1':>8}")
+        lines += [_row(row, ("recall", "precision", "f1"), (9, 11, 8)) for row in figures["classes"]]
+    else:
+        lines.append(f"mean average precision {head} {where}")
+        lines.append(f"{'label':<24}{'n':>7}{'AP':>9}{'precision':>11}{'recall':>9}{'F1':>8}")
+        lines += [
+            _row(row, ("average_precision", "precision", "recall", "f1"), (9, 11, 9, 8)) for row in figures["labels"]
+        ]
+    lines += [f"could not be read, counted as wrong: {bad['name']} {bad['reason']}" for bad in figures["unreadable"]]
+    return "\n".join(lines)
+
+
+def _row(row: dict[str, Any], keys: tuple[str, ...], widths: tuple[int, ...]) -> str:
+    cells = ["–" if row[key] is None else f"{100 * row[key]:.1f}" for key in keys]
+    return f"{row['name']:<24}{row['n']:>7,}" + "".join(
+        f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)
+    )

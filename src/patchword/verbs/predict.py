@@ -1,0 +1,137 @@
+"""`patchword predict`: a saved model, some pictures → their labels with probabilities, or their features."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from patchword.core.errors import DataError, UsageError
+from patchword.verbs.options import ModelSource, Target, argument
+
+_BATCH = 8
+
+
+def predict(
+    model: ModelSource,
+    images: Annotated[list[str], tyro.conf.Positional, argument("IMAGE [IMAGE ...]")],
+    *,
+    top: int = 5,
+    features: bool = False,
+    out: Target = None,
+) -> list[dict[str, Any]]:
+    """Name what is on pictures: for each one `image` and `predictions` (label and probability, the likeliest first).
+
+    A picture that cannot be read gets an `error` instead; the others are predicted all the same.
+
+    Args:
+        model: A run folder or a model folder.
+        images: Picture files, or folders whose pictures are taken.
+        top: How many labels to give for each picture.
+        features: Give the features before the head instead of labels (needs --out FILE.npz at the command line).
+        out: Write the result to this file: .csv for labels, .npz for features.
+    """
+    import numpy as np
+    import torch
+
+    from patchword.core.picture import DecodeError
+    from patchword.data.decode import decode
+    from patchword.weights.io import load_model
+
+    target = None if out is None else Path(out)
+    if target is not None and target.suffix != (".npz" if features else ".csv"):
+        raise UsageError(
+            f"--out {target}: {'features are written as .npz' if features else 'labels are written as .csv'}"
+        )
+    if top < 1:
+        raise UsageError(f"--top {top} must be at least 1")
+    paths = _picture_files(images)
+    loaded = load_model(model)
+    names = loaded.labels or tuple(str(i) for i in range(loaded.num_classes))
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(paths), _BATCH):
+        pixels, readable = [], []
+        for path in paths[start : start + _BATCH]:
+            row: dict[str, Any] = {"image": str(path)}
+            rows.append(row)
+            try:
+                pixels.append(loaded.preprocessing.fit(decode(path.read_bytes(), loaded.in_channels)))
+                readable.append(row)
+            except DecodeError as error:
+                row["error"] = error.reason
+            except OSError as error:
+                row["error"] = f"cannot be read ({error.strerror})"
+        if not pixels:
+            continue
+        batch = loaded.preprocessing.normalize(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
+        with torch.inference_mode():
+            outputs = loaded.features(batch) if features else loaded(batch).softmax(dim=1)
+        for row, output in zip(readable, outputs, strict=True):
+            if features:
+                row["features"] = output.numpy()
+            else:
+                best = output.topk(min(top, len(names)))
+                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                row["predictions"] = [{"label": names[i], "probability": p} for i, p in pairs]
+    if target is not None:
+        _write(target, rows, features)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """One block a picture, as a person reads it at a terminal."""
+    lines = []
+    for row in rows:
+        if "error" in row:
+            lines.append(f"{row['image']}: {row['error']}")
+        elif "features" in row:
+            lines.append(f"{row['image']}: {len(row['features'])} features")
+        else:
+            answers = "  ".join(f"{each['label']} {100 * each['probability']:.1f} %" for each in row["predictions"])
+            lines.append(f"{row['image']}: {answers}")
+    return "\n".join(lines)
+
+
+def _picture_files(images: list[str]) -> list[Path]:
+    from patchword.data.decode import SUFFIXES
+
+    paths: list[Path] = []
+    for image in images:
+        path = Path(image)
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not found:
+                raise DataError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+            paths += found
+        elif path.exists():
+            paths.append(path)
+        else:
+            raise DataError(f"{path} does not exist")
+    return paths
+
+
+def _write(target: Path, rows: list[dict[str, Any]], features: bool) -> None:
+    from patchword.core import files
+
+    if features:
+        import numpy as np
+
+        kept = [row for row in rows if "features" in row]
+        buffer = io.BytesIO()
+        arrays = {
+            "images": np.array([row["image"] for row in kept]),
+            "features": np.array([row["features"] for row in kept]),
+        }
+        np.savez(buffer, allow_pickle=False, **arrays)
+        files.write_bytes(target, buffer.getvalue())
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "rank", "label", "probability", "error"])
+    for row in rows:
+        if "error" in row:
+            writer.writerow([row["image"], "", "", "", row["error"]])
+        for rank, answer in enumerate(row.get("predictions", []), 1):
+            writer.writerow([row["image"], rank, answer["label"], f"{answer['probability']:.6f}", ""])
+    files.write_text(target, text.getvalue())

@@ -1,0 +1,90 @@
+"""`patchword train`: a data set in, a run folder with a trained model and its page out."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from patchword.core.errors import UsageError
+from patchword.verbs.options import Data, Name, Number, Target, Whole, argument
+
+
+def parse_image_size(value: "int | str | tuple[int, int]") -> tuple[int, int]:
+    """`224`, `"224x320"` or `(224, 320)` → (height, width) in pixels."""
+    parts = value.lower().replace("×", "x").split("x") if isinstance(value, str) else value
+    try:
+        sides = [int(parts)] * 2 if isinstance(parts, int) else [int(part) for part in parts]
+    except ValueError:
+        sides = []
+    if len(sides) == 1:
+        sides *= 2
+    if len(sides) != 2 or min(sides) < 1:
+        raise UsageError(f"image size {value!r} is not a side or height×width in pixels, such as 224 or 224x320")
+    return (sides[0], sides[1])
+
+
+def train(
+    data: Data,
+    *,
+    model: Name = None,
+    init: Annotated[str, argument("auto|none|WEIGHTS")] = "auto",
+    image_size: Annotated[int | str | tuple[int, int] | None, argument("224|224x320", constructor=str)] = None,
+    minutes: Number = None,
+    epochs: Number = None,
+    steps: Whole = None,
+    pflop: Number = None,
+    seed: Whole = None,
+    recipe: Name = None,
+    set: Annotated[tuple[str, ...], argument("FIELD=VALUE")] = (),  # noqa: A002 (the command line's word)
+    out: Target = None,
+    restart: bool = False,
+) -> Path:
+    """Train a model on a data set; the run folder with everything that came of it is returned.
+
+    The same command again resumes an unfinished run. Without a model, its size is chosen for the data and the budget.
+
+    Args:
+        data: A folder of class folders, a table (CSV, TSV, Parquet), a folder of Parquet files, or a named set.
+        model: A name of `patchword models`, such as ViT-Ti/16.
+        init: Where the weights come from: auto, none (from nothing), a run folder or a model folder.
+        image_size: The side, or height x width, of the model's input in pixels.
+        minutes: Train for so many minutes; the number of steps is fixed before the first.
+        epochs: Train for so many passes over the training pictures.
+        steps: Train for so many updates.
+        pflop: Train for so many 10^15 FLOPs.
+        seed: Of the initial weights, the order of the pictures and all their variation.
+        recipe: A preset (scratch, finetune, plain-vit, paper-imagenet, paper-finetune, ...) or a TOML file.
+        set: Change a field of the recipe, such as optimizer.lr=0.001; may be given several times.
+        out: The run folder; runs/DATA-MODEL-SEED if not given.
+        restart: Move what the run folder holds aside and begin anew.
+    """
+    from patchword.core import config
+    from patchword.core.progress import say
+    from patchword.reports.run import PAGE, write_report
+    from patchword.training import recipe as recipes
+    from patchword.training.run import run
+
+    changes: dict[str, Any] = config.parse_assignments(list(set))
+    if init == "auto" and recipe is None:
+        say("starting from nothing: no weights are shipped yet (--init RUN takes those of another run)")
+    if init != "auto":
+        changes["init"] = init
+    starts_from_weights = init not in ("auto", "none")
+    budget = {"minutes": minutes, "epochs": epochs, "steps": steps, "pflop": pflop}
+    given = {name: value for name, value in budget.items() if value is not None}
+    if len(given) > 1:
+        raise UsageError(f"--{' and --'.join(given)} exclude each other: one budget is right")
+    for name, value in given.items():
+        if value <= 0:
+            raise UsageError(f"--{name} {value} must be greater than 0")
+    over: dict[str, Any] = {"data": data}
+    if given:
+        over["budget"] = given
+    if model is not None:
+        over["model"] = {"name": model}
+    if image_size is not None:
+        over["image_size"] = parse_image_size(image_size)
+    if seed is not None:
+        over["seed"] = seed
+    chosen = recipes.load(recipe or ("finetune" if starts_from_weights else "scratch"), config.merge(changes, over))
+    folder = run(chosen, None if out is None else Path(out), restart=restart, publish=write_report)
+    say(f"the report is {folder / PAGE}")
+    return folder

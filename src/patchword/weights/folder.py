@@ -1,0 +1,100 @@
+"""A portable model folder: `model.safetensors` and `model.json`, which say everything about the model."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from patchword.core import files
+from patchword.core.errors import DataError
+from patchword.core.preprocessing import Preprocessing
+from patchword.models.contract import Model
+from patchword.models.names import build_model
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+_FORMAT = 1
+
+
+def save(model: Model, folder: Path) -> None:
+    """Write the model to `folder`, whole or not at all. Equal weights give equal bytes in `model.safetensors`."""
+    with files.new_directory(folder) as aside:
+        write_tensors(aside / WEIGHTS, model.state_dict())
+        description = {
+            "format": _FORMAT,
+            "architecture": model.architecture,
+            "labels": None if model.labels is None else list(model.labels),
+            "preprocessing": model.preprocessing.to_dict(),
+            "provenance": model.provenance,
+            "sha256": {WEIGHTS: files.sha256(aside / WEIGHTS)},
+        }
+        (aside / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> Model:
+    """The model in `folder`, in evaluation mode on the CPU, its weights mapped from the file.
+
+    Raises `DataError` where a file is missing, damaged (the hash tells) or not what the description promises.
+    """
+    description = files.read_json(folder / DESCRIPTION)
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise DataError(f"{folder / DESCRIPTION} is not a model description of format {_FORMAT}")
+    try:
+        expected = description["sha256"][WEIGHTS]
+        labels, architecture = description["labels"], description["architecture"]
+        preprocessing = Preprocessing.from_dict(description["preprocessing"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder / DESCRIPTION} lacks {error}") from error
+    if not (folder / WEIGHTS).is_file():
+        raise DataError(f"{folder / WEIGHTS} does not exist")
+    if (found := files.sha256(folder / WEIGHTS)) != expected:
+        raise DataError(
+            f"{folder / WEIGHTS} is damaged: its SHA-256 is {found[:12]}…, {DESCRIPTION} says {expected[:12]}…"
+        )
+    model = build_model(architecture, preprocessing)
+    fill(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    model.labels = None if labels is None else tuple(labels)
+    model.provenance = description.get("provenance") or {}
+    return model.eval()
+
+
+def fill(model: Model, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Give a model of the meta device its tensors, without a copy; every name and every shape must fit."""
+    check_fit(model, tensors, where)
+    model.load_state_dict(tensors, assign=True)
+
+
+def check_fit(model: Model, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Raise `DataError` unless `tensors`, read from `where`, have the model's names and shapes."""
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    for name in sorted(wanted.keys() ^ tensors.keys()):
+        raise DataError(f"{where} {'lacks' if name in wanted else 'has an unknown tensor'} {name} for {model.name}")
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise DataError(f"{where}: {name} is {tuple(tensors[name].shape)}, {model.name} needs {tuple(shape)}")
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write tensors in the order of their names, with no metadata: the same values are the same bytes."""
+    ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    with files.disk_faults(path):
+        try:
+            save_file(ready, path)
+        except SafetensorError as error:
+            raise OSError(_errno_of(error), str(error)) from error
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file; a sentence names it where it is damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def _errno_of(error: Exception) -> int:
+    """The system's error number, which safetensors reports as text ("… (os error 28)")."""
+    _, _, tail = str(error).rpartition("os error ")
+    digits = tail.rstrip(") ")
+    return int(digits) if digits.isdigit() else 5

@@ -1,0 +1,44 @@
+"""What several tests share: real pictures where they are, tiny data sets made on the spot, one small trained run."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real pictures: `$PATCHWORD_DATA`, or `../shared/data` beside the repository."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("PATCHWORD_DATA", beside))
+    if not (folder / "clothing").is_dir():
+        pytest.skip("no real pictures here: PATCHWORD_DATA does not name a folder with 'clothing'")
+    return folder
+
+
+torch.set_num_threads(1)  # tests are many and small: a second thread only waits for the first
+
+
+def write_pictures(folder: Path, classes: tuple[str, ...], per_class: int, side: int = 16, seed: int = 0) -> Path:
+    """Class folders of noisy PNGs; the class shows as the brightness of one quarter of the picture."""
+    generator = np.random.default_rng(seed)
+    for place, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(per_class):
+            pixels = generator.integers(0, 90, (side, side, 3), dtype=np.uint8)
+            half = side // 2
+            top, left = divmod(place % 4, 2)
+            pixels[top * half : (top + 1) * half, left * half : (left + 1) * half] += 150
+            Image.fromarray(pixels).save(folder / name / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three classes in train, validation and test folders."""
+    for split, count in (("train", 24), ("validation", 5), ("test", 7)):
+        write_pictures(tmp_path / "pictures" / split, ("ant", "bee", "cat"), count, seed=count)
+    return tmp_path / "pictures"

@@ -1,0 +1,185 @@
+"""The command line as a person meets it: what it offers, what it answers, with which exit code."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patchword import cli
+from patchword.core.errors import UsageError
+from patchword.verbs.train import parse_image_size
+
+TINY = ["--set", "model.depth=1", "model.embed_dim=16", "model.mlp_dim=16", "batch_size=8"]
+
+
+def call(*arguments: object) -> int:
+    return cli.run([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def trained(pictures: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "run"
+    assert (
+        call("train", pictures, "--model", "ViT-At/8", "--image-size", "16x24", "--steps", 3, "--out", out, *TINY) == 0
+    )
+    return out
+
+
+def test_train_evaluate_predict(
+    trained: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (trained / "report.html").is_file()
+    capsys.readouterr()
+    assert call("evaluate", trained, pictures, "--out", tmp_path / "figures.json") == 0
+    shown = capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    stored = json.loads((trained / "evaluation.json").read_text())
+    for field in ("split", "n", "correct", "value_ci95", "confusion"):
+        assert figures[field] == stored[field], field
+    assert f"{figures['correct']} of 21 test pictures" in shown
+
+    (tmp_path / "broken.png").write_bytes(b"")
+    image = pictures / "test/bee/000.png"
+    assert call("predict", trained, image, tmp_path / "broken.png", "--top", 2, "--out", tmp_path / "p.csv") == 3
+    shown = capsys.readouterr().out
+    assert f"{tmp_path / 'broken.png'}: is empty (0 bytes)" in shown
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert [row["rank"] for row in rows] == ["1", "2", ""]
+    assert {row["label"] for row in rows[:2]} <= {"ant", "bee", "cat"}
+    assert call("predict", trained, pictures / "test", "--features", "--out", tmp_path / "f.npz") == 0
+    with np.load(tmp_path / "f.npz") as saved:
+        assert saved["features"].shape == (21, 16)
+        assert saved["images"][0].endswith("test/ant/000.png")
+
+
+def test_python_front_door_is_the_same(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    import patchword as pw
+
+    folder = pw.train(
+        str(pictures),
+        model="ViT-At/8",
+        image_size=(16, 24),
+        steps=3,
+        out=tmp_path / "py",
+        set=tuple(t for t in TINY if "=" in t),
+    )
+    assert (folder / "model/model.safetensors").read_bytes() == (trained / "model/model.safetensors").read_bytes()
+    figures = pw.evaluate(folder, str(pictures))
+    assert figures["n"] == 21
+    answers = pw.predict(folder, [str(pictures / "test/bee/000.png")], top=3)
+    assert sum(each["probability"] for each in answers[0]["predictions"]) == pytest.approx(1)
+    model = pw.load_model(folder)
+    with Image.open(pictures / "test/bee/000.png") as picture:
+        probabilities = model(model.preprocess(picture)).softmax(1)[0]
+    assert answers[0]["predictions"][0]["probability"] == pytest.approx(probabilities.max().item())
+
+
+def test_the_shown_command_repeats_the_run(trained: Path, tmp_path: Path) -> None:
+    command = json.loads((trained / "result.json").read_text())["command"].split()
+    assert call(*command[1:]) == 0
+    again = Path(command[-1])
+    assert (again / "model/model.safetensors").read_bytes() == (trained / "model/model.safetensors").read_bytes()
+
+
+WRONG = [
+    (["trian"], 2, "unknown verb 'trian'; did you mean 'train'?"),
+    (["data", "chek"], 2, "unknown verb 'data chek'; did you mean 'data check'?"),
+    (["train", "DATA", "--steps", "3", "--minutes", "2"], 2, "--minutes and --steps exclude each other"),
+    (["train", "DATA", "--steps", "0"], 2, "--steps 0 must be greater than 0"),
+    (
+        ["train", "DATA", "--model", "ViT-At/5", "--image-size", "16", "--steps", "1"],
+        2,
+        "16×16 is not divided by the patch of 5×5",
+    ),
+    (["train", "DATA", "--image-size", "big", "--steps", "1"], 2, "image size 'big' is not a side or height×width"),
+    (
+        ["train", "DATA", "--set", "optimizer.lrr=1", "--steps", "1"],
+        2,
+        "unknown field optimizer.lrr; did you mean 'lr'?",
+    ),
+    (["train", "DATA", "--set", "lr", "--steps", "1"], 2, "'lr' is not of the form field=value"),
+    (["train", "DATA", "--recipe", "scrtch"], 2, "unknown recipe 'scrtch'; did you mean 'scratch'?"),
+    (["train", "DATA", "--init", "nowhere", "--steps", "1"], 2, "nowhere holds no model"),
+    (["train", "nowhere", "--steps", "1"], 3, "nowhere is neither a path that exists nor a named data set"),
+    (["evaluate", "nowhere", "DATA"], 2, "nowhere holds no model"),
+    (["data", "check", "nowhere"], 3, "nowhere is neither"),
+    (["models", "ViX*"], 2, "no model matches 'ViX*'"),
+    (["predict", "nowhere", "x.jpg"], 3, "x.jpg does not exist"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "sentence"), WRONG)
+def test_wrong_input_is_one_sentence(
+    arguments: list[str], code: int, sentence: str, pictures: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    filled = [str(pictures) if argument == "DATA" else argument for argument in arguments]
+    filled += ["--out", str(tmp_path / "out")] if arguments[0] == "train" else []
+    assert call(*filled) == code
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("patchword: ")
+    assert sentence in last
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").glob("*"))
+
+
+def test_image_sizes() -> None:
+    assert [parse_image_size(value) for value in (24, "24", "24x32", "24×32", (24, 32))] == [(24, 24), (24, 24)] + [
+        (24, 32)
+    ] * 3
+    for wrong in ("0", "3x4x5", "x", "-3"):
+        with pytest.raises(UsageError):
+            parse_image_size(wrong)
+
+
+def test_models_lists_what_can_be_made(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("models", "ViT-B/*") == 0
+    rows = capsys.readouterr().out.strip().splitlines()
+    assert [row.split()[0] for row in rows] == ["model", "ViT-B/8", "ViT-B/16", "ViT-B/32"]
+    assert "86.57 M" in rows[2]
+
+
+OPTIONS = {
+    "train": "epochs help image-size init minutes model no-restart out pflop recipe restart seed set steps",
+    "evaluate": "help out split",
+    "predict": "features help no-features out top",
+    "data check": "decode help no-decode",
+    "models": "help",
+}
+
+
+def test_no_option_is_added_by_accident() -> None:
+    """The snapshot of the command line: an option is added on purpose, here as well."""
+    assert set(OPTIONS) == set(cli.VERBS)
+    for verb, expected in OPTIONS.items():
+        shown = subprocess.run(
+            [sys.executable, "-m", "patchword.cli", *verb.split(), "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        assert sorted(set(re.findall(r"--([a-z][a-z-]+)", shown))) == expected.split(), verb
+
+
+def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    shown = capsys.readouterr().out
+    for verb in cli.VERBS.values():
+        assert verb.shown in shown
+        assert verb.summary in shown
+    assert call("--version") == 0
+    assert re.fullmatch(r"patchword \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_a_folder_of_new_pictures_is_evaluated_as_a_whole(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    """Class folders without splits: the test tenth of the set that the model was trained on, all of any other."""
+    import patchword as pw
+
+    assert pw.evaluate(trained, str(pictures / "train"))["split"] == "all"
+    assert pw.evaluate(trained, str(pictures / "train"))["n"] == 72
+    settings = tuple(TINY[1:])
+    own = pw.train(
+        str(pictures / "train"), model="ViT-At/8", image_size=16, steps=1, out=tmp_path / "own", set=settings
+    )
+    assert pw.evaluate(own, str(pictures / "train"))["split"] == "test"

@@ -1,0 +1,187 @@
+"""Files that are whole or absent, strict configuration, errors that help, preprocessing in numbers."""
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from patchword.core import config, files
+from patchword.core.errors import DataError, FaultError, UsageError, nearest
+from patchword.core.preprocessing import Preprocessing
+from patchword.core.progress import duration, size
+from patchword.core.runtime import StopFlag, only_writer
+
+
+def test_write_replaces_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "deep" / "a.json"
+    files.write_json(target, {"a": 1})
+    assert files.read_json(target) == {"a": 1}
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FaultError, match=r"cannot write .*a\.json: No space left on device; make room"):
+        files.write_json(target, {"a": 2})
+    assert files.read_json(target) == {"a": 1}
+    assert [path.name for path in target.parent.iterdir()] == ["a.json"]
+
+
+def test_json_refuses_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "a.json", {"a": float("nan")})
+    (tmp_path / "b.json").write_text('{"a": 1')
+    with pytest.raises(DataError, match=r"b\.json is not valid JSON"):
+        files.read_json(tmp_path / "b.json")
+
+
+def test_new_directory_is_published_at_the_end_only(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with files.new_directory(target) as aside:
+        (aside / "one").write_text("1")
+        assert not target.exists()
+    assert (target / "one").read_text() == "1"
+    with pytest.raises(RuntimeError, match="half way"), files.new_directory(target) as aside:
+        (aside / "one").write_text("2")
+        raise RuntimeError("half way")
+    assert (target / "one").read_text() == "1"
+    with files.new_directory(target) as aside:
+        (aside / "two").write_text("2")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["two"]
+
+
+def test_only_one_writer(tmp_path: Path) -> None:
+    with only_writer(tmp_path), pytest.raises(UsageError, match="another process"), only_writer(tmp_path):
+        pass
+    with only_writer(tmp_path):
+        pass
+
+
+def test_second_signal_is_no_longer_ours() -> None:
+    code = (
+        "import os, signal\n"
+        "from patchword.core.runtime import StopFlag\n"
+        "flag = StopFlag()\n"
+        "with flag.listening():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    assert flag\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -15
+    assert not StopFlag()
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+    kind: Literal["up", "down"] = "up"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    steps: int = 3
+    sides: tuple[int, int] = (1, 2)
+    many: tuple[float, ...] = ()
+    inner: Inner = Inner()
+
+
+def test_config_builds_nested_and_typed() -> None:
+    built = config.build(Outer, {"sides": [5, 7], "many": [1, 2.5, 3], "inner": {"rate": 1, "kind": "down"}})
+    assert built == Outer(sides=(5, 7), many=(1.0, 2.5, 3.0), inner=Inner(rate=1.0, kind="down"))
+    assert isinstance(built.inner.rate, float)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"step": 3}, "unknown field step; did you mean 'steps'?"),
+        ({"inner": {"rat": 3}}, "unknown field inner.rat; did you mean 'rate'?"),
+        ({"steps": 3.5}, "steps=3.5 is not of the right type; it takes int"),
+        ({"steps": True}, "steps=True is not of the right type"),
+        ({"steps": "3"}, "steps='3' is not of the right type"),
+        ({"sides": [1, 2, 3]}, "sides=[1, 2, 3] is not of the right type"),
+        ({"inner": {"kind": "dwn"}}, "inner.kind='dwn' is not known; did you mean 'down'?"),
+        ({"inner": 5}, "inner must be a table of fields, not 5"),
+    ],
+)
+def test_config_is_strict(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        config.build(Outer, values)
+    assert message in str(error.value)
+
+
+def test_assignments_are_toml_or_strings() -> None:
+    parsed = config.parse_assignments(["a.b=3", "a.c=1e-3", "d=[1, 2]", "e=gap", 'f="x y"', "g=true", "h="])
+    assert parsed == {"a": {"b": 3, "c": 1e-3}, "d": [1, 2], "e": "gap", "f": "x y", "g": True, "h": ""}
+    with pytest.raises(UsageError, match="not of the form field=value"):
+        config.parse_assignments(["lr"])
+    with pytest.raises(UsageError, match="is set to a value as well"):
+        config.parse_assignments(["a=1", "a.b=2"])
+    assert config.merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 5}, "e": 6}) == {
+        "a": {"b": 5, "c": 2},
+        "d": 3,
+        "e": 6,
+    }
+
+
+def test_nearest_helps() -> None:
+    assert nearest("vit-b/16", ["ViT-B/16", "ViT-L/16"]) == "did you mean 'ViT-B/16'?"
+    assert nearest("zzz", ["one", "two"]) == "known: one, two"
+
+
+def test_words_for_time_and_size() -> None:
+    assert [duration(seconds) for seconds in (1.25, 59, 250, 7500)] == ["1.2 s", "59 s", "4 min 10 s", "2 h 5 min"]
+    assert [size(n) for n in (5, 512_000, 1.26e9)] == ["5 B", "512 kB", "1.26 GB"]
+
+
+def test_normalize_maps_0_and_255_to_minus_one_and_one() -> None:
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    torch.testing.assert_close(Preprocessing().normalize(images).flatten(), torch.tensor([-1.0, -0.6, 1.0]))
+    grey = Preprocessing(mean=(0.2,), std=(0.4,))
+    torch.testing.assert_close(grey.normalize(images[:, 1:2]).flatten(), torch.tensor([0.0]))
+
+
+def test_fit_crops_the_middle_as_pillow_resizes_the_whole() -> None:
+    """Scaling the short side and cutting out the middle, in two steps, gives the same pixels to within rounding."""
+    generator = np.random.default_rng(0)
+    pixels = np.asarray(
+        Image.fromarray(generator.integers(0, 256, (9, 12, 3), np.uint8)).resize((120, 90), Image.Resampling.BICUBIC)
+    )
+    ours = Preprocessing(image_size=(42, 42), crop_fraction=0.875).fit(pixels)
+    scaled = Image.fromarray(pixels).resize((64, 48), Image.Resampling.BILINEAR)  # 48 = 42 / 0.875
+    expected = np.asarray(scaled.crop((11, 3, 53, 45)))
+    assert np.abs(ours.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_fit_keeps_shape_letters_apart() -> None:
+    pixels = np.zeros((30, 50, 3), np.uint8)
+    pixels[:15] = 200
+    fitted = Preprocessing(image_size=(8, 14), resize="stretch").fit(pixels)
+    assert fitted.shape == (8, 14, 3)
+    assert fitted[0].min() == 200
+    assert fitted[-1].max() == 0
+    assert Preprocessing(image_size=(8, 14), mean=(0.5,), std=(0.5,)).fit(pixels[..., :1]).shape == (8, 14, 1)
+
+
+def test_preprocessing_travels_as_json() -> None:
+    original = Preprocessing(image_size=(8, 14), interpolation="bicubic", mean=(0.1,), std=(0.2,))
+    assert Preprocessing.from_dict(json.loads(json.dumps(original.to_dict()))) == original
+    with pytest.raises(DataError, match="exactly the fields"):
+        Preprocessing.from_dict({"image_size": [8, 14]})
+    with pytest.raises(UsageError, match="1 means and 3 stds"):
+        Preprocessing(mean=(0.5,))
+
+
+def test_importing_patchword_imports_no_torch() -> None:
+    code = "import patchword, patchword.cli, sys; assert 'torch' not in sys.modules; patchword.DataError; print(dir(patchword))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "create_model" in done.stdout

@@ -1,0 +1,100 @@
+"""Every figure by hand on small numbers, and against scikit-learn on random ones."""
+
+import math
+
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from patchword.evaluation.metrics import Predictions, average_precision, calibration, measure, wilson_interval
+
+
+def test_wilson_interval_by_hand() -> None:
+    """Wilson 1927: 15 of 20; the value is Newcombe's (1998) for this case."""
+    low, high = wilson_interval(15, 20)
+    assert (low, high) == (pytest.approx(0.5313, abs=1e-4), pytest.approx(0.8881, abs=1e-4))
+    assert wilson_interval(0, 10)[0] == 0.0
+    assert wilson_interval(10, 10)[1] == 1.0
+    assert wilson_interval(0, 10)[1] == pytest.approx(0.2775, abs=1e-4)
+    assert wilson_interval(0, 0) == [0.0, 1.0]
+
+
+def one_label() -> Predictions:
+    """Five pictures of three classes; the fourth cannot be read."""
+    logits = np.log(np.array([[8, 1, 1], [1, 8, 1], [6, 2, 2], [1, 1, 1], [1, 2, 7]], dtype=np.float32) / 10)
+    return Predictions(logits, np.array([0, 1, 1, 2, 2]), {3: "is empty"})
+
+
+def test_unreadable_pictures_count_as_wrong() -> None:
+    figures = measure(one_label(), ("ant", "bee", "cat"))
+    assert (figures["n"], figures["correct"], figures["value"]) == (5, 3, 0.6)
+    assert figures["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert figures["majority"] == 0.4
+    assert figures["top5"] is None
+    assert figures["classes"][2] == {
+        "name": "cat",
+        "n": 2,
+        "correct": 1,
+        "predicted": 1,
+        "precision": 1.0,
+        "recall": 0.5,
+        "f1": 2 / 3,
+    }
+    assert figures["loss"] == pytest.approx(-(math.log(0.8) * 2 + math.log(0.2) + math.log(0.7)) / 4, rel=1e-5)
+
+
+def test_calibration_by_hand() -> None:
+    """Two of two at 0.9 and one of two at 0.6: (2/4)·0.1 + (2/4)·0.1."""
+    result = calibration(np.array([0.9, 0.9, 0.6, 0.6]), np.array([True, True, True, False]), bins=5)
+    assert result["ece"] == pytest.approx(0.1)
+    assert [row["n"] for row in result["bins"]] == [0, 0, 0, 2, 2]
+    assert calibration(np.array([1.0]), np.array([True]))["bins"][-1]["n"] == 1
+
+
+def test_against_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    labels, logits = generator.integers(0, 7, 211), generator.normal(size=(211, 7)).astype(np.float32)
+    figures = measure(Predictions(logits, labels, {}), tuple("abcdefg"))
+    predicted = logits.argmax(1)
+    assert figures["value"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
+    assert figures["confusion"] == sklearn.metrics.confusion_matrix(labels, predicted).tolist()
+    precision, recall, f1, count = map(np.asarray, sklearn.metrics.precision_recall_fscore_support(labels, predicted))
+    for i, row in enumerate(figures["classes"]):
+        assert (row["precision"], row["recall"], row["f1"]) == pytest.approx((precision[i], recall[i], f1[i]))
+        assert row["n"] == count[i]
+    assert figures["top5"]["value"] == pytest.approx(sklearn.metrics.top_k_accuracy_score(labels, logits, k=5))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert figures["loss"] == pytest.approx(sklearn.metrics.log_loss(labels, probabilities), rel=1e-5)
+
+
+def test_several_labels_against_scikit_learn() -> None:
+    generator = np.random.default_rng(1)
+    truth = (generator.random((151, 5)) < 0.3).astype(np.uint8)
+    logits = (generator.normal(size=(151, 5)) + truth).round(1).astype(np.float32)  # rounded: with ties
+    figures = measure(Predictions(logits, truth, {}), tuple("abcde"))
+    each = np.array([sklearn.metrics.average_precision_score(truth[:, i], logits[:, i]) for i in range(5)])
+    assert [row["average_precision"] for row in figures["labels"]] == pytest.approx(list(each))
+    assert figures["value"] == pytest.approx(each.mean())
+    assert figures["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(truth, logits > 0, average="macro"))
+    assert figures["micro_f1"] == pytest.approx(sklearn.metrics.f1_score(truth, logits > 0, average="micro"))
+    low, high = figures["value_ci95"]
+    assert low < figures["value"] < high
+
+
+def test_several_labels_with_a_label_that_never_occurs_and_a_bad_picture() -> None:
+    truth = np.array([[1, 0], [1, 0], [0, 0]], np.uint8)
+    figures = measure(
+        Predictions(np.array([[2, -1], [9, 9], [1, -1]], np.float32), truth, {1: "is truncated"}), ("a", "b")
+    )
+    assert figures["labels"][1]["average_precision"] is None
+    # Found first at rank 1; the unreadable one last, at rank 3, together with nothing else.
+    assert figures["labels"][0]["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+    assert figures["labels"][0]["recall"] == 0.5
+
+
+def test_weights_of_average_precision_are_repetitions() -> None:
+    scores, truth, counts = np.array([0.9, 0.5, 0.5, 0.1]), np.array([1.0, 0, 1, 1]), np.array([2.0, 0, 3, 1])
+    repeated = np.repeat(np.arange(4), counts.astype(int))
+    assert average_precision(scores, truth, counts) == pytest.approx(
+        average_precision(scores[repeated], truth[repeated])
+    )

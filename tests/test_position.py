@@ -1,0 +1,84 @@
+"""Position embeddings: their values and their way to another grid, against SciPy and by hand."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+
+from patchword.models.position import PositionEmbedding, RelativeKeys, Resampling, resample_grid, sincos
+
+
+@pytest.mark.parametrize(("old", "new"), [(7, 12), (14, 24), (12, 7), (3, 16)])
+def test_official_resampling_equals_scipy_zoom(old: int, new: int) -> None:
+    table = np.random.default_rng(0).normal(size=(old, old, 5))
+    expected = np.asarray(scipy.ndimage.zoom(table, (new / old, new / old, 1), order=1))
+    ours = resample_grid(torch.from_numpy(table).reshape(-1, 5), (old, old), (new, new), "official")
+    np.testing.assert_allclose(ours.numpy(), expected.reshape(-1, 5), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["official", "bicubic"])
+def test_resampling_keeps_orientation_on_grids_that_are_not_square(mode: Resampling) -> None:
+    rows = torch.arange(5.0)[:, None, None].expand(5, 7, 1)
+    columns = torch.arange(7.0)[None, :, None].expand(5, 7, 1)
+    table = torch.cat([rows, columns], dim=2).reshape(35, 2)
+    moved = resample_grid(table, (5, 7), (11, 13), mode).reshape(11, 13, 2)
+    assert (moved[:, :, 0].diff(dim=0) >= -1e-4).all()
+    assert (moved[:, :, 1].diff(dim=1) >= -1e-4).all()
+    torch.testing.assert_close(moved[:, :, 0], moved[:, :1, 0].expand(-1, 13))
+    torch.testing.assert_close(moved[:, :, 1], moved[:1, :, 1].expand(11, -1))
+
+
+def test_equal_grids_are_the_identity() -> None:
+    table = torch.randn(35, 3)
+    assert resample_grid(table, (5, 7), (5, 7), "bicubic") is table
+
+
+def test_linear_resampling_by_hand() -> None:
+    """Corners stay, the middle of two cells is their mean."""
+    moved = resample_grid(torch.tensor([[0.0], [2.0], [4.0], [6.0]]), (2, 2), (3, 3), "official")
+    torch.testing.assert_close(moved.reshape(3, 3), torch.tensor([[0.0, 1.0, 2.0], [2.0, 3.0, 4.0], [4.0, 5.0, 6.0]]))
+
+
+def test_class_token_slot_survives_resampling() -> None:
+    old, new = PositionEmbedding("1d", (3, 5), 8, 1), PositionEmbedding("1d", (7, 2), 8, 1)
+    for embedding in (old, new):
+        embedding.reset()
+    new.resample_from(old)
+    torch.testing.assert_close(new.table[0], old.table[0])
+    corners_new = new.table[1:].reshape(7, 2, 8)[[0, 0, -1, -1], [0, -1, 0, -1]]
+    corners_old = old.table[1:].reshape(3, 5, 8)[[0, 0, -1, -1], [0, -1, 0, -1]]
+    torch.testing.assert_close(corners_new, corners_old)
+
+
+def test_sincos_by_hand() -> None:
+    """x first, then y, frequencies from 1 to 1/10000 (width 8: two of them)."""
+    table = sincos((2, 3), 8).reshape(2, 3, 8)
+    y, x = 1.0, 2.0
+    expected = [
+        np.sin(x),
+        np.sin(x / 1e4),
+        np.cos(x),
+        np.cos(x / 1e4),
+        np.sin(y),
+        np.sin(y / 1e4),
+        np.cos(y),
+        np.cos(y / 1e4),
+    ]
+    np.testing.assert_allclose(table[1, 2].numpy(), expected, rtol=1e-6)
+
+
+def test_2d_is_columns_then_rows() -> None:
+    embedding = PositionEmbedding("2d", (2, 3), 5, 0)
+    embedding.reset()
+    patches = embedding.patches()
+    assert patches is not None
+    torch.testing.assert_close(patches[5], torch.cat([embedding.columns[2], embedding.rows[1]]))
+
+
+def test_relative_table_is_stretched_about_its_centre() -> None:
+    old, new = RelativeKeys(5, 2), RelativeKeys(9, 2)
+    with torch.no_grad():
+        old.table.copy_(torch.arange(-4.0, 5.0)[:, None].expand(-1, 2))
+    new.resample_from(old)
+    assert new.table[8].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(new.table[:, 0], torch.arange(-8.0, 9.0) / 2)

@@ -1,0 +1,76 @@
+"""Carving depends on names alone, keeps the classes' shares and never empties a class of train."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patchword.data.splits import ALONE, GIVEN, TRAIN_AND_TEST, TRAIN_AND_VALIDATION, carve, rule
+
+
+def keys(n: int) -> list[bytes]:
+    return [f"class/{number}.jpg".encode() for number in range(n)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=5).filter(any))
+def test_every_picture_once_and_every_class_in_train(counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    chosen = carve(keys(len(labels)), labels)
+    assert sorted(np.concatenate(list(chosen.values())).tolist()) == list(range(len(labels)))
+    for label, count in enumerate(counts):
+        sizes = {split: int((labels[rows] == label).sum()) for split, rows in chosen.items()}
+        tenth = (count + 5) // 10
+        assert sizes.get("test", 0) == sizes.get("validation", 0) == tenth
+        assert sizes.get("train", 0) == count - 2 * tenth
+        assert count == 0 or sizes["train"] >= 1
+    for rows in chosen.values():
+        assert len(rows)
+        assert (np.diff(rows) > 0).all()
+
+
+def test_the_order_of_the_pictures_does_not_matter() -> None:
+    names, labels = keys(97), np.arange(97) % 3
+    order = np.random.default_rng(0).permutation(97)
+    first = carve(names, labels)
+    second = carve([names[place] for place in order], labels[order])
+    for split in ("train", "validation", "test"):
+        assert {names[row] for row in first[split]} == {names[order[row]] for row in second[split]}
+
+
+def test_a_new_picture_moves_few_others() -> None:
+    names, labels = keys(1000), np.zeros(1000, np.int64)
+    before = carve(names, labels)
+    after = carve([*names, b"class/new.jpg"], np.zeros(1001, np.int64))
+    moved = sum(len(set(before[split].tolist()) - set(after[split].tolist())) for split in before)
+    assert moved <= 2
+
+
+def test_the_choice_stays_the_same_for_ever() -> None:
+    # Another choice would make figures of different releases incomparable.
+    chosen = carve(keys(20), np.zeros(20, np.int64))
+    assert (chosen["validation"].tolist(), chosen["test"].tolist()) == ([1, 11], [2, 17])
+
+
+@pytest.mark.parametrize(("count", "splits"), [(4, {"train"}), (5, {"train", "validation", "test"})])
+def test_few_pictures_are_not_held_out(count: int, splits: set[str]) -> None:
+    assert set(carve(keys(count), np.zeros(count, np.int64))) == splits
+
+
+def test_with_several_labels_the_rarest_one_is_kept_in_train() -> None:
+    labels = np.zeros((103, 3), np.uint8)
+    labels[:, 0] = 1
+    labels[:20, 1] = 1
+    labels[3, 2] = 1  # its own stratum of one picture
+    labels[100:] = 0  # no label: a stratum, too
+    chosen = carve(keys(103), labels)
+    assert 3 in chosen["train"]
+    assert labels[chosen["test"], 1].sum() == labels[chosen["validation"], 1].sum() == 2
+    assert len(chosen["test"]) == 2 + 8
+
+
+def test_the_rule_says_what_came() -> None:
+    assert rule(["train", "validation", "test"]) == GIVEN
+    assert rule(["train", "test"]) == TRAIN_AND_TEST
+    assert rule(["train", "validation"]) == TRAIN_AND_VALIDATION
+    assert rule(["test"]) == ALONE

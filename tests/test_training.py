@@ -1,0 +1,443 @@
+"""A recipe in, a run folder out: repeatable to the bit, resumable, and honest when it fails."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from patchword.core import config
+from patchword.core.errors import DataError, FaultError, StoppedError, UsageError
+from patchword.data.loader import Batch
+from patchword.models.names import create_model
+from patchword.training import loop
+from patchword.training import recipe as recipes
+from patchword.training.objectives import Sigmoid, Softmax
+from patchword.training.optimizer import build_optimizer
+from patchword.training.parallel import Replicas
+from patchword.training.recipe import Recipe
+from patchword.training.run import run
+from patchword.weights.io import load_model
+
+TINY = {"name": "ViT-At/8", "depth": 2, "embed_dim": 16, "num_heads": 2, "mlp_dim": 24}
+
+
+def tiny(data: Path, **changes: Any) -> Recipe:
+    """Twelve steps of the smallest model on 16-px pictures, with every kind of chance that training has."""
+    base: dict[str, Any] = {
+        "data": str(data),
+        "model": TINY,
+        "image_size": [16, 16],
+        "batch_size": 10,
+        "micro_batch": 4,
+        "threads": 2,
+        "budget": {"steps": 12},
+        "augment": {"crop": "shift", "shift_pixels": 2, "mixup": 0.2, "cutmix": 0.5, "erasing": 0.2},
+        "optimizer": {"lr": 3e-3},
+        "regularization": {"dropout": 0.1, "stochastic_depth": 0.1, "patch_dropout": 0.25, "average_decay": 0.9},
+    }
+    if "budget" in changes:
+        del base["budget"]
+    return recipes.load("scratch", config.merge(base, changes))
+
+
+def weights_hash(folder: Path) -> str:
+    return hashlib.sha256((folder / "model/model.safetensors").read_bytes()).hexdigest()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The log without what the clock decides."""
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in read]
+
+
+@pytest.fixture
+def done(pictures: Path, tmp_path: Path) -> Path:
+    return run(tiny(pictures), tmp_path / "done")
+
+
+def test_run_folder_is_complete(done: Path) -> None:
+    names = {path.name for path in done.iterdir() if not path.name.startswith(".")}
+    assert names == {"recipe.toml", "metrics.jsonl", "result.json", "evaluation.json", "model", "checkpoints"}
+    result = json.loads((done / "result.json").read_text())
+    model = load_model(done)
+    assert result["status"] == "finished"
+    assert result["steps"] == 12
+    assert result["params"] == sum(p.numel() for p in model.parameters())
+    assert (result["split"], result["n"], result["metric"]) == ("test", 21, "accuracy")
+    assert result["accuracy"] == result["value"]
+    assert (result["train_images"], result["image_size"], result["resumed_from"]) == (72, [16, 16], [])
+    assert result["train_flops"] > 0
+    assert result["data"]["splits"] == {"train": 72, "validation": 15, "test": 21}
+    assert model.labels == ("ant", "bee", "cat")
+    stored = tomllib.loads((done / "recipe.toml").read_text())
+    for path, value in recipes.LEFT_OPEN.items():
+        found: Any = stored
+        for name in path.split("."):
+            found = found[name]
+        assert found != (list(value) if isinstance(value, tuple) else value) or path in (
+            "loading.duplicates",
+            "augment.shift_pixels",
+        ), path
+    assert [line["step"] for line in lines(done) if line["kind"] == "validation"] == list(range(1, 13))
+
+
+def test_the_same_recipe_gives_the_same_bits(done: Path, pictures: Path, tmp_path: Path) -> None:
+    """Also through the recipe that the run wrote, and whatever the state of the global random numbers."""
+    torch.manual_seed(77)
+    again = run(recipes.load(str(done / "recipe.toml"), {"data": str(pictures)}), tmp_path / "again")
+    assert weights_hash(again) == weights_hash(done)
+    assert lines(again) == lines(done)
+    assert (again / "evaluation.json").read_bytes() == (done / "evaluation.json").read_bytes()
+    other = run(tiny(pictures, seed=1), tmp_path / "other")
+    assert weights_hash(other) != weights_hash(done)
+
+
+@pytest.mark.parametrize("at", [1, 5, 11])
+def test_stop_and_resume_equals_an_uninterrupted_run(
+    done: Path, pictures: Path, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "stopped"
+    step = loop.train_step
+
+    def signalled(*arguments: Any) -> tuple[float, float]:
+        if arguments[-1] == at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", signalled)
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *arguments: 0.01)  # its steps would be signalled, too
+    with pytest.raises(StoppedError, match=f"after step {at} of 12; the same command goes on"):
+        run(tiny(pictures), folder)
+    assert json.loads((folder / "result.json").read_text())["status"] == "stopped"
+    monkeypatch.setattr(loop, "train_step", step)
+    run(tiny(pictures), folder)
+    assert weights_hash(folder) == weights_hash(done)
+    assert lines(folder) == lines(done)
+    assert json.loads((folder / "result.json").read_text())["resumed_from"] == [at]
+
+
+def test_damaged_checkpoint_is_passed_over(done: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hash_before = weights_hash(done)
+    newest = max((done / "checkpoints").iterdir())
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    (done / "result.json").unlink()
+    run(tiny(pictures), done)
+    assert f"checkpoint {newest.name} is passed over" in capsys.readouterr().err
+    assert weights_hash(done) == hash_before
+
+
+def test_finished_run_is_left_as_it_is(done: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file() and path.name != ".lock"}
+    run(tiny(pictures), done)
+    assert "holds this run, finished; --restart trains again" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    run(tiny(pictures), done, restart=True)
+    aside = [path for path in done.parent.iterdir() if path.name.startswith("done.")]
+    assert len(aside) == 1
+    assert weights_hash(aside[0]) == weights_hash(done)
+
+
+def test_folder_of_another_run_is_refused(done: Path, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"holds another run \(optimizer.lr is 0.001, not 0.003\); choose another --out"
+    ):
+        run(tiny(pictures, optimizer={"lr": 1e-3}), done)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("precious")
+    with pytest.raises(UsageError, match=r"holds other things \(thesis.txt"):
+        run(tiny(pictures), tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.txt").read_text() == "precious"
+
+
+def test_changed_data_is_an_error_on_resume(done: Path, pictures: Path) -> None:
+    (done / "result.json").unlink()
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(pictures / "train/ant/new.png")
+    with pytest.raises(DataError, match="the data set has changed since"):
+        run(tiny(pictures), done)
+
+
+def test_diverging_run_stops_before_the_weights_are_spoiled(pictures: Path, tmp_path: Path) -> None:
+    wild = tiny(pictures, optimizer={"lr": 1e30, "clip_norm": 0.0, "name": "sgd"}, schedule={"warmup": 0.0})
+    with pytest.raises(FaultError, match="training diverged before step 2: ViT-At/8 gives outputs that are not finite"):
+        run(wild, tmp_path / "wild")
+    result = json.loads((tmp_path / "wild/result.json").read_text())
+    assert result["status"] == "failed"
+    assert "diverged before step 2" in result["reason"]
+    assert not (tmp_path / "wild/model").exists()
+
+
+def test_update_with_nan_leaves_every_weight() -> None:
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    optimizer = build_optimizer(Recipe().optimizer, model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.get_parameter("head.bias")[0] = torch.nan
+    with pytest.raises(FaultError, match="step 4: the loss is nan at a learning rate of 0.001"):
+        loop.train_step(
+            Replicas(model), Softmax(3), optimizer, batch(5), dataclasses.replace(Recipe(), micro_batch=5), 3
+        )
+    for name, value in model.state_dict().items():
+        if name != "head.bias":
+            assert torch.equal(value, before[name]), name
+
+
+def batch(count: int, weights: list[float] | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    return Batch(
+        images=torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8),
+        labels=torch.arange(count) % 3,
+        weights=torch.tensor(weights or [1.0] * count),
+        ids=np.arange(count),
+        epochs=np.zeros(count, np.int64),
+    )
+
+
+def gradients(micro_batch: int, one: Batch, **changes: Any) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = create_model("ViT-At/8", 3, 16, depth=2).double()
+    torch.nn.init.normal_(model.get_parameter("head.weight"))
+    recipe = dataclasses.replace(Recipe(micro_batch=micro_batch), augment=recipes.load("scratch").augment, **changes)
+    optimizer = build_optimizer(recipe.optimizer, model)
+    torch.set_default_dtype(torch.float64)
+    try:
+        loop.train_step(Replicas(model), Softmax(3), optimizer, one, recipe, 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_micro_batches_add_up_to_the_batch() -> None:
+    whole, parts = gradients(7, batch(7)), gradients(3, batch(7))
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_replicas_add_up_to_the_model_and_repeat() -> None:
+    """Three parts on two replicas: the same gradients as on one, the same bits each time, weights shared."""
+
+    def gradients(threads: int) -> tuple[float, list[torch.Tensor]]:
+        torch.manual_seed(0)
+        model = create_model("ViT-At/8", 3, 16, depth=2).double()
+        torch.nn.init.normal_(model.get_parameter("head.weight"))
+        images = torch.randn(3, 3, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        with Replicas(model, threads) as replicas:
+            assert len(replicas.models) == threads
+            loss = replicas.backward(3, lambda replica, part: replica(images[part]).square().sum())
+        with torch.no_grad():
+            model.get_parameter("head.bias").add_(1.0)
+        for replica in replicas.models:
+            assert replica.get_parameter("head.bias")[0] == 1.0
+            assert replica is model or replica.get_parameter("head.bias").grad is None
+        return loss, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    (one_loss, one), (two_loss, two), (again_loss, again) = gradients(1), gradients(2), gradients(2)
+    assert (two_loss, again_loss) == (pytest.approx(one_loss), two_loss)
+    for a, b, c in zip(one, two, again, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-12)
+        assert torch.equal(b, c)
+
+
+def test_randomness_is_the_same_on_any_number_of_replicas() -> None:
+    """Dropout, stochastic depth and patch dropout follow the part, not the thread."""
+    regularization = recipes.Regularization(dropout=0.3, stochastic_depth=0.3, patch_dropout=0.5)
+    found = []
+    for threads in (1, 2):
+        torch.manual_seed(0)
+        model = create_model("ViT-At/8", 3, 32, depth=2)
+        torch.nn.init.normal_(model.get_parameter("head.weight"))
+        model.regularize(dropout=0.3, stochastic_depth=0.3)
+        recipe = dataclasses.replace(Recipe(micro_batch=2), regularization=regularization)
+        one = dataclasses.replace(batch(6), images=batch(24).images.reshape(6, 3, 32, 32))
+        with Replicas(model, threads) as replicas:
+            loss, norm = loop.train_step(replicas, Softmax(3), build_optimizer(recipe.optimizer, model), one, recipe, 3)
+        found.append((loss, norm))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_a_picture_of_weight_zero_takes_no_part() -> None:
+    whole = batch(7, [1, 1, 0, 1, 1, 1, 1])
+    without = batch(7)
+    chosen = [0, 1, 3, 4, 5, 6]
+    without = dataclasses.replace(
+        without,
+        images=without.images[chosen],
+        labels=without.labels[chosen],
+        weights=without.weights[chosen],
+        ids=without.ids[chosen],
+        epochs=without.epochs[chosen],
+    )
+    a, b = gradients(4, whole), gradients(4, without)
+    for name, gradient in a.items():
+        torch.testing.assert_close(b[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_objectives_by_hand() -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5]])
+    softmax, sigmoid = Softmax(3, 0.3), Sigmoid(3, 0.2)
+    targets = softmax.targets(torch.tensor([2]))
+    torch.testing.assert_close(targets, torch.tensor([[0.1, 0.1, 0.8]]))
+
+    class Fixed(torch.nn.Module):
+        head = torch.nn.Identity()
+
+        def features(self, images: torch.Tensor, keep: None) -> torch.Tensor:
+            return logits
+
+    loss = softmax(Fixed(), torch.empty(1), targets)  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(loss, -(targets * logits.log_softmax(1)).sum(1))
+    several = sigmoid.targets(torch.tensor([[1.0, 0.0, 1.0]]))
+    torch.testing.assert_close(several, torch.tensor([[0.9, 0.1, 0.9]]))
+    p = logits.sigmoid()
+    expected = -(several * p.log() + (1 - several) * (1 - p).log()).sum(1)
+    torch.testing.assert_close(sigmoid(Fixed(), torch.empty(1), several), expected)  # pyright: ignore[reportArgumentType]
+
+
+def test_minutes_are_turned_into_steps_before_the_first(pictures: Path, tmp_path: Path) -> None:
+    folder = run(tiny(pictures, budget={"minutes": 0.02}), tmp_path / "timed")
+    stored = recipes.load(str(folder / "recipe.toml"))
+    assert stored.budget.minutes == 0.02
+    assert stored.budget.steps == json.loads((folder / "result.json").read_text())["steps"] > 0
+    again = run(stored, tmp_path / "again")
+    assert weights_hash(again) == weights_hash(folder), "throw-away steps must leave no trace"
+
+
+def test_epochs_and_pflop_are_counted(pictures: Path, tmp_path: Path) -> None:
+    folder = run(tiny(pictures, budget={"epochs": 1.5}), tmp_path / "epochs")
+    assert json.loads((folder / "result.json").read_text())["steps"] == 11  # ⌈1.5 · 72 / 10⌉
+    result = json.loads((run(tiny(pictures, budget={"pflop": 1e-7}), tmp_path / "pflop") / "result.json").read_text())
+    per_step = result["train_flops"] / result["steps"]
+    assert result["train_flops"] <= 1e8 < result["train_flops"] + per_step
+
+
+def test_fine_tuning_at_another_resolution(
+    done: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = recipes.load(
+        "finetune", {"data": str(pictures), "init": str(done), "image_size": [24, 32], "budget": {"steps": 2}}
+    )
+    folder = run(tuned, tmp_path / "tuned")
+    assert "position embedding resampled in 2-D from 2×2 to 3×4 patches" in capsys.readouterr().err
+    result = json.loads((folder / "result.json").read_text())
+    assert result["image_size"] == [24, 32]
+    assert "(ViT-At/8 at 16×16); image size 16×16 → 24×32" in result["init"]
+    assert load_model(folder).image_size == (24, 32)
+    with pytest.raises(UsageError, match="exclude each other: the weights are of ViT-At/8"):
+        run(dataclasses.replace(tuned, model={"name": "ViT-S/8"}), tmp_path / "wrong")
+
+
+def test_several_labels_train_with_sigmoid(pictures: Path, tmp_path: Path) -> None:
+    rows = ["image,labels,split"]
+    for split in ("train", "validation", "test"):
+        for path in sorted((pictures / split).rglob("*.png")):
+            labels = path.parent.name + ("|even" if int(path.stem) % 2 == 0 else "")
+            rows.append(f"{path.relative_to(pictures)},{labels},{split}")
+    (pictures / "table.csv").write_text("\n".join(rows) + "\n")
+    folder = run(tiny(pictures / "table.csv"), tmp_path / "several")
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["metric"], result["n"]) == ("mean_average_precision", 21)
+    assert "accuracy" not in result
+    assert [line["mean_average_precision"] for line in lines(folder) if line["kind"] == "validation"]
+    assert recipes.load(str(folder / "recipe.toml")).objective == "sigmoid"
+    with pytest.raises(UsageError, match="several labels a picture; objective=sigmoid"):
+        run(tiny(pictures / "table.csv", objective="softmax"), tmp_path / "wrong")
+
+
+def test_bad_pictures_are_listed_and_counted(pictures: Path, tmp_path: Path) -> None:
+    """In memory: left out of training and listed; in the test split: counted as wrong."""
+    for i in range(60):  # enough good ones that a single bad one is below one in a hundred
+        source = Image.open(pictures / "train/bee/000.png").rotate(6 * i)
+        source.save(pictures / f"train/ant/more{i}.png")
+    (pictures / "train/ant/bad.png").write_bytes((pictures / "train/ant/000.png").read_bytes()[:90])
+    (pictures / "test/cat/empty.png").write_bytes(b"")
+    folder = run(tiny(pictures), tmp_path / "memory")
+    result = json.loads((folder / "result.json").read_text())
+    assert [bad["name"] for bad in result["data"]["unreadable"]] == ["train/ant/bad.png"]
+    assert (result["n"], result["train_images"]) == (22, 132)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert [bad["name"] for bad in evaluation["unreadable"]] == ["test/cat/empty.png"]
+    assert sum(map(sum, evaluation["confusion"])) == 21
+
+    streamed = run(tiny(pictures, loading={"memory_share": 0.0, "workers": 0}), tmp_path / "streamed")
+    result = json.loads((streamed / "result.json").read_text())
+    assert [bad["name"] for bad in result["data"]["unreadable"]] == ["train/ant/bad.png"]
+    assert json.loads((streamed / "evaluation.json").read_text())["unreadable"] == evaluation["unreadable"]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_more_than_one_in_a_hundred_bad_pictures_stops_the_run(pictures: Path, tmp_path: Path, share: float) -> None:
+    for i in range(3):
+        (pictures / f"train/ant/bad{i}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"of 75 training pictures cannot be read, more than 1%"):
+        run(tiny(pictures, loading={"memory_share": share, "workers": 0}), tmp_path / "bad")
+    assert json.loads((tmp_path / "bad/result.json").read_text())["status"] == "failed"
+
+
+def test_full_disk_keeps_what_was_written(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills while the second checkpoint is written: the first stays, and the run can go on later."""
+    from patchword.training import checkpoint
+
+    write, count = checkpoint.write_tensors, [0]
+
+    def filling(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        count[0] += 1
+        if count[0] > 4:
+            raise FaultError(f"cannot write {path}: No space left on device")
+        write(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", filling)
+    recipe = tiny(pictures, checkpoint={"every_steps": 3})
+    with pytest.raises(FaultError, match="No space left on device"):
+        run(recipe, tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full/checkpoints").iterdir()] == ["step-00000003"]
+    monkeypatch.setattr(checkpoint, "write_tensors", write)
+    run(recipe, tmp_path / "full")
+    quiet = run(recipe, tmp_path / "quiet")
+    assert weights_hash(tmp_path / "full") == weights_hash(quiet)
+
+
+def test_every_field_of_a_recipe_is_read_in_a_run(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attribute access is recorded, but those of the dataclass machinery and of the field's own checks."""
+    read: set[tuple[str, str]] = set()
+
+    def record(kind: type) -> Callable[[Any, str], Any]:
+        def get(self: Any, name: str) -> Any:
+            caller = sys._getframe(1).f_code
+            if (
+                caller.co_name != "__post_init__"
+                and caller.co_filename != "<string>"  # the methods that dataclasses write
+                and "dataclasses.py" not in caller.co_filename
+            ):
+                read.add((kind.__name__, name))
+            return object.__getattribute__(self, name)
+
+        return get
+
+    kinds: list[type] = [Recipe]
+    for kind in kinds:
+        declared = config.field_types(kind).values()
+        kinds += [each for each in declared if isinstance(each, type) and dataclasses.is_dataclass(each)]
+        monkeypatch.setattr(kind, "__getattribute__", record(kind))
+    budgets = [{"steps": 2}, {"epochs": 0.2}, {"minutes": 0.01}, {"pflop": 1e-8}]
+    crops = ["shift", "random-resized", "resize", "shift"]
+    for i, (budget, crop) in enumerate(zip(budgets, crops, strict=True)):
+        optimizer = {"name": ("adamw", "sgd", "adam", "adamw")[i]}
+        augment = {"crop": crop, "randaugment_layers": 1}
+        run(tiny(pictures, budget=budget, augment=augment, optimizer=optimizer), tmp_path / str(i))
+    for kind in kinds:
+        for name in config.field_types(kind):
+            assert (kind.__name__, name) in read, f"nothing reads {kind.__name__}.{name}"

@@ -1,0 +1,145 @@
+"""Model folders: the same bytes for the same weights, damage found, hostile files refused, adaptation said aloud."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import patchword
+from patchword.core.errors import DataError, UsageError
+from patchword.models.contract import Model
+from patchword.models.names import create_model
+from patchword.weights.adapt import adapt
+from patchword.weights.io import load_model, save_model
+
+
+def small() -> Model:
+    torch.manual_seed(3)
+    model = create_model("ViT-At/2", 5, (14, 22), depth=2, position="1d")
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    model.labels = ("ä", "b", "c", "d", "<e>")
+    return model.eval()
+
+
+def test_round_trip_is_exact_and_bytes_repeat(tmp_path: Path) -> None:
+    model = small()
+    save_model(model, tmp_path / "a")
+    save_model(model, tmp_path / "b")
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    again = load_model(tmp_path / "a")
+    assert again.labels == model.labels
+    assert again.preprocessing == model.preprocessing
+    assert again.architecture == model.architecture
+    assert not again.training
+    batch = torch.randn(2, 3, 14, 22)
+    assert torch.equal(again(batch), model(batch))
+    save_model(again, tmp_path / "a")  # over itself, while its weights are mapped from there
+    assert torch.equal(load_model(tmp_path / "a")(batch), model(batch))
+
+
+def test_sincos_positions_are_there_after_loading(tmp_path: Path) -> None:
+    model = create_model("ViT-At/2", 3, (14, 22), position="sincos", pool="gap", depth=1)
+    nn.init.normal_(model.head.weight)  # pyright: ignore[reportArgumentType]
+    save_model(model, tmp_path / "m")
+    batch = torch.randn(1, 3, 14, 22)
+    torch.testing.assert_close(load_model(tmp_path / "m")(batch), model.eval()(batch))
+
+
+def test_load_adapts_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(small(), tmp_path / "m")
+    model = load_model(tmp_path / "m", num_classes=3, image_size=(22, 14))
+    assert model(torch.randn(1, 3, 22, 14)).tolist() == [[0, 0, 0]]
+    said = capsys.readouterr().err
+    assert "image size 14×22 → 22×14, position embedding resampled in 2-D from 7×11 to 11×7 patches" in said
+    assert "new zero-initialised head for 3 classes (it had 5)" in said
+
+
+def test_the_same_labels_keep_their_head() -> None:
+    model = small()
+    same, changes = adapt(model, labels=("ä", "b", "c", "d", "<e>"))
+    assert changes == []
+    assert same.head.weight.any()  # pyright: ignore[reportCallIssue, reportOptionalCall]
+    _, changes = adapt(model, labels=("b", "ä", "c", "d", "<e>"))
+    assert changes == ["new zero-initialised head for 5 classes (it had 5)"]
+
+
+def test_flipped_bit_is_found(tmp_path: Path) -> None:
+    save_model(small(), tmp_path / "m")
+    file = tmp_path / "m/model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-7] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"model\.safetensors is damaged: its SHA-256"):
+        load_model(tmp_path / "m")
+
+
+def _describe(folder: Path, **changes: object) -> None:
+    description = json.loads((folder / "model.json").read_text())
+    for path, value in changes.items():
+        table = description
+        *names, last = path.split("__")
+        for name in names:
+            table = table[name]
+        table[last] = value
+    (folder / "model.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture__depth": 3}, r"lacks blocks\.2\.[\w.]+ for ViT-At/2"),
+        ({"architecture__mlp_dim": 24}, r"mlp\.fc1\.\w+ is \(.*\), ViT-At/2 needs"),
+        ({"architecture__family": "gpt"}, "unknown architecture"),
+        ({"architecture__surprise": 1}, "missing or unknown"),
+        ({"preprocessing": {}}, "must have exactly the fields"),
+        ({"format": 2}, "not a model description of format 1"),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    save_model(small(), tmp_path / "m")
+    _describe(tmp_path / "m", **changes)
+    with pytest.raises((DataError, UsageError), match=message):
+        load_model(tmp_path / "m")
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return (Path.touch, (Path("executed"),))  # type: ignore[return-value]
+
+
+def test_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(small(), tmp_path / "m")
+    content = pickle.dumps(Payload())
+    (tmp_path / "m/model.safetensors").write_bytes(content)
+    with pytest.raises(DataError):
+        load_model(tmp_path / "m")
+    description = json.loads((tmp_path / "m/model.json").read_text())
+    description["sha256"]["model.safetensors"] = hashlib.sha256(content).hexdigest()
+    (tmp_path / "m/model.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match="not a whole safetensors file"):
+        load_model(tmp_path / "m")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_places_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no model"):
+        load_model(tmp_path)
+    (tmp_path / "thing.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds no model; a new folder"):
+        save_model(small(), tmp_path)
+    assert (tmp_path / "thing.txt").read_text() == "mine"
+    with pytest.raises(UsageError, match="unknown format 'tim'"):
+        save_model(small(), tmp_path / "x", format="tim")  # pyright: ignore[reportArgumentType]
+
+
+def test_front_door_names_resolve() -> None:
+    for name in patchword.__all__:
+        assert getattr(patchword, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = patchword.trian  # pyright: ignore[reportAttributeAccessIssue]
