@@ -57,7 +57,9 @@ def _compare(jobs: list[Job], full: bool) -> list[dict[str, Any]]:
     compiled = ["timm compiled", "transformers compiled", "torchvision compiled"] if full else []
     with workers([*EAGER, *extra, *compiled, "roofline"]) as running:
         for job in jobs:
-            timings = measure(running, job, rounds=(11 if full else 4 if training else 5), slice_seconds=1.0 if training else 0.3)
+            timings = measure(
+                running, job, rounds=(11 if full else 4 if training else 5), slice_seconds=1.0 if training else 0.3
+            )
             rows.append(_summary(timings))
             _show(rows[-1])
     return rows
