@@ -82,3 +82,16 @@ def test_relative_table_is_stretched_about_its_centre() -> None:
     new.resample_from(old)
     assert new.table[8].tolist() == [0.0, 0.0]
     torch.testing.assert_close(new.table[:, 0], torch.arange(-8.0, 9.0) / 2)
+
+
+def test_sincos_on_another_grid_keeps_its_corners() -> None:
+    """What was learned to be the last row must stay the last row; the formula on the new grid would go beyond it."""
+    old, new = PositionEmbedding("sincos", (3, 5), 8, 0), PositionEmbedding("sincos", (5, 7), 8, 0)
+    beyond = new.fixed.clone()
+    new.resample_from(old)
+    corners = new.fixed.reshape(5, 7, 8)[[0, 0, -1, -1], [0, -1, 0, -1]]
+    torch.testing.assert_close(corners, old.fixed.reshape(3, 5, 8)[[0, 0, -1, -1], [0, -1, 0, -1]])
+    # Row 1 of 5 lies half-way between rows 0 and 1 of 3.
+    between = (sincos((3, 5), 8).reshape(3, 5, 8)[0, 0] + sincos((3, 5), 8).reshape(3, 5, 8)[1, 0]) / 2
+    torch.testing.assert_close(new.fixed.reshape(5, 7, 8)[1, 0], between)
+    assert not torch.equal(new.fixed, beyond)

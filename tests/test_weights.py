@@ -42,11 +42,11 @@ def test_round_trip_is_exact_and_bytes_repeat(tmp_path: Path) -> None:
     assert torch.equal(load_model(tmp_path / "a")(batch), model(batch))
 
 
-def test_sincos_positions_are_there_after_loading(tmp_path: Path) -> None:
-    model = create_model("ViT-At/2", 3, (14, 22), position="sincos", pool="gap", depth=1)
+def test_resampled_sincos_positions_are_saved(tmp_path: Path) -> None:
+    model = create_model("ViT-At/2", 3, (14, 22), position="sincos", pool="gap", depth=1).with_image_size((18, 26))
     nn.init.normal_(model.head.weight)  # pyright: ignore[reportArgumentType]
     save_model(model, tmp_path / "m")
-    batch = torch.randn(1, 3, 14, 22)
+    batch = torch.randn(1, 3, 18, 26)
     torch.testing.assert_close(load_model(tmp_path / "m")(batch), model.eval()(batch))
 
 

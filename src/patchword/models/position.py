@@ -40,7 +40,8 @@ class PositionEmbedding(nn.Module):
             self.rows = nn.Parameter(torch.empty(height, embed_dim // 2))
             self.columns = nn.Parameter(torch.empty(width, embed_dim - embed_dim // 2))
         elif kind == "sincos":
-            self.register_buffer("fixed", sincos(grid, embed_dim), persistent=False)
+            # Saved with the model: on another grid it is not what the formula gives there, but what the blocks learned to read.
+            self.register_buffer("fixed", sincos(grid, embed_dim))
 
     def reset(self) -> None:
         """Normal with standard deviation 0.02, as BERT and the original code."""
@@ -76,23 +77,21 @@ class PositionEmbedding(nn.Module):
 
     @torch.no_grad()
     def resample_from(self, other: "PositionEmbedding", mode: Resampling = "official") -> None:
-        """Take the values of an embedding of the same kind that was learned on another grid."""
+        """Take the values of an embedding of the same kind that served on another grid."""
         if self.kind == "1d":
             self.table[: self.prefix] = other.table[: other.prefix]
             self.table[self.prefix :] = resample_grid(other.table[other.prefix :], other.grid, self.grid, mode)
+        elif self.kind == "sincos":
+            self.fixed.copy_(resample_grid(other.fixed, other.grid, self.grid, mode))
         elif self.kind == "2d":
             for mine, theirs in ((self.rows, other.rows), (self.columns, other.columns)):
                 mine.copy_(resample_grid(theirs, (len(theirs), 1), (len(mine), 1), mode))
 
 
 def sincos(grid: tuple[int, int], embed_dim: int, temperature: float = 10_000.0) -> Tensor:
-    """Fixed 2-D sines and cosines, N×D (MoCo v3, as used by "Better plain ViT baselines").
-
-    Made on the CPU even where a model is built on the meta device: no file holds them, so they must be real at once.
-    """
-    places = [torch.arange(n, dtype=torch.float32, device="cpu") for n in grid]
-    rows, columns = torch.meshgrid(*places, indexing="ij")
-    steps = torch.arange(embed_dim // 4, dtype=torch.float32, device="cpu")
+    """Fixed 2-D sines and cosines, N×D (MoCo v3, as used by "Better plain ViT baselines")."""
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
+    steps = torch.arange(embed_dim // 4, dtype=torch.float32)
     frequencies = temperature ** -(steps / (embed_dim // 4 - 1))
     x, y = columns.reshape(-1, 1) * frequencies, rows.reshape(-1, 1) * frequencies
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)

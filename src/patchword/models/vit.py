@@ -261,9 +261,8 @@ class ViT(Model):
         other.load_state_dict(shared, strict=False, assign=True)
         for name in tables:
             table: Any = other.get_submodule(name)
-            if list(table.parameters()):
-                table.to_empty(device=self.patch_embed.weight.device).to(self.patch_embed.weight.dtype)
-                table.resample_from(self.get_submodule(name), mode)
+            table.to_empty(device=self.patch_embed.weight.device).to(self.patch_embed.weight.dtype)
+            table.resample_from(self.get_submodule(name), mode)
         return other.train(self.training)
 
     @property
