@@ -1,14 +1,35 @@
 """What every model offers, whatever its family: ViT, hybrid, ResNet, EfficientNet."""
 
+import collections
+import copy
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from typing import Any, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from PIL import Image
 from torch import Tensor, nn
 
 from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
+from patchword.models.layers import StochasticDepth
+
+
+def last(steps: Iterator[tuple[str, Tensor]]) -> Tensor:
+    """The last result of a walk, with none of the others kept."""
+    [(_, result)] = collections.deque(steps, maxlen=1)
+    return result
+
+
+class Config(Protocol):
+    """What every family's configuration is: a frozen dataclass of plain values."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def stride(self) -> int:
+        """Pixels of which both sides of an image must be a multiple."""
+        ...
 
 
 class Model(nn.Module, ABC):
@@ -18,18 +39,37 @@ class Model(nn.Module, ABC):
     every file that the model is saved to.
     """
 
+    family: ClassVar[str]
+    """The word for it in every file."""
     name: str
+    config: Config
     head: nn.Linear | nn.Identity
-    labels: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None
     provenance: dict[str, Any]
     """Where the weights come from, as the file they were read from says; empty for a new model."""
     preprocessing: Preprocessing
-    has_attention: bool = False
+    has_attention: ClassVar[bool] = False
+    has_batch_norm: ClassVar[bool] = False
+    """Whether an image's activations in training depend on the others that pass through the model with it."""
 
-    @property
+    def __init__(self, name: str, config: Config, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.name, self.config, self.preprocessing = name, config, preprocessing
+        self.labels, self.provenance = None, {}
+
+    @classmethod
     @abstractmethod
-    def architecture(self) -> dict[str, Any]:
-        """Plain values, enough to build the same model again (`patchword.models.names.build_model`)."""
+    def parse(cls, name: str) -> dict[str, Any] | None:
+        """A model's name → the fields of its configuration; None for a name of another family."""
+
+    @classmethod
+    @abstractmethod
+    def names(cls) -> list[str]:
+        """Names of the usual models of the family, smallest first."""
+
+    @abstractmethod
+    def reset(self) -> Self:
+        """Give every parameter its initial value, as in the original code."""
 
     @abstractmethod
     def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -47,9 +87,11 @@ class Model(nn.Module, ABC):
     def stages(self) -> list[list[str]]:
         """Parameter names from the input to the output in groups, for layer-wise learning-rate decay."""
 
-    @abstractmethod
     def with_image_size(self, image_size: tuple[int, int]) -> Self:
         """The same weights for images of another H×W, as a model of its own."""
+        other = copy.deepcopy(self)
+        other.preprocessing = self.preprocessing.with_image_size(image_size)
+        return other
 
     @abstractmethod
     def regularize(self, *, dropout: float = 0.0, stochastic_depth: float = 0.0) -> None:
@@ -83,8 +125,19 @@ class Model(nn.Module, ABC):
             return
         reference = next(self.parameters())
         self.head = nn.Linear(self.num_features, num_classes, device=reference.device, dtype=reference.dtype)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.reset_head()
+
+    def reset_head(self) -> None:
+        """Zeros in the linear layer, if there is one."""
+        if isinstance(self.head, nn.Linear):
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Plain values, enough to build the same model again (`patchword.models.names.build_model`)."""
+        head = {"family": self.family, "name": self.name, "num_classes": self.num_classes}
+        return {**head, **dataclasses.asdict(self.config)}
 
     @property
     @abstractmethod
@@ -129,3 +182,14 @@ class Model(nn.Module, ABC):
                 f"{self.name} takes images of B×{c}×{h}×{w}, not {'×'.join(map(str, images.shape))}; "
                 "model.preprocess makes them and model.with_image_size changes the size"
             )
+
+    def refuse_keep(self, keep: Tensor | None) -> None:
+        """For models without patches."""
+        if keep is not None:
+            raise UsageError(f"{self.name} has no patches to choose from; a ViT or a hybrid has")
+
+    def set_stochastic_depth(self, rate: float) -> None:
+        """Let the branches be dropped more and more often from the first, never, to the last, at `rate`."""
+        branches = [module for module in self.modules() if isinstance(module, StochasticDepth)]
+        for i, module in enumerate(branches):
+            module.p = rate * i / max(1, len(branches) - 1)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from patchword.models.contract import Model
@@ -32,6 +33,9 @@ def cost(model: Model) -> Cost:
     """Count on the meta device: exact for the shapes at hand, and free of arithmetic."""
     skeleton = build_model(model.architecture, model.preprocessing).to("meta")
     skeleton.train()
+    for module in skeleton.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # one image may have too few places for statistics; it keeps the same tensors either way
     images = torch.empty(1, model.in_channels, *model.image_size, device="meta")
     weights = {id(parameter) for parameter in skeleton.parameters()}
     kept: dict[int, int] = {}

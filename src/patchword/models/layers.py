@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchword.models import fused
+from patchword.models.fused import Linear
 from patchword.models.position import RelativeKeys
 
 Gelu = Literal["tanh", "erf"]
@@ -54,14 +55,25 @@ class Dropout(nn.Module):
         return _drop(x, tuple(x.shape), self.p) if self.training and self.p else x
 
 
+class StochasticDepth(nn.Module):
+    """In training, drop the whole branch of an image and scale the others up (arXiv 1603.09382)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _drop(x, (len(x),) + (1,) * (x.ndim - 1), self.p) if self.training and self.p else x
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (appendix A)."""
 
     def __init__(self, embed_dim: int, num_heads: int, relative: RelativeKeys | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.qkv = Linear(embed_dim, 3 * embed_dim)
+        self.proj = Linear(embed_dim, embed_dim)
         self.relative = relative
 
     def reset(self) -> None:
@@ -81,8 +93,8 @@ class Attention(nn.Module):
         if rows is None:
             q, k, v = self.qkv(x).view(B, M, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
             return q, k, v
-        q = F.linear(x[:, :rows], self.qkv.weight[:D], self.qkv.bias[:D]).view(B, rows, H, D // H).transpose(1, 2)
-        kv = F.linear(x, self.qkv.weight[D:], self.qkv.bias[D:])
+        q = fused.linear(x[:, :rows], self.qkv.weight[:D], self.qkv.bias[:D]).view(B, rows, H, D // H).transpose(1, 2)
+        kv = fused.linear(x, self.qkv.weight[D:], self.qkv.bias[D:])
         k, v = kv.view(B, M, 2, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
@@ -112,8 +124,8 @@ class MLP(nn.Module):
 
     def __init__(self, embed_dim: int, mlp_dim: int, gelu: Gelu) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(embed_dim, mlp_dim)
-        self.fc2 = nn.Linear(mlp_dim, embed_dim)
+        self.fc1 = Linear(embed_dim, mlp_dim)
+        self.fc2 = Linear(mlp_dim, embed_dim)
         self.gelu = gelu
         self.dropout = Dropout()
 
@@ -140,35 +152,45 @@ class Block(nn.Module):
         *,
         gelu: Gelu = "tanh",
         norm_eps: float = 1e-6,
+        layer_scale: bool = False,
         relative: RelativeKeys | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.attention = Attention(embed_dim, num_heads, relative)
+        self.scale1 = nn.Parameter(torch.empty(embed_dim)) if layer_scale else None
         self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.mlp = MLP(embed_dim, mlp_dim, gelu)
+        self.scale2 = nn.Parameter(torch.empty(embed_dim)) if layer_scale else None
         self.dropout = Dropout()
-        self.drop_path = 0.0
+        self.stochastic_depth = StochasticDepth()
+
+    def reset(self) -> None:
+        """Initial values as in the original code; LayerScale begins at 1e-5 (arXiv 2103.17239)."""
+        self.norm1.reset_parameters()
+        self.norm2.reset_parameters()
+        self.attention.reset()
+        self.mlp.reset()
+        for scale in (self.scale1, self.scale2):
+            if scale is not None:
+                nn.init.constant_(scale, 1e-5)
 
     def forward(self, x: Tensor, rows: int | None = None, places: Tensor | None = None) -> Tensor:
         """B×M×D → B×Q×D: all tokens, or exactly the first `rows` where nothing reads the others (the last block's)."""
         if fused.applies(self, x):
             return fused.infer(self, x, rows)
-        x = x[:, :rows] + self.branch(self.attention(self.norm1(x), rows, places))
-        return x + self.path(self.mlp(self.norm2(x)))
+        x = x[:, :rows] + self.branch(self.dropout(self.attention(self.norm1(x), rows, places)), self.scale1)
+        return x + self.branch(self.mlp(self.norm2(x)), self.scale2)
 
     def explicit(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same as `forward`, with the attention weights B×H×M×M beside it."""
         attended, weights = self.attention.explicit(self.norm1(x))
-        x = x + self.branch(attended)
-        return x + self.path(self.mlp(self.norm2(x))), weights
+        x = x + self.branch(self.dropout(attended), self.scale1)
+        return x + self.branch(self.mlp(self.norm2(x)), self.scale2), weights
 
-    def branch(self, x: Tensor) -> Tensor:
-        return self.path(self.dropout(x))
-
-    def path(self, x: Tensor) -> Tensor:
-        """Stochastic depth: in training, drop the whole branch of an image and scale the others up."""
-        return _drop(x, (len(x), 1, 1), self.drop_path) if self.training and self.drop_path else x
+    def branch(self, x: Tensor, scale: nn.Parameter | None) -> Tensor:
+        """What is added to the residual: B×Q×D, scaled for each of D where the block has LayerScale."""
+        return self.stochastic_depth(x if scale is None else x * scale)
 
 
 class AttentionPool(nn.Module):
@@ -178,9 +200,9 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.probe = nn.Parameter(torch.empty(1, embed_dim))
-        self.q = nn.Linear(embed_dim, embed_dim)
-        self.kv = nn.Linear(embed_dim, 2 * embed_dim)
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.q = Linear(embed_dim, embed_dim)
+        self.kv = Linear(embed_dim, 2 * embed_dim)
+        self.proj = Linear(embed_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.mlp = MLP(embed_dim, mlp_dim, gelu)
 

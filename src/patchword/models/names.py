@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import re
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
@@ -11,9 +11,12 @@ from patchword.core import config
 from patchword.core.errors import DataError, UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.contract import Model
-from patchword.models.vit import SIZES, ViT, ViTConfig
+from patchword.models.efficientnet import EfficientNet
+from patchword.models.hybrid import Hybrid
+from patchword.models.resnet import ResNet
+from patchword.models.vit import ViT
 
-_VIT = re.compile(r"ViT-(\w+)/(\d+)")
+FAMILIES: dict[str, type[Model]] = {family.family: family for family in (ViT, Hybrid, ResNet, EfficientNet)}
 # Other libraries spell sizes out; their names are answered with ours.
 _SPELLED = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g", "gigantic": "G"}
 _FOREIGN = re.compile(
@@ -35,7 +38,7 @@ def create_model(
     (height, width) in pixels, divided by the patch; `num_classes=0` gives features. `options` are fields of the family's
     configuration, such as `pool="gap"` or `position="sincos"`. Unknown names and fields raise `UsageError`.
     """
-    vit_config = parse_name(name, options)
+    family, model_config = parse_name(name, options)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if in_channels not in (1, 3):
         raise UsageError(f"in_channels={in_channels} is not known; 1 (grey) or 3 (RGB) are right")
@@ -43,41 +46,50 @@ def create_model(
         raise UsageError(f"num_classes={num_classes} must be 0 (features) or more")
     half = (0.5,) * in_channels
     preprocessing = Preprocessing(image_size=(height, width), mean=half, std=half)
-    return ViT(name, vit_config, preprocessing, num_classes).reset()
+    return family(name, model_config, preprocessing, num_classes).reset()
 
 
 def build_model(architecture: dict[str, Any], preprocessing: Preprocessing) -> Model:
     """The model that `Model.architecture` describes, without weights: its parameters are on the meta device."""
     fields = dict(architecture)
     family, name, num_classes = fields.pop("family", None), fields.pop("name", None), fields.pop("num_classes", None)
-    if family != "vit" or not isinstance(name, str) or not isinstance(num_classes, int):
-        raise DataError(
-            f"unknown architecture {architecture!r}; this release knows family='vit' with a name and num_classes"
-        )
-    known = {field.name for field in dataclasses.fields(ViTConfig)}
-    if set(fields) != known:
-        raise DataError(f"architecture of {name}: fields {sorted(set(fields) ^ known)} are missing or unknown")
+    if family not in FAMILIES or not isinstance(name, str) or not isinstance(num_classes, int):
+        known = ", ".join(FAMILIES)
+        raise DataError(f"unknown architecture {architecture!r}; a family ({known}), a name and num_classes are right")
+    kind = config_type(FAMILIES[family])
+    required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+    # A field that came later has the default that models had before it.
+    if lacking := sorted(required - set(fields)):
+        raise DataError(f"architecture of {name}: {lacking[0]} is missing")
+    try:
+        model_config = config.build(kind, fields, "model")
+    except UsageError as error:
+        raise DataError(f"architecture of {name}: {error}") from error
     with torch.device("meta"):
-        return ViT(name, ViTConfig(**fields), preprocessing, num_classes)
+        return FAMILIES[family](name, model_config, preprocessing, num_classes)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models with the usual patch sides, smallest first, that match a shell pattern such as `ViT-S/*`."""
-    names = [f"ViT-{size}/{patch}" for size, row in SIZES.items() for patch in row.patches]
+    """Names of the usual models, family by family, smallest first, that match a shell pattern such as `ViT-S/*`."""
+    names = [name for family in FAMILIES.values() for name in family.names()]
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
-def parse_name(name: str, options: dict[str, Any]) -> ViTConfig:
-    """`ViT-{size}/{patch}` and options → the configuration."""
-    match = _VIT.fullmatch(name)
-    if match is None or match[1] not in SIZES:
-        foreign = _FOREIGN.fullmatch(name)
-        if foreign is not None:
-            size = _SPELLED.get((foreign["size"] or "").lower()) or (foreign["tv_size"] or "").upper()
-            patch = foreign["patch"] or foreign["tv_patch"]
-            if size in SIZES:
-                raise UsageError(f"{name!r} is another library's name; here it is 'ViT-{size}/{patch}'")
-        raise UsageError(f"unknown model {name!r}; {nearest(name, list_models())}")
-    size = SIZES[match[1]]._asdict()
-    size.pop("patches")
-    return config.build(ViTConfig, {"patch_size": int(match[2]), **size, **options}, "model")
+def parse_name(name: str, options: dict[str, Any]) -> tuple[type[Model], Any]:
+    """A name such as `ViT-{size}/{patch}` and options → the family and the configuration."""
+    for family in FAMILIES.values():
+        fields = family.parse(name)
+        if fields is not None:
+            return family, config.build(config_type(family), {**fields, **options}, "model")
+    foreign = _FOREIGN.fullmatch(name)
+    if foreign is not None:
+        size = _SPELLED.get((foreign["size"] or "").lower()) or (foreign["tv_size"] or "").upper()
+        patch = foreign["patch"] or foreign["tv_patch"]
+        if ViT.parse(f"ViT-{size}/{patch}") is not None:
+            raise UsageError(f"{name!r} is another library's name; here it is 'ViT-{size}/{patch}'")
+    raise UsageError(f"unknown model {name!r}; {nearest(name, list_models())}")
+
+
+def config_type(family: type[Model]) -> type:
+    """The dataclass that a family's `config` is."""
+    return get_type_hints(family)["config"]

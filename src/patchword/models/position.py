@@ -62,17 +62,23 @@ class PositionEmbedding(nn.Module):
             return torch.cat([columns, rows], dim=-1).flatten(0, 1)
         return self.fixed if self.kind == "sincos" else None
 
-    def forward(self, patches: Tensor, token: Tensor | None) -> Tensor:
-        """Patches B×N×D and an optional class token D → tokens B×(prefix+N)×D with positions added."""
+    def forward(self, patches: Tensor, token: Tensor | None, registers: Tensor | None = None) -> Tensor:
+        """Patches B×N×D, an optional class token D and R registers R×D → tokens B×(1+R+N)×D with positions added.
+
+        Registers stand nowhere: they get no position.
+        """
         position = self.patches()
-        if token is not None and self.kind == "1d":
-            token = token + self.table[0]
-        if token is None:
+        if token is None and registers is None:
             return patches if position is None else patches + position
         B, N, D = patches.shape
-        tokens = patches.new_empty(B, 1 + N, D)
-        tokens[:, 0] = token
-        tokens[:, 1:] = patches if position is None else patches + position
+        first = 0 if token is None else 1
+        before = first + (0 if registers is None else len(registers))
+        tokens = patches.new_empty(B, before + N, D)
+        if token is not None:
+            tokens[:, 0] = token + self.table[0] if self.kind == "1d" else token
+        if registers is not None:
+            tokens[:, first:before] = registers
+        tokens[:, before:] = patches if position is None else patches + position
         return tokens
 
     @torch.no_grad()

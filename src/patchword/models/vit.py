@@ -5,6 +5,7 @@ M tokens (N and the class token if there is one), D width, K classes.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 
 from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
-from patchword.models.contract import Model
+from patchword.models.contract import Model, last
+from patchword.models.fused import Linear
 from patchword.models.layers import AttentionPool, Block, Dropout, Gelu
 from patchword.models.position import POSITIONS, Position, PositionEmbedding, RelativeKeys, Resampling
 
-Pool = Literal["token", "gap", "map"]
+Pool = Literal["token", "gap", "gap-norm", "map"]
 
 MOST_PATCHES = 2**16
 """Attention over more patches of one image fits in no memory."""
@@ -61,12 +63,16 @@ class ViTConfig:
     mlp_dim: int
     num_heads: int
     pool: Pool = "token"
-    """Class token, average of all tokens (gap), or attention pooling (map)."""
+    """Class token; average of all patches (gap); the same before the final norm, not after it (gap-norm); attention (map)."""
     position: Position = "1d"
     hidden_head: bool = False
     """The pre-training head: one tanh layer of width D before the linear one."""
     gelu: Gelu = "tanh"
     norm_eps: float = 1e-6
+    registers: int = 0
+    """Learned tokens beside the patches, which nothing reads at the end (arXiv 2309.16588)."""
+    layer_scale: bool = False
+    """A learned factor for every channel of every branch (arXiv 2103.17239)."""
 
     def __post_init__(self) -> None:
         for field, choices in (("pool", get_args(Pool)), ("position", POSITIONS), ("gelu", get_args(Gelu))):
@@ -76,6 +82,8 @@ class ViTConfig:
         for field in ("patch_size", "embed_dim", "depth", "mlp_dim", "num_heads"):
             if getattr(self, field) < 1:
                 raise UsageError(f"model.{field}={getattr(self, field)} must be at least 1")
+        if self.registers < 0:
+            raise UsageError(f"model.registers={self.registers} must not be negative")
         if self.embed_dim % self.num_heads:
             raise UsageError(f"model.embed_dim={self.embed_dim} is not divisible by model.num_heads={self.num_heads}")
         if self.position == "sincos" and (self.embed_dim % 4 or self.embed_dim < 8):
@@ -83,15 +91,21 @@ class ViTConfig:
                 f"model.position=sincos needs model.embed_dim divisible by 4 and at least 8, not {self.embed_dim}"
             )
 
+    @property
+    def stride(self) -> int:
+        """Sides of images must be multiples of it."""
+        return self.patch_size
+
 
 class ViT(Model):
     """Patches as words, a transformer encoder over them, one linear layer on what the class token says."""
 
+    family = "vit"
     has_attention = True
+    config: ViTConfig
 
     def __init__(self, name: str, config: ViTConfig, preprocessing: Preprocessing, num_classes: int) -> None:
-        super().__init__()
-        self.name, self.config, self.preprocessing, self.provenance = name, config, preprocessing, {}
+        super().__init__(name, config, preprocessing)
         P, D = config.patch_size, config.embed_dim
         height, width = preprocessing.image_size
         if height % P or width % P:
@@ -105,12 +119,14 @@ class ViT(Model):
                 f"an image of {height}×{width} has {count:,} patches of {P}×{P}, more than {MOST_PATCHES:,}; "
                 "a smaller image or a larger patch would be right"
             )
-        self.prefix = 1 if config.pool == "token" else 0
+        has_token = config.pool == "token"
+        self.prefix = has_token + config.registers
         num_tokens = self.prefix + self.grid[0] * self.grid[1]
 
-        self.patch_embed = nn.Linear(preprocessing.channels * P * P, D)
-        self.class_token = nn.Parameter(torch.empty(D)) if self.prefix else None
-        self.position = PositionEmbedding(config.position, self.grid, D, self.prefix)
+        self.patch_embed = Linear(self.word_size, D)
+        self.class_token = nn.Parameter(torch.empty(D)) if has_token else None
+        self.registers = nn.Parameter(torch.empty(config.registers, D)) if config.registers else None
+        self.position = PositionEmbedding(config.position, self.grid, D, int(has_token))
         self.dropout = Dropout()
         blocks = nn.ModuleList(self._block(num_tokens) for _ in range(config.depth))
         self.blocks = cast("Sequence[Block]", blocks)  # ModuleList does not say what it holds
@@ -120,7 +136,7 @@ class ViT(Model):
             if config.pool == "map"
             else None
         )
-        self.pre_logits = nn.Linear(D, D) if config.hidden_head else None
+        self.pre_logits = Linear(D, D) if config.hidden_head else None
         self.head = nn.Linear(D, num_classes) if num_classes else nn.Identity()
 
     def _block(self, num_tokens: int) -> Block:
@@ -129,7 +145,19 @@ class ViT(Model):
             RelativeKeys(num_tokens, config.embed_dim // config.num_heads) if config.position == "relative" else None
         )
         sizes = (config.embed_dim, config.num_heads, config.mlp_dim)
-        return Block(*sizes, gelu=config.gelu, norm_eps=config.norm_eps, relative=relative)
+        numbers = {"gelu": config.gelu, "norm_eps": config.norm_eps}
+        return Block(*sizes, **numbers, layer_scale=config.layer_scale, relative=relative)
+
+    @classmethod
+    def parse(cls, name: str) -> dict[str, Any] | None:
+        """`ViT-B/16` → the fields of the configuration; None for a name of another kind."""
+        match = re.fullmatch(r"ViT-(\w+)/(\d+)", name)
+        return None if match is None or match[1] not in SIZES else {"patch_size": int(match[2]), **encoder(match[1])}
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Every size with its usual patch sides, smallest first."""
+        return [f"ViT-{size}/{patch}" for size, row in SIZES.items() for patch in row.patches]
 
     def reset(self) -> Self:
         """Initial values as in the original code: LeCun-normal projection, Xavier blocks, zero class token and head."""
@@ -138,47 +166,62 @@ class ViT(Model):
                 _lecun_normal(linear)
         if self.class_token is not None:
             nn.init.zeros_(self.class_token)
+        if self.registers is not None:
+            nn.init.normal_(self.registers, std=0.02)
         self.position.reset()
-        for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, Block):
-                module.attention.reset()
-                module.mlp.reset()
-            elif isinstance(module, AttentionPool):
-                module.reset()
-        if isinstance(self.head, nn.Linear):
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+        for block in self.blocks:
+            block.reset()
+        self.norm.reset_parameters()
+        if self.attention_pool is not None:
+            self.attention_pool.reset()
+        self.reset_head()
         return self
+
+    @property
+    def word_size(self) -> int:
+        """Numbers in one patch: C·P·P."""
+        return self.in_channels * self.config.patch_size**2
 
     def patchify(self, images: Tensor) -> Tensor:
         """B×C×H×W → B×N×(C·P·P): every patch as one row, in raster order."""
         B, C = images.shape[:2]
-        (h, w), P = self.grid, self.config.patch_size
+        (h, w), P = self.grid, images.shape[2] // self.grid[0]
         return images.view(B, C, h, P, w, P).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * P * P)
 
+    def stem(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield what comes before the tokens, `stem` B×N×D as the last: the patches, projected."""
+        yield "stem", self.patch_embed(self.patchify(images))
+
     def embed(self, images: Tensor) -> Tensor:
-        """B×C×H×W → tokens B×M×D with their positions, the class token first (equation 1)."""
+        """B×C×H×W → tokens B×M×D with their positions, the class token first, then the registers (equation 1)."""
         self.check_images(images)
-        return self.dropout(self.position(self.patch_embed(self.patchify(images)), self.class_token))
+        return self._place(last(self.stem(images)))
+
+    def _place(self, stem: Tensor) -> Tensor:
+        return self.dropout(self.position(stem, self.class_token, self.registers))
 
     def encode(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """B×M×D → B×M×D through all blocks and the final norm (equations 2 to 4).
+        """B×M×D → B×M×D through all blocks and the final norm, unless that comes after the pooling (equations 2 to 4).
 
         `keep` (B×n, int64) are the patches to go on with; the class token always does. They keep the order of `keep`.
         """
         tokens, places = self._keep(tokens, keep)
         for block in self.blocks:
             tokens = block(tokens, places=places)
-        return self.norm(tokens)
+        return self._final_norm(tokens)
+
+    def _final_norm(self, tokens: Tensor) -> Tensor:
+        return tokens if self.config.pool == "gap-norm" else self.norm(tokens)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Encoded tokens B×M×D → B×D by class token, average or attention, then the hidden layer if there is one."""
         if self.attention_pool is not None:
             pooled = self.attention_pool(tokens)
+        elif self.config.pool == "token":
+            pooled = tokens[:, 0]
         else:
-            pooled = tokens[:, 0] if self.config.pool == "token" else tokens.mean(dim=1)
+            pooled = tokens[:, self.prefix :].mean(dim=1)
+            pooled = self.norm(pooled) if self.config.pool == "gap-norm" else pooled
         return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))
 
     def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -188,7 +231,7 @@ class ViT(Model):
         rows = 1 if self.config.pool == "token" else None
         for block in self.blocks[:-1]:
             tokens = block(tokens, places=places)
-        return self.pool(self.norm(self.blocks[-1](tokens, rows, places)))
+        return self.pool(self._final_norm(self.blocks[-1](tokens, rows, places)))
 
     def feature_map(self, images: Tensor) -> Tensor:
         """B×C×H×W → encoded patches as B×D×h×w."""
@@ -196,15 +239,16 @@ class ViT(Model):
         return patches.transpose(1, 2).unflatten(2, self.grid)
 
     def walk(self, images: Tensor, *, attention: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Yield `stem` B×N×D, `with_position` B×M×D, each `block_00` B×M×D, `encoded` B×M×D and `pre_logits` B×D.
+        """Yield what `stem` yields, `with_position`, each `block_00` and `encoded`, all B×M×D, and `pre_logits` B×D.
 
         With `attention`, `block_00/attention` B×heads×M×M comes before its block, and for attention pooling
         `pool/attention` B×heads×1×M before `pre_logits`.
         """
         self.check_images(images)
-        stem = self.patch_embed(self.patchify(images))
-        yield "stem", stem
-        tokens = self.dropout(self.position(stem, self.class_token))
+        stem = images
+        for name, stem in self.stem(images):
+            yield name, stem
+        tokens = self._place(stem)
         yield "with_position", tokens
         for i, block in enumerate(self.blocks):
             if attention:
@@ -213,7 +257,7 @@ class ViT(Model):
             else:
                 tokens = block(tokens)
             yield f"block_{i:02d}", tokens
-        tokens = self.norm(tokens)
+        tokens = self._final_norm(tokens)
         yield "encoded", tokens
         if attention and self.attention_pool is not None:
             yield "pool/attention", self.attention_pool.explicit(tokens)[1]
@@ -227,17 +271,15 @@ class ViT(Model):
             if first == "blocks":
                 groups[1 + int(rest.partition(".")[0])].append(name)
             else:
-                groups[0 if first in ("patch_embed", "class_token", "position") else -1].append(name)
+                groups[-1 if first in ("norm", "attention_pool", "pre_logits", "head") else 0].append(name)
         return groups
 
     def no_weight_decay(self) -> set[str]:
-        """Biases, norms, class token, probe and positions."""
-        tables = {name for name, _ in self.named_parameters() if "position." in name or "relative." in name}
-        return (
-            super().no_weight_decay()
-            | tables
-            | ({"attention_pool.probe"} if self.attention_pool is not None else set())
-        )
+        """Biases, norms, class token, registers, probe and positions."""
+        spared = ("position.", "relative.", "registers", "attention_pool.probe")
+        return super().no_weight_decay() | {
+            name for name, _ in self.named_parameters() if any(part in name for part in spared)
+        }
 
     def regularize(self, *, dropout: float = 0.0, stochastic_depth: float = 0.0) -> None:
         """Dropout after every dense layer but queries, keys and values, and after adding positions (Table 3).
@@ -247,8 +289,7 @@ class ViT(Model):
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.p = dropout
-        for i, block in enumerate(self.blocks):
-            block.drop_path = stochastic_depth * i / max(1, len(self.blocks) - 1)
+        self.set_stochastic_depth(stochastic_depth)
 
     def with_image_size(self, image_size: tuple[int, int], mode: Resampling = "official") -> Self:
         """The same weights at another H×W: position embeddings are resampled in 2-D (section 3.2)."""
@@ -266,10 +307,6 @@ class ViT(Model):
         return other.train(self.training)
 
     @property
-    def architecture(self) -> dict[str, Any]:
-        return {"family": "vit", "name": self.name, "num_classes": self.num_classes, **dataclasses.asdict(self.config)}
-
-    @property
     def grid(self) -> tuple[int, int]:
         height, width = self.preprocessing.image_size
         return (height // self.config.patch_size, width // self.config.patch_size)
@@ -279,12 +316,17 @@ class ViT(Model):
         return self.config.embed_dim
 
     def _keep(self, tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The class token and the kept patches, with their places in the whole sequence."""
+        """All tokens before the patches and the kept patches, with their places in the whole sequence."""
         if keep is None:
             return tokens, None
-        token = keep.new_zeros(len(keep), self.prefix)
-        places = torch.cat([token, keep + self.prefix], dim=1)
+        before = torch.arange(self.prefix, device=keep.device).expand(len(keep), -1)
+        places = torch.cat([before, keep + self.prefix], dim=1)
         return tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2])), places
+
+
+def encoder(size: str) -> dict[str, Any]:
+    """The fields of a configuration that a size decides."""
+    return {name: value for name, value in SIZES[size]._asdict().items() if name != "patches"}
 
 
 def _lecun_normal(linear: nn.Linear) -> None:

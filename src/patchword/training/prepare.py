@@ -200,9 +200,8 @@ def _from_nothing(
             recipe.budget, len(dataset.splits["train"]), (pictures.height, pictures.width), image_size, options
         )
         say(reason)
-    patch = parse_name(name, options).patch_size
     if image_size is None:
-        image_size = natural_size(pictures, patch)
+        image_size = natural_size(pictures, parse_name(name, options)[1].stride)
     channels = len(recipe.preprocessing["mean"]) if "mean" in recipe.preprocessing else 1 if pictures.grey else 3
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
@@ -214,11 +213,11 @@ def _from_nothing(
     return model, recipe
 
 
-def natural_size(pictures: Pictures, patch: int) -> tuple[int, int]:
-    """The input size for pictures of this shape: their own if small, else 224 px, rounded up to whole patches."""
+def natural_size(pictures: Pictures, stride: int) -> tuple[int, int]:
+    """The input size for pictures of this shape: their own if small, else 224 px, rounded up to the stride."""
     if max(pictures.height, pictures.width) <= SMALL_PICTURE:
-        return (-(-pictures.height // patch) * patch, -(-pictures.width // patch) * patch)
-    side = -(-224 // patch) * patch
+        return (-(-pictures.height // stride) * stride, -(-pictures.width // stride) * stride)
+    side = -(-224 // stride) * stride
     return (side, side)
 
 

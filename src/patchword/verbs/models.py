@@ -22,14 +22,18 @@ def models(pattern: Annotated[str, tyro.conf.Positional, argument("[PATTERN]")] 
     names = list_models(pattern)
     if not names:
         raise UsageError(f"no model matches {pattern!r}; {nearest(pattern, list_models())}")
-    lines = [f"{'model':<12}{'image':>6}{'width':>7}{'depth':>7}{'heads':>7}{'params':>10}{'GFLOP':>9}"]
+    widest = max(map(len, names)) + 2
+    lines = [f"{'model':<{widest}}{'image':>6}{'width':>7}{'depth':>7}{'heads':>7}{'params':>10}{'GFLOP':>9}"]
     for name in names:
-        config = parse_name(name, {})
-        side = 32 if config.patch_size < 8 else 224
+        family, config = parse_name(name, {})
+        encoder = [
+            getattr(config, field) if family.has_attention else "–" for field in ("embed_dim", "depth", "num_heads")
+        ]
+        side = 32 if 1 < config.stride < 8 else 224
         with torch.device("meta"):
             counted = cost(create_model(name, 1000, side))
         lines.append(
-            f"{name:<12}{side:>6}{config.embed_dim:>7}{config.depth:>7}{config.num_heads:>7}"
+            f"{name:<{widest}}{side:>6}{encoder[0]:>7}{encoder[1]:>7}{encoder[2]:>7}"
             f"{counted.params / 1e6:>8.2f} M{counted.forward_flops / 1e9:>9.2f}"
         )
     return "\n".join(lines)
