@@ -95,7 +95,7 @@ def _describe(folder: Path, **changes: object) -> None:
         ({"architecture__depth": 3}, r"lacks blocks\.2\.[\w.]+ for ViT-At/2"),
         ({"architecture__mlp_dim": 24}, r"mlp\.fc1\.\w+ is \(.*\), ViT-At/2 needs"),
         ({"architecture__family": "gpt"}, "unknown architecture"),
-        ({"architecture__surprise": 1}, "missing or unknown"),
+        ({"architecture__surprise": 1}, "unknown field model.surprise"),
         ({"preprocessing": {}}, "must have exactly the fields"),
         ({"format": 2}, "not a model description of format 1"),
     ],

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from PIL import Image
 from torch import Tensor, nn
@@ -21,17 +21,6 @@ def last(steps: Iterator[tuple[str, Tensor]]) -> Tensor:
     return result
 
 
-class Config(Protocol):
-    """What every family's configuration is: a frozen dataclass of plain values."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def stride(self) -> int:
-        """Pixels of which both sides of an image must be a multiple."""
-        ...
-
-
 class Model(nn.Module, ABC):
     """Normalised images B×C×H×W → logits B×K, and everything one may want to see or change on the way.
 
@@ -42,7 +31,8 @@ class Model(nn.Module, ABC):
     family: ClassVar[str]
     """The word for it in every file."""
     name: str
-    config: Config
+    config: Any
+    """A frozen dataclass of the family's own, with a `stride`: both sides of an image are multiples of it."""
     head: nn.Linear | nn.Identity
     labels: tuple[str, ...] | None
     provenance: dict[str, Any]
@@ -52,7 +42,7 @@ class Model(nn.Module, ABC):
     has_batch_norm: ClassVar[bool] = False
     """Whether an image's activations in training depend on the others that pass through the model with it."""
 
-    def __init__(self, name: str, config: Config, preprocessing: Preprocessing) -> None:
+    def __init__(self, name: str, config: Any, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.name, self.config, self.preprocessing = name, config, preprocessing
         self.labels, self.provenance = None, {}
@@ -66,6 +56,11 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def names(cls) -> list[str]:
         """Names of the usual models of the family, smallest first."""
+
+    @classmethod
+    def likely_names(cls, fields: dict[str, Any]) -> list[str]:
+        """Names among which one for a configuration with these fields may be."""
+        return cls.names()
 
     @abstractmethod
     def reset(self) -> Self:

@@ -81,14 +81,15 @@ class EfficientNet(Model):
         rows = [efficientnet.MBConvConfig(*row, width_mult=config.width, depth_mult=config.depth) for row in _B0]
         norm = functools.partial(nn.BatchNorm2d, eps=config.norm_eps, momentum=0.01 if config.norm_eps > 1e-4 else 0.1)
         network = efficientnet.EfficientNet(rows, dropout=0.0, norm_layer=norm)
-        root = network.features[0][0]
-        if preprocessing.channels != 3:
-            network.features[0][0] = nn.Conv2d(preprocessing.channels, root.out_channels, 3, 2, padding=1, bias=False)
         self.layers: nn.Sequential = network.features
+        if preprocessing.channels != 3:
+            stem = self.layers[0]
+            assert isinstance(stem, nn.Sequential)
+            stem[0] = nn.Conv2d(preprocessing.channels, rows[0].input_channels, 3, 2, padding=1, bias=False)
         for module in self.layers.modules():
             if hasattr(module, "stochastic_depth"):
                 module.stochastic_depth = StochasticDepth()  # whose random numbers can be chosen
-        self._num_features: int = network.classifier[1].in_features
+        self._num_features: int = 4 * rows[-1].out_channels
         self.dropout = Dropout()
         self.head = nn.Linear(self._num_features, num_classes) if num_classes else nn.Identity()
 

@@ -58,7 +58,7 @@ class Hybrid(ViT):
     """A ViT whose patches are places of a ResNet's feature map."""
 
     family = "hybrid"
-    config: HybridConfig
+    config: HybridConfig  # pyright: ignore[reportIncompatibleVariableOverride] (it is a ViTConfig, and never replaced)
 
     def __init__(self, name: str, config: HybridConfig, preprocessing: Preprocessing, num_classes: int) -> None:
         super().__init__(name, config, preprocessing, num_classes)
@@ -86,6 +86,11 @@ class Hybrid(ViT):
     def names(cls) -> list[str]:
         """The paper's hybrids, AugReg's and two small ones."""
         return list(NAMED)
+
+    @classmethod
+    def likely_names(cls, fields: dict[str, Any]) -> list[str]:
+        """Every stem with every size and the configuration's own down-sampling."""
+        return [*NAMED, *(f"{stem}+{name}" for stem in STEMS for name in ViT.likely_names(fields))]
 
     def reset(self) -> Self:
         """Initial values as in the original code."""

@@ -124,8 +124,8 @@ class MLP(nn.Module):
 
     def __init__(self, embed_dim: int, mlp_dim: int, gelu: Gelu) -> None:
         super().__init__()
-        self.fc1 = Linear(embed_dim, mlp_dim)
-        self.fc2 = Linear(mlp_dim, embed_dim)
+        self.fc1: nn.Linear = Linear(embed_dim, mlp_dim)
+        self.fc2: nn.Linear = Linear(mlp_dim, embed_dim)
         self.gelu = gelu
         self.dropout = Dropout()
 

@@ -16,7 +16,8 @@ from patchword.models.hybrid import Hybrid
 from patchword.models.resnet import ResNet
 from patchword.models.vit import ViT
 
-FAMILIES: dict[str, type[Model]] = {family.family: family for family in (ViT, Hybrid, ResNet, EfficientNet)}
+Family = type[ViT] | type[ResNet] | type[EfficientNet]
+FAMILIES: dict[str, Family] = {family.family: family for family in (ViT, Hybrid, ResNet, EfficientNet)}
 # Other libraries spell sizes out; their names are answered with ours.
 _SPELLED = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g", "gigantic": "G"}
 _FOREIGN = re.compile(
@@ -75,7 +76,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
-def parse_name(name: str, options: dict[str, Any]) -> tuple[type[Model], Any]:
+def parse_name(name: str, options: dict[str, Any]) -> tuple[Family, Any]:
     """A name such as `ViT-{size}/{patch}` and options → the family and the configuration."""
     for family in FAMILIES.values():
         fields = family.parse(name)
@@ -90,6 +91,16 @@ def parse_name(name: str, options: dict[str, Any]) -> tuple[type[Model], Any]:
     raise UsageError(f"unknown model {name!r}; {nearest(name, list_models())}")
 
 
-def config_type(family: type[Model]) -> type:
+def name_of(family: Family, model_config: Any) -> str:
+    """The name of a model of this configuration: one whose name gives the same sizes, else one that says `custom`."""
+    fields = dataclasses.asdict(model_config)
+    for name in family.likely_names(fields):
+        parsed = family.parse(name)
+        if parsed is not None and all(fields[key] == value for key, value in parsed.items()):
+            return name
+    return f"{family.family}-custom"
+
+
+def config_type(family: Family) -> type:
     """The dataclass that a family's `config` is."""
     return get_type_hints(family)["config"]

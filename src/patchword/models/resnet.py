@@ -79,16 +79,16 @@ class StandardizedConv(nn.Conv2d):
         rows = weight.flatten(1)
         return F.layer_norm(rows, rows.shape[1:], eps=numbers.weight_eps).view_as(weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
         """B×C×h×w → B×C'×h'×w'."""
-        return F.conv2d(x, self.kernel(), None, self.stride, self.padding)
+        return F.conv2d(input, self.kernel(), None, self.stride, self.padding)
 
 
 class SameConv(StandardizedConv):
     """The same, padded as TensorFlow's SAME: what a stride leaves over falls on the right and the bottom."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), self.kernel(), None, self.stride)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return F.conv2d(pad_same(input, self.kernel_size[0], self.stride[0]), self.kernel(), None, self.stride)
 
 
 def pad_same(x: Tensor, side: int, stride: int) -> Tensor:
@@ -104,8 +104,8 @@ class Norm(nn.GroupNorm):
         super().__init__(GROUPS, channels, eps=numbers.norm_eps)
         self.relu = relu
 
-    def forward(self, x: Tensor) -> Tensor:
-        normed = super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        normed = super().forward(input)
         return normed.relu_() if self.relu else normed
 
 
@@ -287,6 +287,11 @@ class ResNet(Model):
     def names(cls) -> list[str]:
         """The usual models, smallest first."""
         return [f"BiT-{size}x{factor:g}" for size, factors in WIDTHS.items() for factor in factors]
+
+    @classmethod
+    def likely_names(cls, fields: dict[str, Any]) -> list[str]:
+        """Every depth with the configuration's own width."""
+        return [f"BiT-{size}x{fields['width'] / 64:g}" for size in UNITS]
 
     def reset(self) -> Self:
         """Initial values as in the original code; the head begins with zeros."""

@@ -159,6 +159,11 @@ class ViT(Model):
         """Every size with its usual patch sides, smallest first."""
         return [f"ViT-{size}/{patch}" for size, row in SIZES.items() for patch in row.patches]
 
+    @classmethod
+    def likely_names(cls, fields: dict[str, Any]) -> list[str]:
+        """Every size with the configuration's own patch side."""
+        return [f"ViT-{size}/{fields['patch_size']}" for size in SIZES]
+
     def reset(self) -> Self:
         """Initial values as in the original code: LeCun-normal projection, Xavier blocks, zero class token and head."""
         for linear in (self.patch_embed, self.pre_logits):
@@ -216,7 +221,7 @@ class ViT(Model):
     def pool(self, tokens: Tensor) -> Tensor:
         """Encoded tokens B×M×D → B×D by class token, average or attention, then the hidden layer if there is one."""
         if self.attention_pool is not None:
-            pooled = self.attention_pool(tokens)
+            pooled = self.attention_pool(tokens[:, self.prefix :])
         elif self.config.pool == "token":
             pooled = tokens[:, 0]
         else:
@@ -242,7 +247,7 @@ class ViT(Model):
         """Yield what `stem` yields, `with_position`, each `block_00` and `encoded`, all B×M×D, and `pre_logits` B×D.
 
         With `attention`, `block_00/attention` B×heads×M×M comes before its block, and for attention pooling
-        `pool/attention` B×heads×1×M before `pre_logits`.
+        `pool/attention` B×heads×1×N before `pre_logits`.
         """
         self.check_images(images)
         stem = images
@@ -260,7 +265,7 @@ class ViT(Model):
         tokens = self._final_norm(tokens)
         yield "encoded", tokens
         if attention and self.attention_pool is not None:
-            yield "pool/attention", self.attention_pool.explicit(tokens)[1]
+            yield "pool/attention", self.attention_pool.explicit(tokens[:, self.prefix :])[1]
         yield "pre_logits", self.pool(tokens)
 
     def stages(self) -> list[list[str]]:

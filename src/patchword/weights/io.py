@@ -1,7 +1,8 @@
-"""One door to weights, in and out: run folders and model folders ↔ models."""
+"""One door to weights, in and out: whatever dialect they are in ↔ models."""
 
+import importlib
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 
@@ -9,8 +10,12 @@ from patchword.core.errors import UsageError, nearest
 from patchword.core.progress import say
 from patchword.core.runtime import choose_device
 from patchword.models.contract import Model
-from patchword.weights import folder
+from patchword.models.layers import Gelu
+from patchword.models.position import Position
+from patchword.weights import folder, hub
 from patchword.weights.adapt import adapt
+from patchword.weights.mapping import Foreign, Hints
+from patchword.weights.source import DIALECTS, Dialect, Source, open_source
 
 
 def load_model(
@@ -18,32 +23,66 @@ def load_model(
     num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     device: "str | torch.device | None" = None,
+    *,
+    num_heads: int | None = None,
+    gelu: Gelu | None = None,
+    norm_eps: float | None = None,
+    position: Position | None = None,
 ) -> Model:
-    """The model at `source` (a run folder or a model folder), in evaluation mode.
+    """The model at `source`, in evaluation mode: a run folder or a model folder, a file or folder in the dialect of Google,
+    timm or transformers, or an address such as `hf://org/name` (see `docs/weights.md`).
 
-    Another `num_classes` gives it a new zero head (0: features); another `image_size` resamples its position embedding;
-    each such change is logged. Raises `UsageError` for a place that holds no model and `DataError` for a damaged one.
+    Another `num_classes` gives it a new zero head (0: features); another `image_size` resamples its position embedding.
+    The other arguments say what bare tensors cannot; each default taken for want of one, and each change, is logged.
+    Raises `UsageError` for a place that holds no model and `DataError` for a damaged one.
     """
-    path = Path(source)
-    places = [place for place in (path, path / "model") if (place / folder.DESCRIPTION).is_file()]
-    if not places:
-        raise UsageError(f"{source} holds no model: a finished run's folder or one with {folder.DESCRIPTION} is right")
-    model = folder.load(places[0])
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    model, changes = adapt(model, num_classes=num_classes, image_size=size)
+    opened = open_source(hub.locate(source))
+    found = read(opened, Hints(num_heads=num_heads, gelu=gelu, norm_eps=norm_eps, position=position, image_size=size))
+    for sentence in found.assumed:
+        say(f"{source}: {sentence}")
+    model, changes = adapt(found.model, num_classes=num_classes, image_size=size)
     for change in changes:
         say(f"{source}: {change}")
     return model.to(choose_device(str(device)) if device is not None else torch.device("cpu")).eval()
 
 
-def save_model(model: Model, target: str | Path, format: Literal["patchword"] = "patchword") -> None:  # noqa: A002
-    """Write `model` with its labels and preprocessing to the folder `target`, whole or not at all.
+def save_model(model: Model, target: str | Path, format: Dialect = "patchword") -> None:  # noqa: A002
+    """Write `model` with its labels and preprocessing to `target`, whole or not at all: a `.npz` file for Google's format,
+    a folder for the others, each as its own library reads it. The same weights give the same bytes.
 
-    The same weights give the same bytes. Raises `UsageError` where `target` holds something that is not a model.
+    Raises `UsageError` where the format cannot hold the model, or `target` holds something that is not a model.
     """
-    if format != "patchword":
-        raise UsageError(f"unknown format {format!r}; {nearest(format, ['patchword'])}")
+    if format not in DIALECTS:
+        raise UsageError(f"unknown format {format!r}; {nearest(format, DIALECTS)}")
     path = Path(target)
-    if path.exists() and not (path / folder.DESCRIPTION).is_file() and not (path.is_dir() and not any(path.iterdir())):
+    if format == "google":
+        if path.suffix != ".npz" or path.is_dir():
+            raise UsageError(f"{target}: Google's format is one file whose name ends in .npz")
+    elif path.exists() and not (path.is_dir() and (_holds_model(path) or not any(path.iterdir()))):
         raise UsageError(f"{target} exists and holds no model; a new folder would be right")
-    folder.save(model, path)
+    if format == "patchword":
+        folder.save(model, path)
+    else:
+        _module(format).write(model, path)
+
+
+def read(source: Source, hints: Hints) -> Foreign:
+    """The model in an opened source, and what there is to say about it."""
+    if source.dialect != "patchword":
+        found: Foreign = _module(source.dialect).read(source, hints)
+        found.model.provenance = {"source": str(source.where), "dialect": source.dialect, "assumed": found.assumed}
+        found.model.eval()
+        return found
+    for name in ("num_heads", "gelu", "norm_eps", "position"):
+        if getattr(hints, name) is not None:
+            raise UsageError(f"{source.where} says itself what it is; {name} is for bare tensors of other libraries")
+    return Foreign(folder.load(source.where))
+
+
+def _module(dialect: Dialect) -> Any:
+    return importlib.import_module(f"patchword.weights.{dialect}")
+
+
+def _holds_model(path: Path) -> bool:
+    return any((path / name).is_file() for name in (folder.DESCRIPTION, folder.WEIGHTS))

@@ -1,0 +1,80 @@
+"""NumPy's `.npz`, read from strangers and written for them: no pickle, no bomb, every byte checked by its CRC."""
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchword.core import files
+from patchword.core.errors import DataError
+
+_MOST_RATIO = 1100
+"""Deflate cannot pack better than 1:1032; what claims more is no honest archive."""
+_MOST_BYTES = 64 * 2**30
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Every array of the archive as a tensor; bfloat16, which NumPy keeps as voids of two bytes, as what it is.
+
+    Raises `DataError` for anything that is not a whole archive of plain arrays.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _refuse_bombs(entries, path)
+            return {entry.filename.removesuffix(".npy"): _array(archive, entry, path) for entry in entries}
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path} is not a whole .npz archive ({_said(error)})") from error
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as `numpy.savez` does, in the order of their names and without dates: equal values are equal bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(tensors):
+            content = io.BytesIO()
+            np.lib.format.write_array(content, tensors[name].detach().cpu().float().numpy(), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
+    files.write_bytes(path, buffer.getvalue())
+
+
+def _refuse_bombs(entries: list[zipfile.ZipInfo], path: Path) -> None:
+    names = [entry.filename for entry in entries]
+    if len(set(names)) != len(names):
+        raise DataError(f"{path} holds the same name twice")
+    packed = path.stat().st_size
+    for entry in entries:
+        if not entry.filename.endswith(".npy"):
+            raise DataError(f"{path} holds {entry.filename!r}, which is no array; it is not a .npz of weights")
+        if entry.file_size > _MOST_RATIO * max(1, entry.compress_size) or entry.compress_size > packed:
+            raise DataError(
+                f"{path}: {entry.filename} claims {entry.file_size:,} bytes from {entry.compress_size:,}: a bomb"
+            )
+    if (total := sum(entry.file_size for entry in entries)) > _MOST_BYTES:
+        raise DataError(f"{path} unpacks to {total:,} bytes, more than the limit of {_MOST_BYTES >> 30} GiB")
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> Tensor:
+    try:
+        with archive.open(entry) as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            if file.read(1):
+                raise ValueError("there is more behind the array")
+    except zipfile.BadZipFile:
+        raise
+    except (ValueError, EOFError, MemoryError, UnicodeDecodeError, TypeError) as error:
+        raise DataError(f"{path}: {entry.filename} is not an array of plain numbers ({_said(error)})") from error
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{path}: {entry.filename} holds {array.dtype}, not numbers")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
