@@ -49,7 +49,7 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
         if (place / folder.DESCRIPTION).is_file() and (place != path.parent or beside):
             return Source(place, "patchword", {})
     if not path.exists():
-        raise UsageError(f"{path} does not exist")
+        raise UsageError(f"{path} holds no model: it does not exist")
     home = path if path.is_dir() else path.parent
     described = path.is_dir() or path.name == _WEIGHTS
     description = _json(home / _DESCRIPTION) if described else {}
