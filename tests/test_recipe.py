@@ -162,3 +162,10 @@ def test_the_page_of_fields_is_up_to_date() -> None:
     root = Path(__file__).parents[1]
     printed = subprocess.run([sys.executable, root / "tools/recipe_fields"], capture_output=True, text=True, check=True)
     assert (root / "docs/recipe.md").read_text() == printed.stdout, "tools/recipe_fields > docs/recipe.md"
+
+
+def test_a_presets_wishes_for_a_vit_mean_nothing_to_a_convolution() -> None:
+    assert recipes.load("scratch", {"model": {"name": "BiT-R50x1"}}).model == {"name": "BiT-R50x1"}
+    assert recipes.load("scratch", {"model": {"name": "R50+ViT-B/16"}}).model["pool"] == "gap"
+    asked = recipes.load("scratch", {"model": {"name": "BiT-R50x1", "pool": "map"}}).model
+    assert asked["pool"] == "map"  # asked for by name: an error where the model is made

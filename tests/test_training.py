@@ -19,6 +19,7 @@ from PIL import Image
 from patchword.core import config
 from patchword.core.errors import DataError, FaultError, StoppedError, UsageError
 from patchword.data.loader import Batch
+from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.training import loop
 from patchword.training import recipe as recipes
@@ -103,11 +104,8 @@ def test_the_same_recipe_gives_the_same_bits(done: Path, pictures: Path, tmp_pat
     assert weights_hash(other) != weights_hash(done)
 
 
-@pytest.mark.parametrize("at", [1, 5, 11])
-def test_stop_and_resume_equals_an_uninterrupted_run(
-    done: Path, pictures: Path, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "stopped"
+def stop_after(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal comes in the step before which `at` are done."""
     step = loop.train_step
 
     def signalled(*arguments: Any) -> tuple[float, float]:
@@ -117,14 +115,53 @@ def test_stop_and_resume_equals_an_uninterrupted_run(
 
     monkeypatch.setattr(loop, "train_step", signalled)
     monkeypatch.setattr(loop, "seconds_per_step", lambda *arguments: 0.01)  # its steps would be signalled, too
+
+
+@pytest.mark.parametrize("at", [1, 5, 11])
+def test_stop_and_resume_equals_an_uninterrupted_run(
+    done: Path, pictures: Path, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "stopped"
+    stop_after(at, monkeypatch)
     with pytest.raises(StoppedError, match=f"after step {at} of 12; the same command goes on"):
         run(tiny(pictures), folder)
     assert json.loads((folder / "result.json").read_text())["status"] == "stopped"
-    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.undo()
     run(tiny(pictures), folder)
     assert weights_hash(folder) == weights_hash(done)
     assert lines(folder) == lines(done)
     assert json.loads((folder / "result.json").read_text())["resumed_from"] == [at]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "R5+ViT-At/4", "depth": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 24},
+        {"name": "BiT-R14x0.5", "units": [1, 1]},
+        {"name": "EfficientNet-B0", "width": 0.25, "depth": 0.5},
+    ],
+    ids=lambda model: model["name"],
+)
+def test_other_families_train_resume_and_reload(
+    model: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Running statistics of batch norm included."""
+    regularization = {"dropout": 0.1, "stochastic_depth": 0.1, "average_decay": 0.9, "patch_dropout": 0.0}
+    recipe = tiny(pictures, regularization=regularization, budget={"steps": 3})
+    recipe = dataclasses.replace(recipe, model=recipes.load("scratch", {"model": model}).model)
+    quiet = run(recipe, tmp_path / "quiet")
+    stop_after(1, monkeypatch)
+    with pytest.raises(StoppedError):
+        run(recipe, tmp_path / "stopped")
+    monkeypatch.undo()
+    run(recipe, tmp_path / "stopped")
+    assert weights_hash(tmp_path / "stopped") == weights_hash(quiet)
+    loaded = load_model(quiet, image_size=32)
+    assert loaded.name == model["name"]
+    assert (
+        json.loads((quiet / "result.json").read_text())["train_flops"]
+        == 3 * 10 * 3 * cost(load_model(quiet)).forward_flops
+    )
 
 
 def test_damaged_checkpoint_is_passed_over(done: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,8 +97,9 @@ class Crew:
     calling thread stay on its share, too.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.size = max(1, min(threads, MOST_REPLICAS))
+    def __init__(self, threads: int, *, most: int = MOST_REPLICAS) -> None:
+        """`threads` cores, shared among as many members, but no more than `most`."""
+        self.size = max(1, min(threads, most))
         self._all, self._each = max(1, threads), max(1, threads // self.size)
         self._pool = (
             ThreadPoolExecutor(self.size - 1, initializer=_use_threads, initargs=(self._each,))

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from patchword.core.runtime import Crew
+from patchword.core.runtime import MOST_REPLICAS, Crew
 from patchword.models.contract import Model
 
 
@@ -19,10 +19,13 @@ class Replicas:
     """
 
     def __init__(self, model: Model, threads: int = 1) -> None:
-        """`threads`: cores to use on a CPU; on other devices there is one replica, the model."""
+        """`threads`: cores to use on a CPU; on other devices there is one replica, the model.
+
+        So it is for models with batch norm: their parts follow one another, as each changes the running statistics.
+        """
         on_cpu = next(model.parameters()).device.type == "cpu"
         self.model = model
-        self.crew = Crew(threads if on_cpu else 1)
+        self.crew = Crew(threads if on_cpu else 1, most=1 if model.has_batch_norm else MOST_REPLICAS)
         self.models = [model, *(_sharing(model) for _ in range(self.crew.size - 1))]
 
     def backward(self, count: int, loss_of: Callable[[Model, int], Tensor]) -> float:

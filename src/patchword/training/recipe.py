@@ -14,6 +14,7 @@ from patchword.core import config
 from patchword.core.errors import DataError, UsageError, nearest
 from patchword.data.augment import AUGREG_LEVELS, Augment
 from patchword.data.store import MEMORY_SHARE
+from patchword.models.names import config_type, parse_name
 from patchword.training.optimizer import OptimizerConfig, ScheduleConfig
 
 
@@ -211,9 +212,20 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
         values["name"] = name_or_file
     changes = changes or {}
     values, changes = _augment_level(values), _augment_level(changes)
+    if not name_or_file.endswith(".toml") and isinstance(changes.get("model"), dict):
+        values = _without_strange_fields(values, changes["model"].get("name"))
     if "budget" in changes:
         values.pop("budget", None)  # a budget is replaced as a whole: 5 minutes do not mix with the preset's epochs
     return config.build(Recipe, config.merge(values, changes))
+
+
+def _without_strange_fields(values: dict[str, Any], name: Any) -> dict[str, Any]:
+    """A preset's wishes for a ViT, such as `model.pool`, mean nothing to a model that has no such field."""
+    if not isinstance(name, str) or "model" not in values:
+        return values
+    family, _ = parse_name(name, {})
+    known = config.field_types(config_type(family))
+    return {**values, "model": {key: value for key, value in values["model"].items() if key in known}}
 
 
 def _augment_level(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,323 @@
+"""What every family promises, tried on a small member of each; and each family against an independent one."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from patchword.core.errors import UsageError
+from patchword.models.contract import Model
+from patchword.models.cost import cost
+from patchword.models.efficientnet import SCALES
+from patchword.models.hybrid import NAMED, STEMS, Hybrid
+from patchword.models.names import FAMILIES, build_model, create_model, list_models, name_of
+from patchword.models.resnet import UNITS, ResNet, pad_same
+
+SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("ViT-At/4", {"embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 40}),
+    "hybrid": ("R5+ViT-At/4", {"embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 40}),
+    "bit": ("BiT-R14x0.5", {"units": (1, 2)}),
+    "efficientnet": ("EfficientNet-B0", {"width": 0.25, "depth": 0.5}),
+}
+SIZE = (44, 28)
+
+
+def small(family: str, num_classes: int = 5, image_size: tuple[int, int] = SIZE, in_channels: int = 3) -> Model:
+    """No parameter is left at zero, and no running statistic at its start."""
+    name, options = SMALL[family]
+    torch.manual_seed(0)
+    model = create_model(name, num_classes, image_size, in_channels, **options)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)  # pyright: ignore[reportArgumentType]
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # pyright: ignore[reportArgumentType]
+    return model.eval()
+
+
+def images(model: Model, count: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, model.in_channels, *model.image_size, generator=generator)
+
+
+def test_no_family_is_missing_from_these_tests() -> None:
+    assert set(SMALL) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_every_parameter_gets_a_gradient(family: str) -> None:
+    model = small(family).train()
+    model(images(model)).square().mean().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_logits_are_the_head_of_the_features(family: str, in_channels: int) -> None:
+    model = small(family, in_channels=in_channels)
+    batch = images(model)
+    features = model.features(batch)
+    assert features.shape == (3, model.num_features)
+    torch.testing.assert_close(model(batch), model.head(features))
+    assert model(batch).shape == (3, 5)
+    model.replace_head(0)
+    torch.testing.assert_close(model(batch), features)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_intermediates_end_in_what_the_head_sees(family: str) -> None:
+    model = small(family)
+    batch = images(model)
+    inside = model.intermediates(batch)
+    assert list(inside)[-1] == "pre_logits"
+    assert "stem" in inside
+    torch.testing.assert_close(inside["pre_logits"], model.features(batch))
+    grid = model.feature_map(batch)
+    assert grid.shape[:1] == (3,)
+    # The map keeps its orientation: the image is taller than wide.
+    assert grid.shape[2] > grid.shape[3]
+
+
+@pytest.mark.parametrize("family", ["hybrid", "bit", "efficientnet"])
+def test_units_are_named_in_order(family: str) -> None:
+    model = small(family)
+    names = [name.removeprefix("backbone/") for name, _ in model.walk(images(model)) if "stage" in name]
+    assert names == sorted(names)
+    assert names[0] == "stage1/unit1"
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_stages_hold_every_parameter_once_from_input_to_output(family: str) -> None:
+    model = small(family)
+    stages = model.stages()
+    flat = [name for stage in stages for name in stage]
+    assert sorted(flat) == sorted(name for name, _ in model.named_parameters())
+    assert all(stages)
+    assert "head.weight" in stages[-1]
+    first = {"vit": "patch_embed.weight", "hybrid": "backbone.conv_root.weight", "bit": "conv_root.weight"}
+    assert first.get(family, "layers.0.0.weight") in stages[0]
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_the_architecture_builds_the_same_model(family: str) -> None:
+    model = small(family)
+    again = build_model(model.architecture, model.preprocessing)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    again.load_state_dict(model.state_dict(), assign=True)
+    torch.testing.assert_close(again.eval()(images(model)), model(images(model)))
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_with_image_size_is_a_model_of_its_own(family: str) -> None:
+    model = small(family)
+    other = model.with_image_size((28, 60))
+    assert other.image_size == (28, 60)
+    assert model.image_size == SIZE
+    assert other(images(other)).shape == (3, 5)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert all(parameter.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_regularization_acts_in_training_only(family: str) -> None:
+    model = small(family)
+    batch = images(model)
+    quiet = model(batch)
+    model.regularize(dropout=0.5, stochastic_depth=0.5)
+    torch.testing.assert_close(model(batch), quiet)
+    model.train()
+    assert not torch.equal(model(batch), model(batch))
+    model.regularize()
+    torch.testing.assert_close(model.eval()(batch) if not model.has_batch_norm else quiet, quiet)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_cost_is_what_torch_counts(family: str) -> None:
+    model = small(family)
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        model.to("meta")(torch.empty(1, 3, *SIZE))
+    counted = cost(model)
+    assert counted.forward_flops == counter.get_total_flops()
+    assert counted.params == sum(p.numel() for p in model.parameters())
+    assert counted.activation_bytes > 0
+
+
+@pytest.mark.parametrize("family", ["bit", "efficientnet"])
+def test_convolutions_have_no_patches_to_keep(family: str) -> None:
+    model = small(family)
+    with pytest.raises(UsageError, match="has no patches to choose from"):
+        model.features(images(model), torch.zeros(3, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_the_configuration_of_a_name_has_that_name(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name, 10)
+    family = FAMILIES[model.family]
+    assert name_of(family, model.config) == name
+
+
+def _meta_params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# Their names, where timm has the model; 1,000 classes at 224 px.
+TIMM_HYBRIDS = {
+    "R+ViT-Ti/16": "vit_tiny_r_s16_p8_224",
+    "R26+ViT-S/32": "vit_small_r26_s32_224",
+    "R50+ViT-B/16": "vit_base_r50_s16_224",
+    "R50+ViT-L/32": "vit_large_r50_s32_224",
+}
+
+
+@pytest.mark.parametrize(("name", "theirs"), TIMM_HYBRIDS.items())
+def test_hybrids_have_timms_parameters_and_grid(name: str, theirs: str) -> None:
+    with torch.device("meta"):
+        mine, other = create_model(name, 1000), timm.create_model(theirs, num_classes=1000)
+    assert isinstance(mine, Hybrid)
+    assert _meta_params(mine) == _meta_params(other)
+    assert mine.grid == other.patch_embed.grid_size
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("R+ViT-Ti/16", 6.34), ("R26+ViT-S/32", 36.43), ("R50+ViT-L/32", 328.99)]
+)
+def test_hybrids_have_the_published_parameters(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        assert round(_meta_params(create_model(name, 1000)) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"), [("R50+ViT-B/32", "vit_base_r26_s32_224"), ("R50+ViT-L/16", "vit_base_r50_s16_224")]
+)
+def test_the_papers_other_hybrids_are_a_known_stem_and_a_known_encoder(name: str, stem: str) -> None:
+    """timm does not name them: its stems and encoders are put together here."""
+    units = {"R50+ViT-B/32": (3, 4, 6, 3), "R50+ViT-L/16": (3, 4, 9)}[name]
+    encoder = {"B": "vit_base_patch32_224", "L": "vit_large_patch16_224"}[name.split("-")[1][0]]
+    with torch.device("meta"):
+        mine = create_model(name, 1000)
+        backbone = timm.models.resnetv2.ResNetV2(units, num_classes=0, global_pool="", preact=False, stem_type="same")
+        other = timm.create_model(encoder)
+    channels, width = backbone.num_features, other.embed_dim
+    projection = channels * width - other.patch_embed.proj.weight.numel()
+    assert _meta_params(mine) == _meta_params(backbone) + _meta_params(other) + projection
+    assert isinstance(mine, Hybrid)
+    assert mine.config.stem_units == units
+
+
+def test_no_stem_is_missing_from_the_named_hybrids() -> None:
+    assert {name.split("+")[0] for name in NAMED} == set(STEMS)
+    assert set(list_models("R*")) == set(NAMED)
+
+
+@pytest.mark.parametrize("name", list_models("BiT-*"))
+def test_bit_has_timms_parameters(name: str) -> None:
+    size, _, factor = name.removeprefix("BiT-").partition("x")
+    with torch.device("meta"):
+        mine = create_model(name, 1000)
+        other = timm.models.resnetv2.ResNetV2(
+            UNITS[size],
+            channels=[int(c * float(factor)) for c in (256, 512, 1024, 2048)],
+            stem_chs=int(64 * float(factor)),
+        )
+    assert _meta_params(mine) == _meta_params(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("BiT-R50x1", 25.55), ("BiT-R101x1", 44.54), ("BiT-R152x2", 236.34), ("BiT-R152x4", 936.53)],
+)
+def test_bit_has_the_published_parameters(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        assert round(_meta_params(create_model(name, 1000)) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("size", [size for size in SCALES if size.startswith("B")])
+def test_efficientnet_has_torchvisions_parameters(size: str) -> None:
+    with torch.device("meta"):
+        mine = create_model(f"EfficientNet-{size}", 1000)
+        other = torchvision.models.get_model(f"efficientnet_{size.lower()}")
+    assert _meta_params(mine) == _meta_params(other)
+
+
+def test_efficientnet_l2_has_the_published_parameters() -> None:
+    with torch.device("meta"):
+        assert round(_meta_params(create_model("EfficientNet-L2", 1000)) / 1e6, 2) == 480.31
+
+
+def test_efficientnet_is_torchvisions_function() -> None:
+    torch.manual_seed(0)
+    other = torchvision.models.efficientnet_b0(num_classes=7).eval()
+    mine = create_model("EfficientNet-B0", 7, (44, 28)).eval()
+    state = {name.replace("features.", "layers."): value for name, value in other.state_dict().items()}
+    state = {name.replace("classifier.1.", "head."): value for name, value in state.items()}
+    mine.load_state_dict(state)
+    batch = images(mine, 2)
+    torch.testing.assert_close(mine(batch), other(batch))
+    torch.testing.assert_close(mine.train()(batch), _without_chance(other).train()(batch))
+
+
+def _without_chance(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | torchvision.ops.StochasticDepth):
+            module.p = 0.0
+    return model
+
+
+def test_batch_statistics_are_found() -> None:
+    for family in SMALL:
+        model = small(family)
+        found = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        assert model.has_batch_norm == found
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "stride"), [(11, 3, 2), (12, 3, 2), (13, 7, 2), (14, 7, 2), (7, 3, 1), (5, 1, 2)]
+)
+def test_same_padding_by_hand(size: int, side: int, stride: int) -> None:
+    """TensorFlow's SAME: ⌈n / stride⌉ windows, the odd zero on the right."""
+    row = pad_same(torch.ones(1, 1, size, size), side, stride)[0, 0].amax(dim=0)
+    out = -(-size // stride)
+    total = max(0, (out - 1) * stride + side - size)
+    assert row.tolist() == [0.0] * (total // 2) + [1.0] * size + [0.0] * (total - total // 2)
+
+
+def test_standardized_kernels_have_no_mean_and_unit_variance_and_follow_their_weights() -> None:
+    model = small("bit")
+    assert isinstance(model, ResNet)
+    conv = model.conv_root
+    with torch.inference_mode():
+        first = conv.kernel()
+        assert conv.kernel() is first  # made once
+    assert first.mean(dim=(1, 2, 3)).abs().max() < 1e-5
+    torch.testing.assert_close(first.var(dim=(1, 2, 3), correction=0), torch.ones(32), atol=1e-4, rtol=0)
+    with torch.no_grad():
+        conv.weight.add_(torch.randn_like(conv.weight))
+    with torch.inference_mode():
+        assert (conv.kernel() - first).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("BiT-R50x0.3", {}, "no multiple of 0.5"),
+        ("BiT-R51x1", {}, r"unknown model 'BiT-R51x1'; did you mean 'BiT-R101x1'|did you mean 'BiT-R50x1'"),
+        ("BiT-R50x1", {"arithmetic": "torch"}, "model.arithmetic='torch' is not known"),
+        ("BiT-R50x1", {"units": ()}, "must be at least 1 in at least one stage"),
+        ("R50+ViT-B/6", {}, "must be a multiple of 4"),
+        ("R50+ViT-B/16", {"stem_width": 48}, "must be a multiple of the 32 groups"),
+        ("EfficientNet-B9", {}, "unknown model 'EfficientNet-B9'; did you mean 'EfficientNet-B"),
+        ("EfficientNet-B0", {"width": 0.0}, "must be greater than 0"),
+    ],
+)
+def test_wrong_names_and_fields_are_one_sentence(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        create_model(name, **options)
