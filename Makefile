@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN    := .venv/bin
 SOURCE := $(shell find src -type f -not -name '*.pyc' 2>/dev/null)
 TESTS  := $(shell find tests bench -type f -not -name '*.pyc' 2>/dev/null)
+PAGES  := README.md CONTRIBUTING.md CHANGELOG.md $(wildcard docs/*.md)
+TOOLS  := $(wildcard tools/*)
 BENCH  ?= quick
 
 .PHONY: help setup demo test check bench clean
@@ -25,14 +27,14 @@ demo: .venv/demo
 	@touch $@
 
 test: .venv/tested
-.venv/tested: .venv/ready $(SOURCE) $(TESTS) README.md
+.venv/tested: .venv/ready $(SOURCE) $(TESTS) $(PAGES) $(TOOLS)
 	$(BIN)/python -m pytest
 	@touch $@
 
 check: .venv/checked
-.venv/checked: .venv/ready $(SOURCE) $(TESTS) README.md docs
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+.venv/checked: .venv/ready $(SOURCE) $(TESTS) $(PAGES) $(TOOLS)
+	$(BIN)/ruff format --check src tests bench tools/recipe_fields
+	$(BIN)/ruff check src tests bench tools/recipe_fields
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell src tests bench docs README.md CONTRIBUTING.md CHANGELOG.md

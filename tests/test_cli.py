@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import patchword
 from patchword import cli
 from patchword.core.errors import UsageError
+from patchword.training import recipe as recipes
 from patchword.verbs.train import parse_image_size
+from patchword.weights.io import load_model, save_model
 
 TINY = ["--set", "model.depth=1", "model.embed_dim=16", "model.mlp_dim=16", "batch_size=8"]
 
@@ -183,3 +187,28 @@ def test_a_folder_of_new_pictures_is_evaluated_as_a_whole(trained: Path, picture
         str(pictures / "train"), model="ViT-At/8", image_size=16, steps=1, out=tmp_path / "own", set=settings
     )
     assert pw.evaluate(own, str(pictures / "train"))["split"] == "test"
+
+
+def test_python_takes_what_people_pass(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    model = load_model(trained)
+    one = next((pictures / "test" / "ant").iterdir())
+    [row] = patchword.predict(model, one)
+    [same] = patchword.predict(str(trained), [str(one)])
+    assert row["predictions"] == same["predictions"]
+    assert patchword.evaluate(model, pictures)["value"] == patchword.evaluate(trained, str(pictures))["value"]
+    settings = {"optimizer.lr": 2e-3, "augment.flip": False, "augment.crop": "shift", "augment.crop_area": (0.5, 1.0)}
+    run = patchword.train(pictures, steps=1, image_size=16, model="ViT-At/8", set=settings, out=tmp_path / "other")
+    stored = recipes.load(str(run / "recipe.toml"))
+    assert (stored.optimizer.lr, stored.augment.flip, stored.augment.crop_area) == (2e-3, False, (0.5, 1.0))
+
+
+def test_several_labels_are_predicted_each_on_its_own(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    model = load_model(trained)
+    model.multi_label = True
+    save_model(model, tmp_path / "model")
+    one = next((pictures / "test" / "ant").iterdir())
+    [row] = patchword.predict(tmp_path / "model", one)
+    with torch.inference_mode():
+        logits = model(model.preprocess(Image.open(one)))[0]
+    expected = dict(zip(model.labels or (), logits.sigmoid().tolist(), strict=True))
+    assert {each["label"]: each["probability"] for each in row["predictions"]} == pytest.approx(expected)

@@ -14,6 +14,7 @@ from patchword.models.contract import Model
 from patchword.models.cost import cost
 from patchword.models.efficientnet import SCALES
 from patchword.models.hybrid import NAMED, STEMS, Hybrid
+from patchword.models.layers import StochasticDepth
 from patchword.models.names import FAMILIES, build_model, create_model, list_models, name_of
 from patchword.models.resnet import UNITS, ResNet, pad_same
 
@@ -153,6 +154,7 @@ def test_cost_is_what_torch_counts(family: str) -> None:
 @pytest.mark.parametrize("family", ["bit", "efficientnet"])
 def test_convolutions_have_no_patches_to_keep(family: str) -> None:
     model = small(family)
+    assert model.grid is None
     with pytest.raises(UsageError, match="has no patches to choose from"):
         model.features(images(model), torch.zeros(3, 1, dtype=torch.int64))
 
@@ -204,8 +206,10 @@ def test_the_papers_other_hybrids_are_a_known_stem_and_a_known_encoder(name: str
     encoder = {"B": "vit_base_patch32_224", "L": "vit_large_patch16_224"}[name.split("-")[1][0]]
     with torch.device("meta"):
         mine = create_model(name, 1000)
-        backbone = timm.models.resnetv2.ResNetV2(units, num_classes=0, global_pool="", preact=False, stem_type="same")
-        other = timm.create_model(encoder)
+        backbone: Any = timm.models.resnetv2.ResNetV2(
+            list(units), num_classes=0, global_pool="", preact=False, stem_type="same"
+        )
+        other: Any = timm.create_model(encoder)
     channels, width = backbone.num_features, other.embed_dim
     projection = channels * width - other.patch_embed.proj.weight.numel()
     assert _meta_params(mine) == _meta_params(backbone) + _meta_params(other) + projection
@@ -224,8 +228,8 @@ def test_bit_has_timms_parameters(name: str) -> None:
     with torch.device("meta"):
         mine = create_model(name, 1000)
         other = timm.models.resnetv2.ResNetV2(
-            UNITS[size],
-            channels=[int(c * float(factor)) for c in (256, 512, 1024, 2048)],
+            list(UNITS[size]),
+            channels=tuple(int(c * float(factor)) for c in (256, 512, 1024, 2048)),
             stem_chs=int(64 * float(factor)),
         )
     assert _meta_params(mine) == _meta_params(other)
@@ -321,3 +325,47 @@ def test_standardized_kernels_have_no_mean_and_unit_variance_and_follow_their_we
 def test_wrong_names_and_fields_are_one_sentence(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         create_model(name, **options)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_stochastic_depth_grows_from_the_input_to_the_output(family: str) -> None:
+    model = small(family)
+    model.regularize(stochastic_depth=0.5)
+    rates = [module.p for module in model.branches()]
+    assert rates == sorted(rates)
+    assert (rates[0], rates[-1]) == (0.0, 0.5)
+    if isinstance(model, Hybrid):
+        assert model.blocks[-1].stochastic_depth.p == 0.5
+    every = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    assert set(every) == set(model.branches())
+
+
+def test_frozen_convolutions_can_be_differentiated_after_inference() -> None:
+    """The kernels kept for inference must not come back where gradients are wanted."""
+    model = small("bit")
+    batch = images(model)
+    with torch.inference_mode():
+        before = model(batch).clone()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    wanted = batch.clone().requires_grad_()
+    logits = model(wanted)
+    logits.sum().backward()
+    assert wanted.grad is not None
+    assert wanted.grad.abs().sum() > 0
+    torch.testing.assert_close(logits.detach(), before)
+    with torch.inference_mode():
+        assert build_model(model.architecture, model.preprocessing) is not None
+        inside = create_model("BiT-R14x0.5", 3, 32)
+        assert inside(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_another_size_keeps_what_else_the_model_carries() -> None:
+    model = small("vit")
+    model.provenance, model.multi_label = {"source": "here"}, True
+    model.regularize(dropout=0.25, stochastic_depth=0.5)
+    model.head.weight.requires_grad_(False)  # pyright: ignore[reportAttributeAccessIssue]
+    other = model.with_image_size((28, 60))
+    assert (other.provenance, other.multi_label) == (model.provenance, True)
+    assert [m.p for m in other.branches()] == [0.0, 0.5]
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]

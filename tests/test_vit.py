@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchword.core.errors import UsageError
-from patchword.models import fused
+from patchword.models import onednn
 from patchword.models.cost import cost
 from patchword.models.names import build_model, create_model, list_models
 from patchword.models.vit import SIZES, ViT
@@ -181,8 +181,8 @@ def test_inference_mode_computes_the_same(pool: str, gelu: str, monkeypatch: pyt
     model = small(pool=pool, gelu=gelu)
     batch = images(model)
     taken: list[Any] = []
-    infer = fused.infer
-    monkeypatch.setattr(fused, "infer", lambda block, x, rows: taken.append(block) or infer(block, x, rows))
+    infer = onednn.infer
+    monkeypatch.setattr(onednn, "infer", lambda block, x, rows: taken.append(block) or infer(block, x, rows))
     plain = model(batch).detach()
     assert not taken
     torch.testing.assert_close(_infer(model, batch), plain, rtol=1e-5, atol=1e-5)
@@ -426,7 +426,7 @@ def test_preprocess_takes_a_picture_or_a_list() -> None:
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 5, 7)])
-def test_fused_linear_has_torchs_values_and_derivatives(shape: tuple[int, ...]) -> None:
+def test_onednn_linear_has_torchs_values_and_derivatives(shape: tuple[int, ...]) -> None:
     """In training, too, and differentiated twice; float64 stays with torch, so the check is against it."""
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*size, generator=generator) for size in (shape, (11, 7), (11,)))
@@ -434,7 +434,7 @@ def test_fused_linear_has_torchs_values_and_derivatives(shape: tuple[int, ...]) 
     exact = [each.double().requires_grad_() for each in (x, weight, bias)]
     results = []
     for inputs in (given, exact):
-        output = fused.linear(*inputs).sin()
+        output = onednn.linear(*inputs).sin()
         first = torch.autograd.grad(output.sum(), inputs, create_graph=True)
         second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), inputs)
         results.append([output, *first, *second])
@@ -442,12 +442,12 @@ def test_fused_linear_has_torchs_values_and_derivatives(shape: tuple[int, ...]) 
         torch.testing.assert_close(mine, true.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_training_uses_the_fused_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not fused._available():
+def test_training_uses_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not onednn._available():
         pytest.skip("this build of torch has no oneDNN")
     calls: list[int] = []
-    apply = fused._Linear.apply
-    monkeypatch.setattr(fused._Linear, "apply", lambda *inputs: (calls.append(1), apply(*inputs))[1])
+    apply = onednn._Product.apply
+    monkeypatch.setattr(onednn._Product, "apply", lambda *inputs: (calls.append(1), apply(*inputs))[1])
     model = small(depth=1).train()
     model(images(model)).sum().backward()
     assert len(calls) == 6  # patches, queries, keys and values, projection, two in the MLP

@@ -59,7 +59,9 @@ def run(arguments: list[str]) -> int:
         # The reader of our output has gone; without this, Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error) and "out of memory" not in str(error):
+            raise
         sys.stderr.write("patchword: out of memory; a smaller model, image size or micro_batch would be right\n")
         return 4
 

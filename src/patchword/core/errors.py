@@ -34,8 +34,11 @@ class StoppedError(PatchwordError):
     exit_code = 143
 
 
+_SHOWN = 12
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A clause for the end of a sentence about an unknown name: the nearest choice, or all when none is near.
+    """A clause for the end of a sentence about an unknown name: the nearest choice, or what there is when none is near.
 
     >>> nearest("sofmax", ["softmax", "sigmoid"])
     "did you mean 'softmax'?"
@@ -45,4 +48,5 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
     if close:
         return f"did you mean {folded[close[0]]!r}?"
-    return "known: " + ", ".join(known)
+    shown = known if len(known) <= _SHOWN + 2 else [*known[:_SHOWN], f"… and {len(known) - _SHOWN} more"]
+    return "known: " + ", ".join(shown)

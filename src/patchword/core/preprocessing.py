@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from patchword.core import config
-from patchword.core.errors import DataError, UsageError
+from patchword.core.errors import DataError, UsageError, nearest
 from patchword.core.picture import to_pixels
 
 if TYPE_CHECKING:
@@ -41,10 +41,15 @@ class Preprocessing:
             raise UsageError(
                 f"preprocessing has {len(self.mean)} means and {len(self.std)} stds; 1 or 3 of both are right"
             )
-        if min(self.image_size) < 1 or not 0 < self.crop_fraction <= 1 or min(self.std) <= 0:
-            raise UsageError(f"preprocessing out of range: {self}")
-        if self.resize not in ("crop", "stretch") or self.interpolation not in _FILTERS:
-            raise UsageError(f"unknown resize or interpolation in preprocessing: {self}")
+        if min(self.image_size) < 1:
+            raise UsageError(f"image_size={self.image_size} must be at least 1×1")
+        if not 0 < self.crop_fraction <= 1:
+            raise UsageError(f"preprocessing.crop_fraction={self.crop_fraction} must lie in 0…1, above 0")
+        if min(self.std) <= 0:
+            raise UsageError(f"preprocessing.std={self.std} must be greater than 0")
+        for field, choices in (("resize", ("crop", "stretch")), ("interpolation", tuple(_FILTERS))):
+            if (value := getattr(self, field)) not in choices:
+                raise UsageError(f"preprocessing.{field}={value!r} is not known; {nearest(str(value), choices)}")
 
     @property
     def channels(self) -> int:

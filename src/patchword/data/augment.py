@@ -44,7 +44,7 @@ AUGREG_LEVELS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Which chance changes training pictures undergo, in the order in which they are made."""
+    """The random changes that training pictures undergo, in the order in which they are made."""
 
     crop: Literal["auto", "random-resized", "shift", "resize"] = "random-resized"
     """`random-resized`: a random part, scaled to the model's size (Inception's crop). `resize`: the picture as evaluation

@@ -231,7 +231,7 @@ class Dataset:
     """One sentence that says where the splits come from."""
     notices: tuple[Notice, ...] = ()
     carved: bool = False
-    """Whether the splits were made here, for the data set came without."""
+    """Whether the splits were made here, because the data set came without."""
 
     def whole(self) -> Split:
         """All pictures of a carved data set as one split again."""

@@ -122,9 +122,9 @@ class ParquetPictures:
                 groups.append((file, group, described.num_rows))
         self._groups = groups
         self._ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
-        self._file_starts = [
-            int(sum(rows for file, _, rows in groups if file < number)) for number in range(len(paths))
-        ]
+        rows_of_file = np.zeros(len(paths), np.int64)
+        np.add.at(rows_of_file, [file for file, _, _ in groups], [rows for _, _, rows in groups])
+        self._file_starts = (np.cumsum(rows_of_file) - rows_of_file).tolist()
         self._prepare()
 
     def __len__(self) -> int:

@@ -33,10 +33,13 @@ class Predictions:
         return mask
 
 
-def measure(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
-    """All figures of a split: see `docs/architecture.md` for the fields of `evaluation.json`."""
+def measure(predictions: Predictions, classes: tuple[str, ...], *, interval: bool = True) -> dict[str, Any]:
+    """All figures of a split: see `docs/architecture.md` for the fields of `evaluation.json`.
+
+    Without `interval` the bootstrap of several labels a picture, which takes most of the time, is left out.
+    """
     several = predictions.labels.ndim == 2
-    figures = _measure_several(predictions, classes) if several else _measure_one(predictions, classes)
+    figures = _measure_several(predictions, classes, interval) if several else _measure_one(predictions, classes)
     return {"n": len(predictions.labels), **figures}
 
 
@@ -139,7 +142,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = _BINS) ->
     return {"ece": error, "bins": rows}
 
 
-def _measure_several(predictions: Predictions, classes: tuple[str, ...]) -> dict[str, Any]:
+def _measure_several(predictions: Predictions, classes: tuple[str, ...], interval: bool) -> dict[str, Any]:
     truth = predictions.labels.astype(np.float64)
     # An unreadable picture is ranked last everywhere: its labels are found last, and none is claimed for it.
     logits = np.where(predictions.readable[:, None], predictions.logits, -np.inf)
@@ -158,7 +161,7 @@ def _measure_several(predictions: Predictions, classes: tuple[str, ...]) -> dict
     return {
         "metric": "mean_average_precision",
         "value": float(np.nanmean(precisions)) if not np.isnan(precisions).all() else 0.0,
-        "value_ci95": _bootstrap(logits, truth),
+        "value_ci95": _bootstrap(logits, truth) if interval else None,
         "loss": float(loss.sum(axis=1).mean()) if len(z) else None,
         "macro_f1": float(np.mean(known)) if known else None,
         "micro_f1": _f1(*total)["f1"],

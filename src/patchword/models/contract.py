@@ -1,24 +1,19 @@
 """What every model offers, whatever its family: ViT, hybrid, ResNet, EfficientNet."""
 
-import collections
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from PIL import Image
 from torch import Tensor, nn
 
 from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.layers import StochasticDepth
 
-
-def last(steps: Iterator[tuple[str, Tensor]]) -> Tensor:
-    """The last result of a walk, with none of the others kept."""
-    [(_, result)] = collections.deque(steps, maxlen=1)
-    return result
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Model(nn.Module, ABC):
@@ -35,6 +30,8 @@ class Model(nn.Module, ABC):
     """A frozen dataclass of the family's own, with a `stride`: both sides of an image are multiples of it."""
     head: nn.Linear | nn.Identity
     labels: tuple[str, ...] | None
+    multi_label: bool = False
+    """Whether an image may have several labels: then an output is a label's own log-odds, else one class's share."""
     provenance: dict[str, Any]
     """Where the weights come from, as the file they were read from says; empty for a new model."""
     preprocessing: Preprocessing
@@ -96,16 +93,24 @@ class Model(nn.Module, ABC):
         """B×C×H×W → logits B×K (features B×D where the head was removed)."""
         return self.head(self.features(images))
 
+    def probabilities(self, images: Tensor) -> Tensor:
+        """B×C×H×W → B×K: each image's share for each class, or the probability of each label where several may hold."""
+        logits = self(images)
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+
     def intermediates(self, images: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """The named results of `walk` (all but the attention weights when no names are given)."""
         if names is None:
             return dict(self.walk(images))
-        wanted = set(names)
-        found = {name: value for name, value in self.walk(images, attention=True) if name in wanted}
-        if missing := wanted - set(found):
-            offered = [name for name, _ in self.walk(images, attention=True)]
-            raise UsageError(f"{self.name} has no intermediate {min(missing)!r}; {nearest(min(missing), offered)}")
-        return found
+        wanted, found, offered = set(names), {}, []
+        for name, value in self.walk(images, attention=any(name.endswith("/attention") for name in wanted)):
+            offered.append(name)
+            if name in wanted:
+                found[name] = value
+            if len(found) == len(wanted):
+                return found
+        missing = min(wanted - set(found))
+        raise UsageError(f"{self.name} has no intermediate {missing!r}; {nearest(missing, offered)}")
 
     def replace_head(self, num_classes: int, labels: tuple[str, ...] | None = None) -> None:
         """A new zero-initialised linear layer for `num_classes` (0: none, the model gives features).
@@ -163,7 +168,7 @@ class Model(nn.Module, ABC):
         """Parameters that decay never touches: biases, norms, tokens and positions."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim < 2}
 
-    def preprocess(self, pictures: Image.Image | list[Image.Image]) -> Tensor:
+    def preprocess(self, pictures: "Image.Image | list[Image.Image]") -> Tensor:
         """A Pillow picture or a list of them → the batch that this model expects, float B×C×H×W, on its device."""
         reference = next(self.parameters())
         return self.preprocessing(pictures).to(reference)
@@ -178,13 +183,12 @@ class Model(nn.Module, ABC):
                 "model.preprocess makes them and model.with_image_size changes the size"
             )
 
-    def refuse_keep(self, keep: Tensor | None) -> None:
-        """For models without patches."""
-        if keep is not None:
-            raise UsageError(f"{self.name} has no patches to choose from; a ViT or a hybrid has")
+    def branches(self) -> list[StochasticDepth]:
+        """What may be dropped in training, from the input to the output."""
+        return [module for module in self.modules() if isinstance(module, StochasticDepth)]
 
     def set_stochastic_depth(self, rate: float) -> None:
         """Let the branches be dropped more and more often from the first, never, to the last, at `rate`."""
-        branches = [module for module in self.modules() if isinstance(module, StochasticDepth)]
+        branches = self.branches()
         for i, module in enumerate(branches):
             module.p = rate * i / max(1, len(branches) - 1)

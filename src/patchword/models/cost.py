@@ -21,7 +21,7 @@ class Cost:
     forward_flops: int
     """FLOPs of matrix products and convolutions, which are all but a few per cent."""
     activation_bytes: int
-    """What the forward pass keeps for the backward pass, in the model's dtype."""
+    """What the forward pass keeps for the backward pass, in torch's default dtype."""
 
     @property
     def train_flops(self) -> int:
@@ -31,7 +31,8 @@ class Cost:
 
 def cost(model: Model) -> Cost:
     """Count on the meta device: exact for the shapes at hand, and free of arithmetic."""
-    skeleton = build_model(model.architecture, model.preprocessing).to("meta")
+    on_meta = all(parameter.is_meta for parameter in model.parameters())
+    skeleton = model if on_meta else build_model(model.architecture, model.preprocessing)
     skeleton.train()
     for module in skeleton.modules():
         if isinstance(module, nn.BatchNorm2d):

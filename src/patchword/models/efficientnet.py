@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from patchword.core.errors import UsageError
 from patchword.core.preprocessing import Preprocessing
-from patchword.models.contract import Model, last
-from patchword.models.layers import Dropout, StochasticDepth
+from patchword.models.convnet import ENCODED, ConvNet
+from patchword.models.layers import StochasticDepth
 
 
 class Scale(NamedTuple):
-    """How a member is scaled up from B0."""
+    """How a member is scaled up from B0, and the epsilon of its batch norms."""
 
     width: float
     depth: float
@@ -33,6 +33,8 @@ SCALES: dict[str, Scale] = {
     "B7": Scale(2.0, 3.1, 1e-3),
     "L2": Scale(4.3, 5.3, 1e-3),  # Noisy Student (arXiv 1911.04252), Table 7
 }
+# torchvision's two settings for its batch norms: those of the original code from B5 on, its own defaults below.
+_MOMENTUM = {1e-3: 0.01, 1e-5: 0.1}
 # B0 (Table 1): expansion, kernel side, stride, channels in and out, layers.
 _B0 = (
     (1, 3, 1, 32, 16, 1),
@@ -65,7 +67,7 @@ class EfficientNetConfig:
         return 1
 
 
-class EfficientNet(Model):
+class EfficientNet(ConvNet):
     """Inverted bottlenecks with squeeze-and-excitation and batch norm."""
 
     family = "efficientnet"
@@ -77,9 +79,9 @@ class EfficientNet(Model):
         try:
             from torchvision.models import efficientnet
         except ImportError as error:
-            raise UsageError(f"{name} takes torchvision: pip install 'patchword[data]'") from error
+            raise UsageError(f"{name} needs torchvision: pip install torchvision") from error
         rows = [efficientnet.MBConvConfig(*row, width_mult=config.width, depth_mult=config.depth) for row in _B0]
-        norm = functools.partial(nn.BatchNorm2d, eps=config.norm_eps, momentum=0.01 if config.norm_eps > 1e-4 else 0.1)
+        norm = functools.partial(nn.BatchNorm2d, eps=config.norm_eps, momentum=_MOMENTUM.get(config.norm_eps, 0.1))
         network = efficientnet.EfficientNet(rows, dropout=0.0, norm_layer=norm)
         self.layers: nn.Sequential = network.features
         if preprocessing.channels != 3:
@@ -87,11 +89,12 @@ class EfficientNet(Model):
             assert isinstance(stem, nn.Sequential)
             stem[0] = nn.Conv2d(preprocessing.channels, rows[0].input_channels, 3, 2, padding=1, bias=False)
         for module in self.layers.modules():
-            if hasattr(module, "stochastic_depth"):
-                module.stochastic_depth = StochasticDepth()  # whose random numbers can be chosen
+            if isinstance(module, efficientnet.MBConv):
+                # Ours draws random numbers that can be chosen; where there is no residual, nothing is dropped.
+                branch = StochasticDepth() if module.use_res_connect else nn.Identity()
+                setattr(module, "stochastic_depth", branch)  # noqa: B010 (torchvision's type would forbid it)
         self._num_features: int = 4 * rows[-1].out_channels
-        self.dropout = Dropout()
-        self.head = nn.Linear(self._num_features, num_classes) if num_classes else nn.Identity()
+        self.make_head(num_classes)
 
     @classmethod
     def parse(cls, name: str) -> dict[str, Any] | None:
@@ -116,10 +119,9 @@ class EfficientNet(Model):
         self.reset_head()
         return self
 
-    def walk(self, images: Tensor, *, attention: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Yield `stem` and each `stage1/unit1` B×C×h×w, `norm_pre_head` B×D×h×w and `pre_logits` B×D."""
-        self.check_images(images)
-        stem, *stages, last = self.layers
+    def trunk(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield `stem` and each `stage1/unit1` B×C×h×w, and `encoded` B×D×h×w."""
+        stem, *stages, top = self.layers
         x = stem(images)
         yield "stem", x
         for i, stage in enumerate(stages, 1):
@@ -127,33 +129,17 @@ class EfficientNet(Model):
             for j, unit in enumerate(stage, 1):
                 x = unit(x)
                 yield f"stage{i}/unit{j}", x
-        x = last(x)
-        yield "norm_pre_head", x
-        yield "pre_logits", self.dropout(x.mean(dim=(2, 3)))
-
-    def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """B×C×H×W → B×D."""
-        self.refuse_keep(keep)
-        return last(self.walk(images))
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """B×C×H×W → B×D×h×w before pooling."""
-        return next(x for name, x in self.walk(images) if name == "norm_pre_head")
+        yield ENCODED, top(x)
 
     def stages(self) -> list[list[str]]:
         """The stem, each unit, and what comes after them."""
-        last = str(len(self.layers) - 1)
+        top = str(len(self.layers) - 1)
         groups: dict[str, list[str]] = {}
         for name, _ in self.named_parameters():
             first, *rest = name.split(".")
-            ends = first == "head" or rest[0] == last
+            ends = first == "head" or rest[0] == top
             groups.setdefault("ends" if ends else ".".join(rest[: 1 if rest[0] == "0" else 2]), []).append(name)
         return list(groups.values())
-
-    def regularize(self, *, dropout: float = 0.0, stochastic_depth: float = 0.0) -> None:
-        """Dropout before the head; stochastic depth grows linearly from 0 in the first unit to its full rate in the last."""
-        self.dropout.p = dropout
-        self.set_stochastic_depth(stochastic_depth)
 
     @property
     def num_features(self) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
+from patchword.models.layers import StochasticDepth
 from patchword.models.resnet import GROUPS, V1, Arithmetic, StemV1, stem_channels, stem_stride
 from patchword.models.vit import SIZES, ViT, ViTConfig, encoder
 
@@ -106,12 +107,22 @@ class Hybrid(ViT):
             * (config.patch_size // stem_stride(config.stem_units)) ** 2
         )
 
-    def stem(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield `backbone/root`, `backbone/stage1/unit1` … B×C×h×w, and `stem` B×N×D."""
+    def project(self, images: Tensor) -> Tensor:
+        """B×C×H×W → B×N×D: the patches of the feature map, projected."""
+        return super().project(self.backbone(images))
+
+    def walk(self, images: Tensor, *, attention: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Yield `backbone/root`, `backbone/stage1/unit1` … B×C×h×w, then as a ViT."""
+        self.check_images(images)
         x = images
         for name, x in self.backbone.walk(images):
             yield f"backbone/{name}", x
-        yield from super().stem(x)
+        yield from self._walk_encoder(super().project(x), attention)
+
+    def branches(self) -> list[StochasticDepth]:
+        """Those of the ResNet, then those of the encoder."""
+        first = [module for module in self.backbone.modules() if isinstance(module, StochasticDepth)]
+        return [*first, *(module for module in super().branches() if module not in first)]
 
     def stages(self) -> list[list[str]]:
         """The ResNet, the embedding, each block, and what comes after them."""

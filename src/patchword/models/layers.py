@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchword.models import fused
-from patchword.models.fused import Linear
+from patchword.models import onednn
+from patchword.models.onednn import Linear
 from patchword.models.position import RelativeKeys
 
 Gelu = Literal["tanh", "erf"]
@@ -93,8 +93,8 @@ class Attention(nn.Module):
         if rows is None:
             q, k, v = self.qkv(x).view(B, M, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
             return q, k, v
-        q = fused.linear(x[:, :rows], self.qkv.weight[:D], self.qkv.bias[:D]).view(B, rows, H, D // H).transpose(1, 2)
-        kv = fused.linear(x, self.qkv.weight[D:], self.qkv.bias[D:])
+        q = onednn.linear(x[:, :rows], self.qkv.weight[:D], self.qkv.bias[:D]).view(B, rows, H, D // H).transpose(1, 2)
+        kv = onednn.linear(x, self.qkv.weight[D:], self.qkv.bias[D:])
         k, v = kv.view(B, M, 2, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
@@ -177,8 +177,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rows: int | None = None, places: Tensor | None = None) -> Tensor:
         """B×M×D → B×Q×D: all tokens, or exactly the first `rows` where nothing reads the others (the last block's)."""
-        if fused.applies(self, x):
-            return fused.infer(self, x, rows)
+        if onednn.applies(self, x):
+            return onednn.infer(self, x, rows)
         x = x[:, :rows] + self.branch(self.dropout(self.attention(self.norm1(x), rows, places)), self.scale1)
         return x + self.branch(self.mlp(self.norm2(x)), self.scale2)
 

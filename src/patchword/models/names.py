@@ -18,12 +18,15 @@ from patchword.models.vit import ViT
 
 Family = type[ViT] | type[ResNet] | type[EfficientNet]
 FAMILIES: dict[str, Family] = {family.family: family for family in (ViT, Hybrid, ResNet, EfficientNet)}
-# Other libraries spell sizes out; their names are answered with ours.
-_SPELLED = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g", "gigantic": "G"}
-_FOREIGN = re.compile(
-    r"(?:.*/)?(?:vit|deit3?)[_-](?P<size>[a-z]+)[_-]patch(?P<patch>\d+).*|vit_(?P<tv_size>[blh])_(?P<tv_patch>\d+)",
-    re.IGNORECASE,
+_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g", "gigantic": "G"}
+_FOREIGN = (
+    (r"(?:.*/)?(?:vit|deit3?)[_-](?P<size>[a-z]+)[_-]patch(?P<patch>\d+).*", "ViT-{size}/{patch}"),
+    (r"vit_(?P<size>[blh])_(?P<patch>\d+)", "ViT-{size}/{patch}"),
+    (r"vit_(?P<size>[a-z]+)_r(?P<stem>\d*)_s(?P<patch>\d+).*", "R{stem}+ViT-{size}/{patch}"),
+    (r"resnetv2_(?P<stem>\d+)x(?P<patch>\d+)_bit.*", "BiT-R{stem}x{patch}"),
+    (r"(?:.*/)?(?:tf_)?efficientnet[_-](?P<size>b\d|l2).*", "EfficientNet-{size}"),
 )
+"""What timm, transformers and torchvision call their models → what they are called here."""
 
 
 def create_model(
@@ -40,13 +43,16 @@ def create_model(
     configuration, such as `pool="gap"` or `position="sincos"`. Unknown names and fields raise `UsageError`.
     """
     family, model_config = parse_name(name, options)
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
+    if len(image_size) != 2 or not all(isinstance(side, int) for side in image_size):
+        raise UsageError(f"image_size={image_size!r} is not a side or (height, width) in pixels")
     if in_channels not in (1, 3):
         raise UsageError(f"in_channels={in_channels} is not known; 1 (grey) or 3 (RGB) are right")
-    if num_classes < 0:
-        raise UsageError(f"num_classes={num_classes} must be 0 (features) or more")
+    if not isinstance(num_classes, int) or num_classes < 0:
+        raise UsageError(f"num_classes={num_classes!r} must be a whole number, 0 for features or more")
     half = (0.5,) * in_channels
-    preprocessing = Preprocessing(image_size=(height, width), mean=half, std=half)
+    preprocessing = Preprocessing(image_size=image_size, mean=half, std=half)
     return family(name, model_config, preprocessing, num_classes).reset()
 
 
@@ -82,12 +88,12 @@ def parse_name(name: str, options: dict[str, Any]) -> tuple[Family, Any]:
         fields = family.parse(name)
         if fields is not None:
             return family, config.build(config_type(family), {**fields, **options}, "model")
-    foreign = _FOREIGN.fullmatch(name)
-    if foreign is not None:
-        size = _SPELLED.get((foreign["size"] or "").lower()) or (foreign["tv_size"] or "").upper()
-        patch = foreign["patch"] or foreign["tv_patch"]
-        if ViT.parse(f"ViT-{size}/{patch}") is not None:
-            raise UsageError(f"{name!r} is another library's name; here it is 'ViT-{size}/{patch}'")
+    for pattern, ours in _FOREIGN:
+        if match := re.fullmatch(pattern, name, re.IGNORECASE):
+            parts = {"stem": "", "size": "", "patch": ""} | match.groupdict()
+            parts["size"] = _SIZES.get(parts["size"].lower(), parts["size"].upper())
+            if any(family.parse(ours.format(**parts)) for family in FAMILIES.values()):
+                raise UsageError(f"{name!r} is another library's name; here it is {ours.format(**parts)!r}")
     raise UsageError(f"unknown model {name!r}; {nearest(name, list_models())}")
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
-from patchword.models.contract import Model, last
-from patchword.models.layers import Dropout, StochasticDepth
+from patchword.models.convnet import ENCODED, ConvNet
+from patchword.models.layers import StochasticDepth
 
 UNITS: dict[str, tuple[int, ...]] = {
     # For small pictures and small budgets: ours.
@@ -63,8 +63,9 @@ class StandardizedConv(nn.Conv2d):
         nn.init.trunc_normal_(self.weight, std=fan_in**-0.5, a=-2 * fan_in**-0.5, b=2 * fan_in**-0.5)
 
     def kernel(self) -> Tensor:
-        """The standardised kernels; without gradients they are made once and kept until the weights change."""
-        if torch.is_grad_enabled() and self.weight.requires_grad:
+        """The standardised kernels; in `torch.inference_mode()` they are made once and kept until the weights change."""
+        if not torch.is_inference_mode_enabled() or self.weight.is_inference():
+            self._standardized = None
             return self._standardize()
         state = (id(self.weight), self.weight.data_ptr(), self.weight._version)
         if self._standardized is None or self._standardized[0] != state:
@@ -209,7 +210,10 @@ class StemV1(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """B×C×H×W → B×C'×h×w."""
-        return last(self.walk(images))
+        x = images
+        for _, x in self.walk(images):  # noqa: B007 (the last one is wanted, and no other kept)
+            pass
+        return x
 
 
 def stem_channels(units: tuple[int, ...], width: int) -> int:
@@ -257,7 +261,7 @@ class ResNetConfig:
         return 1
 
 
-class ResNet(Model):
+class ResNet(ConvNet):
     """BiT: a ResNet-v2 with group norm and standardised convolutions, average pooling and one linear layer."""
 
     family = "bit"
@@ -269,8 +273,7 @@ class ResNet(Model):
         self.conv_root = StandardizedConv(preprocessing.channels, config.width, 7, numbers, stride=2)
         self.units = make_stages(UnitV2, config.units, config.width, numbers)
         self.norm = Norm(self.num_features, numbers)
-        self.dropout = Dropout()
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.make_head(num_classes)
 
     @classmethod
     def parse(cls, name: str) -> dict[str, Any] | None:
@@ -299,26 +302,14 @@ class ResNet(Model):
         self.reset_head()
         return self
 
-    def walk(self, images: Tensor, *, attention: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Yield `stem` and each `stage1/unit1` B×C×h×w, `norm_pre_head` B×D×h×w and `pre_logits` B×D."""
-        self.check_images(images)
+    def trunk(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield `stem` and each `stage1/unit1` B×C×h×w, and `encoded` B×D×h×w."""
         stem = F.max_pool2d(F.pad(self.conv_root(images), (1, 1, 1, 1)), 3, 2)  # zeros take part in this maximum
         yield "stem", stem
         x = stem
         for name, x in through(self.units, stem):
             yield name, x
-        x = self.norm(x)
-        yield "norm_pre_head", x
-        yield "pre_logits", self.dropout(x.mean(dim=(2, 3)))
-
-    def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """B×C×H×W → B×D."""
-        self.refuse_keep(keep)
-        return last(self.walk(images))
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """B×C×H×W → B×D×h×w after the last norm."""
-        return next(x for name, x in self.walk(images) if name == "norm_pre_head")
+        yield ENCODED, self.norm(x)
 
     def stages(self) -> list[list[str]]:
         """The root, each unit, and what comes after them."""
@@ -328,11 +319,6 @@ class ResNet(Model):
             groups.setdefault(".".join(place[1:3]) if place[0] == "units" else place[0], []).append(name)
         ends = [*groups.pop("norm"), *groups.pop("head", [])]
         return [*groups.values(), ends]
-
-    def regularize(self, *, dropout: float = 0.0, stochastic_depth: float = 0.0) -> None:
-        """Dropout before the head; stochastic depth grows linearly from 0 in the first unit to its full rate in the last."""
-        self.dropout.p = dropout
-        self.set_stochastic_depth(stochastic_depth)
 
     @property
     def num_features(self) -> int:

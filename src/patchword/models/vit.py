@@ -1,7 +1,7 @@
 """The Vision Transformer, as the paper tells it (Dosovitskiy et al. 2021, arXiv 2010.11929, section 3.1).
 
 Letters: B images, C channels, H×W pixels, P patch side, h×w grid of patches, N = h·w patches,
-M tokens (N and the class token if there is one), D width, K classes.
+M tokens (the patches, and before them the class token and the registers if there are any), D width, K classes.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
-from patchword.models.contract import Model, last
-from patchword.models.fused import Linear
-from patchword.models.layers import AttentionPool, Block, Dropout, Gelu
+from patchword.models.contract import Model
+from patchword.models.layers import AttentionPool, Block, Dropout, Gelu, StochasticDepth
+from patchword.models.onednn import Linear
 from patchword.models.position import POSITIONS, Position, PositionEmbedding, RelativeKeys, Resampling
 
 Pool = Literal["token", "gap", "gap-norm", "map"]
@@ -144,9 +144,15 @@ class ViT(Model):
         relative = (
             RelativeKeys(num_tokens, config.embed_dim // config.num_heads) if config.position == "relative" else None
         )
-        sizes = (config.embed_dim, config.num_heads, config.mlp_dim)
-        numbers = {"gelu": config.gelu, "norm_eps": config.norm_eps}
-        return Block(*sizes, **numbers, layer_scale=config.layer_scale, relative=relative)
+        return Block(
+            config.embed_dim,
+            config.num_heads,
+            config.mlp_dim,
+            gelu=config.gelu,
+            norm_eps=config.norm_eps,
+            layer_scale=config.layer_scale,
+            relative=relative,
+        )
 
     @classmethod
     def parse(cls, name: str) -> dict[str, Any] | None:
@@ -190,30 +196,37 @@ class ViT(Model):
     def patchify(self, images: Tensor) -> Tensor:
         """B×C×H×W → B×N×(C·P·P): every patch as one row, in raster order."""
         B, C = images.shape[:2]
-        (h, w), P = self.grid, images.shape[2] // self.grid[0]
+        (h, w), P = (
+            self.grid,
+            images.shape[2] // self.grid[0],
+        )  # a hybrid's "images" are feature maps, with patches of their own
         return images.view(B, C, h, P, w, P).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * P * P)
 
-    def stem(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield what comes before the tokens, `stem` B×N×D as the last: the patches, projected."""
-        yield "stem", self.patch_embed(self.patchify(images))
+    def project(self, images: Tensor) -> Tensor:
+        """B×C×H×W → B×N×D: the patches, projected."""
+        return self.patch_embed(self.patchify(images))
 
     def embed(self, images: Tensor) -> Tensor:
-        """B×C×H×W → tokens B×M×D with their positions, the class token first, then the registers (equation 1)."""
+        """B×C×H×W → tokens B×M×D with their positions: class token, registers, patches (equation 1)."""
         self.check_images(images)
-        return self._place(last(self.stem(images)))
-
-    def _place(self, stem: Tensor) -> Tensor:
-        return self.dropout(self.position(stem, self.class_token, self.registers))
+        return self._place(self.project(images))
 
     def encode(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """B×M×D → B×M×D through all blocks and the final norm, unless that comes after the pooling (equations 2 to 4).
 
-        `keep` (B×n, int64) are the patches to go on with; the class token always does. They keep the order of `keep`.
+        `keep` (B×n, int64) are the patches to go on with; the tokens before them always do. They keep the order of `keep`.
         """
+        return self._encode(tokens, keep, None)
+
+    def _place(self, stem: Tensor) -> Tensor:
+        return self.dropout(self.position(stem, self.class_token, self.registers))
+
+    def _encode(self, tokens: Tensor, keep: Tensor | None, rows: int | None) -> Tensor:
+        """As `encode`; of the last block only the first `rows`."""
         tokens, places = self._keep(tokens, keep)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             tokens = block(tokens, places=places)
-        return self._final_norm(tokens)
+        return self._final_norm(self.blocks[-1](tokens, rows, places))
 
     def _final_norm(self, tokens: Tensor) -> Tensor:
         return tokens if self.config.pool == "gap-norm" else self.norm(tokens)
@@ -231,12 +244,9 @@ class ViT(Model):
 
     def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """B×C×H×W → B×D; `keep` as in `encode`."""
-        tokens, places = self._keep(self.embed(images), keep)
         # Nothing reads the patches after the last block when the class token speaks for them: only its row is computed there.
         rows = 1 if self.config.pool == "token" else None
-        for block in self.blocks[:-1]:
-            tokens = block(tokens, places=places)
-        return self.pool(self._final_norm(self.blocks[-1](tokens, rows, places)))
+        return self.pool(self._encode(self.embed(images), keep, rows))
 
     def feature_map(self, images: Tensor) -> Tensor:
         """B×C×H×W → encoded patches as B×D×h×w."""
@@ -244,15 +254,16 @@ class ViT(Model):
         return patches.transpose(1, 2).unflatten(2, self.grid)
 
     def walk(self, images: Tensor, *, attention: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Yield what `stem` yields, `with_position`, each `block_00` and `encoded`, all B×M×D, and `pre_logits` B×D.
+        """Yield `stem` B×N×D, then `with_position`, each `block_00` and `encoded`, all B×M×D, and `pre_logits` B×D.
 
         With `attention`, `block_00/attention` B×heads×M×M comes before its block, and for attention pooling
         `pool/attention` B×heads×1×N before `pre_logits`.
         """
         self.check_images(images)
-        stem = images
-        for name, stem in self.stem(images):
-            yield name, stem
+        yield from self._walk_encoder(self.project(images), attention)
+
+    def _walk_encoder(self, stem: Tensor, attention: bool) -> Iterator[tuple[str, Tensor]]:
+        yield "stem", stem
         tokens = self._place(stem)
         yield "with_position", tokens
         for i, block in enumerate(self.blocks):
@@ -300,7 +311,10 @@ class ViT(Model):
         """The same weights at another H×W: position embeddings are resampled in 2-D (section 3.2)."""
         with torch.device("meta"):
             other = type(self)(self.name, self.config, self.preprocessing.with_image_size(image_size), self.num_classes)
-        other.labels = self.labels
+        other.labels, other.multi_label, other.provenance = self.labels, self.multi_label, self.provenance
+        for mine, theirs in zip(self.modules(), other.modules(), strict=True):
+            if isinstance(mine, Dropout | StochasticDepth) and isinstance(theirs, Dropout | StochasticDepth):
+                theirs.p = mine.p
         where = {module for module in other.modules() if isinstance(module, PositionEmbedding | RelativeKeys)}
         tables = {name for name, module in other.named_modules() if module in where}
         shared = {k: v.clone() for k, v in self.state_dict().items() if k.rpartition(".")[0] not in tables}
@@ -309,6 +323,8 @@ class ViT(Model):
             table: Any = other.get_submodule(name)
             table.to_empty(device=self.patch_embed.weight.device).to(self.patch_embed.weight.dtype)
             table.resample_from(self.get_submodule(name), mode)
+        for mine, theirs in zip(self.parameters(), other.parameters(), strict=True):
+            theirs.requires_grad_(mine.requires_grad)
         return other.train(self.training)
 
     @property

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from patchword.core.errors import UsageError
 from patchword.models.cost import cost
 from patchword.models.names import create_model
@@ -38,8 +40,8 @@ def choose_model(
     chosen, why = "", ""
     for size in SIZES:
         name = f"ViT-{size}/{patch}"
-        model = create_model(name, 0, image_size, **options)
-        count = cost(model)
+        with torch.device("meta"):
+            count = cost(create_model(name, 0, image_size, **options))
         looks = _flops(budget, num_pictures, count.train_flops) / (count.train_flops * num_pictures)
         if not chosen or (looks >= _LOOKS and count.params <= _PARAMS_PER_PICTURE * num_pictures):
             chosen, why = name, f"{count.params / 1e6:.1f} M parameters, about {looks:.0f} looks at each picture"

@@ -235,6 +235,7 @@ class _Run:
             validate=validate,
             stop=lambda: bool(self.flag),
         )
+        self.model.multi_label = self.recipe.objective == "sigmoid"
         self.model.provenance = {
             "recipe": self.recipe.name,
             "init": self.prepared.origin,
@@ -245,7 +246,7 @@ class _Run:
         model_folder.save(self.model, self.out / MODEL)
 
     def validate(self, model: Model) -> dict[str, float]:
-        figures = measure(self.predict(model, "validation"), self.dataset.classes)
+        figures = measure(self.predict(model, "validation"), self.dataset.classes, interval=False)
         return {"loss": round(figures["loss"], 6), figures["metric"]: round(figures["value"], 6)}
 
     def predict(self, model: Model, split: str) -> Any:

@@ -20,7 +20,7 @@ def evaluate(
     The classes are the model's own; a class of the data that the model does not know is an error.
 
     Args:
-        model: A run folder or a model folder.
+        model: A run folder, a model folder or other weights (in Python also a model).
         data: As for train.
         split: auto takes test, else validation, else train; all pictures of a set without splits that is new to the model.
         out: Write all figures to this JSON file.
@@ -29,11 +29,11 @@ def evaluate(
     from patchword.data.sources import open_data
     from patchword.evaluation.metrics import measure
     from patchword.evaluation.predict import predict
-    from patchword.weights.io import load_model
+    from patchword.weights.io import as_model
 
-    loaded = load_model(model)
+    loaded = as_model(model)
     if loaded.labels is None:
-        raise UsageError(f"{model} does not name its classes, so its answers cannot be compared with labels")
+        raise UsageError(f"{loaded.name} does not name its classes, so its answers cannot be compared with labels")
     dataset = open_data(data, classes=loaded.labels)
     chosen: str = split
     if split == "auto":
@@ -44,7 +44,11 @@ def evaluate(
         raise UsageError(f"{data} has no {split} split; it has {', '.join(dataset.splits)}")
     pictures = dataset.whole() if chosen == "all" else dataset.splits[chosen]
     predictions = predict(loaded, pictures, workers=max(0, (os.cpu_count() or 1) - 1))
-    figures: dict[str, Any] = {"model": str(model), "data": dataset.location, "split": chosen}
+    figures: dict[str, Any] = {
+        "model": loaded.name if loaded is model else str(model),
+        "data": dataset.location,
+        "split": chosen,
+    }
     figures |= measure(predictions, dataset.classes)
     figures["unreadable"] = [
         {"name": pictures.name(index), "reason": reason} for index, reason in sorted(predictions.unreadable.items())

@@ -1,7 +1,7 @@
-"""How the arguments of verbs look in their help."""
+"""How the arguments of verbs look: what Python callers may pass, and what the command line makes of its words."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -11,9 +11,27 @@ def argument(metavar: str, **settings: Any) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **settings)
 
 
-Data = Annotated[str, tyro.conf.Positional, argument("DATA")]
-ModelSource = Annotated[str | Path, tyro.conf.Positional, argument("MODEL", constructor=str)]
-Target = Annotated[str | Path | None, argument("PATH", constructor=str)]
-Name = Annotated[str | None, argument("NAME", constructor=str)]
-Number = Annotated[float | None, argument("N", constructor=float)]
-Whole = Annotated[int | None, argument("N", constructor=int)]
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from patchword.models.contract import Model
+
+    Data = str | Path
+    ModelSource = str | Path | Model
+    Images = str | Path | Sequence[str | Path]
+    Assignments = str | Sequence[str] | Mapping[str, Any]
+    ImageSize = int | str | tuple[int, int] | None
+    Target = str | Path | None
+    Name = str | Path | None
+    Number = float | None
+    Whole = int | None
+else:
+    Data = Annotated[str, tyro.conf.Positional, argument("DATA")]
+    ModelSource = Annotated[str, tyro.conf.Positional, argument("MODEL")]
+    Images = Annotated[list[str], tyro.conf.Positional, argument("IMAGE [IMAGE ...]")]
+    Assignments = Annotated[tuple[str, ...], argument("FIELD=VALUE")]
+    ImageSize = Annotated[str | None, argument("224|224x320", constructor=str)]
+    Target = Annotated[str | None, argument("PATH", constructor=str)]
+    Name = Annotated[str | None, argument("NAME", constructor=str)]
+    Number = Annotated[float | None, argument("N", constructor=float)]
+    Whole = Annotated[int | None, argument("N", constructor=int)]

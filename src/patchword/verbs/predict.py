@@ -2,20 +2,19 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from patchword.core.errors import DataError, UsageError
-from patchword.verbs.options import ModelSource, Target, argument
+from patchword.verbs.options import Images, ModelSource, Target
 
 _BATCH = 8
 
 
 def predict(
     model: ModelSource,
-    images: Annotated[list[str], tyro.conf.Positional, argument("IMAGE [IMAGE ...]")],
+    images: Images,
     *,
     top: int = 5,
     features: bool = False,
@@ -26,7 +25,7 @@ def predict(
     A picture that cannot be read gets an `error` instead; the others are predicted all the same.
 
     Args:
-        model: A run folder or a model folder.
+        model: A run folder, a model folder or other weights (in Python also a model).
         images: Picture files, or folders whose pictures are taken.
         top: How many labels to give for each picture.
         features: Give the features before the head instead of labels (needs --out FILE.npz at the command line).
@@ -37,7 +36,7 @@ def predict(
 
     from patchword.core.picture import DecodeError
     from patchword.data.decode import decode
-    from patchword.weights.io import load_model
+    from patchword.weights.io import as_model
 
     target = None if out is None else Path(out)
     if target is not None and target.suffix != (".npz" if features else ".csv"):
@@ -46,8 +45,9 @@ def predict(
         )
     if top < 1:
         raise UsageError(f"--top {top} must be at least 1")
-    paths = _picture_files(images)
-    loaded = load_model(model)
+    paths = _picture_files([images] if isinstance(images, str | Path) else images)
+    loaded = as_model(model)
+    device = next(loaded.parameters()).device
     names = loaded.labels or tuple(str(i) for i in range(loaded.num_classes))
     rows: list[dict[str, Any]] = []
     for start in range(0, len(paths), _BATCH):
@@ -66,8 +66,8 @@ def predict(
             continue
         batch = loaded.preprocessing.normalize(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
         with torch.inference_mode():
-            outputs = loaded.features(batch) if features else loaded(batch).softmax(dim=1)
-        for row, output in zip(readable, outputs, strict=True):
+            outputs = loaded.features(batch.to(device)) if features else loaded.probabilities(batch.to(device))
+        for row, output in zip(readable, outputs.cpu(), strict=True):
             if features:
                 row["features"] = output.numpy()
             else:
@@ -93,7 +93,7 @@ def show(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _picture_files(images: list[str]) -> list[Path]:
+def _picture_files(images: Sequence[str | Path]) -> list[Path]:
     from patchword.data.decode import SUFFIXES
 
     paths: list[Path] = []

@@ -1,10 +1,12 @@
 """`patchword train`: a data set in, a run folder with a trained model and its page out."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from patchword.core.errors import UsageError
-from patchword.verbs.options import Data, Name, Number, Target, Whole, argument
+from patchword.verbs.options import Assignments, Data, ImageSize, Name, Number, Target, Whole, argument
 
 
 def parse_image_size(value: "int | str | tuple[int, int]") -> tuple[int, int]:
@@ -21,19 +23,27 @@ def parse_image_size(value: "int | str | tuple[int, int]") -> tuple[int, int]:
     return (sides[0], sides[1])
 
 
+def _assignments(given: "str | Mapping[str, Any] | Sequence[str]") -> list[str]:
+    """What `set` may be in Python: one assignment, several, or a mapping of fields to values."""
+    if isinstance(given, Mapping):
+        # Words stay words; what JSON writes of the rest is TOML, too.
+        return [f"{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in given.items()]
+    return [given] if isinstance(given, str) else list(given)
+
+
 def train(
     data: Data,
     *,
     model: Name = None,
     init: Annotated[str, argument("auto|none|WEIGHTS")] = "auto",
-    image_size: Annotated[int | str | tuple[int, int] | None, argument("224|224x320", constructor=str)] = None,
+    image_size: ImageSize = None,
     minutes: Number = None,
     epochs: Number = None,
     steps: Whole = None,
     pflop: Number = None,
     seed: Whole = None,
     recipe: Name = None,
-    set: Annotated[tuple[str, ...], argument("FIELD=VALUE")] = (),  # noqa: A002 (the command line's word)
+    set: Assignments = (),  # noqa: A002 (the command line's word)
     out: Target = None,
     restart: bool = False,
 ) -> Path:
@@ -62,7 +72,7 @@ def train(
     from patchword.training import recipe as recipes
     from patchword.training.run import run
 
-    changes: dict[str, Any] = config.parse_assignments(list(set))
+    changes: dict[str, Any] = config.parse_assignments(_assignments(set))
     if init == "auto" and recipe is None:
         say("starting from nothing: no weights are shipped yet (--init RUN takes those of another run)")
     if init != "auto":
@@ -75,16 +85,18 @@ def train(
     for name, value in given.items():
         if value <= 0:
             raise UsageError(f"--{name} {value} must be greater than 0")
-    over: dict[str, Any] = {"data": data}
+    over: dict[str, Any] = {"data": str(data)}
     if given:
         over["budget"] = given
     if model is not None:
-        over["model"] = {"name": model}
+        over["model"] = {"name": str(model)}
     if image_size is not None:
         over["image_size"] = parse_image_size(image_size)
     if seed is not None:
         over["seed"] = seed
-    chosen = recipes.load(recipe or ("finetune" if starts_from_weights else "scratch"), config.merge(changes, over))
+    chosen = recipes.load(
+        str(recipe or "") or ("finetune" if starts_from_weights else "scratch"), config.merge(changes, over)
+    )
     folder = run(chosen, None if out is None else Path(out), restart=restart, publish=write_report)
     say(f"the report is {folder / PAGE}")
     return folder

@@ -25,6 +25,7 @@ def save(model: Model, folder: Path) -> None:
             "format": _FORMAT,
             "architecture": model.architecture,
             "labels": None if model.labels is None else list(model.labels),
+            "multi_label": model.multi_label,
             "preprocessing": model.preprocessing.to_dict(),
             "provenance": model.provenance,
             "sha256": {WEIGHTS: files.sha256(aside / WEIGHTS)},
@@ -55,6 +56,7 @@ def load(folder: Path) -> Model:
     model = build_model(architecture, preprocessing)
     fill(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     model.labels = None if labels is None else tuple(labels)
+    model.multi_label = description.get("multi_label") is True
     model.provenance = description.get("provenance") or {}
     return model.eval()
 

@@ -47,6 +47,11 @@ def load_model(
     return model.to(choose_device(str(device)) if device is not None else torch.device("cpu")).eval()
 
 
+def as_model(source: "str | Path | Model") -> Model:
+    """A model as it is; or the one at `source`, on the first GPU where there is one. In evaluation mode."""
+    return source.eval() if isinstance(source, Model) else load_model(source, device="auto")
+
+
 def save_model(model: Model, target: str | Path, format: Dialect = "patchword") -> None:  # noqa: A002
     """Write `model` with its labels and preprocessing to `target`, whole or not at all: a `.npz` file for Google's format,
     a folder for the others, each as its own library reads it. The same weights give the same bytes.
