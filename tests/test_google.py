@@ -145,9 +145,9 @@ def test_writes_the_very_arrays_that_the_original_code_wrote(name: str, tmp_path
 def test_what_the_files_say(capsys: pytest.CaptureFixture[str]) -> None:
     model = load_model(fixture("vit_token"))
     expected = {"patch_size": 8, "embed_dim": 24, "depth": 3, "mlp_dim": 40, "num_heads": 3, "pool": "token"}
-    expected["position"] = "1d"
     assert expected.items() <= model.architecture.items()
-    assert (model.config.gelu, model.config.norm_eps, model.config.hidden_head) == ("tanh", 1e-6, False)
+    assert (model.config.position, model.config.gelu, model.config.norm_eps) == ("1d", "tanh", 1e-6)
+    assert not model.config.hidden_head
     assert model.preprocessing == Preprocessing(image_size=(48, 48), resize="stretch")
     assert not model.training
     assert model.labels is None
@@ -210,7 +210,7 @@ def test_a_slot_for_a_token_that_the_model_lacks_is_left_out(
     content["pos_embedding"] = np.concatenate([np.full((1, 1, 24), 7.0, np.float32), content["pos_embedding"]], axis=1)
     path = saved(tmp_path / "m.npz", content)
     assert torch.equal(logits(path, batch), logits(fixture("bigvision_vit_map"), batch))
-    assert "6×6, and the first, a class token's, is left out" in capsys.readouterr().err
+    assert "6×6 after a class token's, which is left out" in capsys.readouterr().err
 
 
 def test_layers_stacked_by_scan(tmp_path: Path) -> None:
@@ -522,6 +522,10 @@ POSITIONS = "Transformer/posembed_input/pos_embedding"
         ),
         (lambda content: content | {"pos_embedding": np.zeros((1, 37, 24))}, "has the tensor pos_embedding, which"),
         (
+            lambda content: content | {"Transformer/encoderblock/bias": np.zeros((2000, 1))},
+            "has the tensor Transformer/encoderblock/bias, which",
+        ),
+        (
             replaced(QUERY, lambda array: array.reshape(24, 4, 6)),
             "query/kernel is 24×4×6, 24×3×8, 24×3×8, which does not fit",
         ),
@@ -582,6 +586,23 @@ def test_flipped_bits(tmp_path: Path) -> None:
             load_model(path)
 
 
+def test_a_damaged_directory(tmp_path: Path) -> None:
+    content, path = fixture("vit_token").read_bytes(), tmp_path / "m.npz"
+    places = [place for place in range(len(content)) if content.startswith(b"PK\x01\x02", place)]
+    # The comment's length of the entry before head/bias: longer, it swallows the two that are left.
+    spoiled = bytearray(content)
+    spoiled[places[-3] + 33] ^= 0x80
+    path.write_bytes(spoiled)
+    with pytest.raises(DataError, match="lists 54 arrays where it promises 56: its directory is damaged"):
+        load_model(path)
+    # The version that is needed to unpack an entry.
+    spoiled = bytearray(content)
+    spoiled[places[5] + 6] ^= 0x80
+    path.write_bytes(spoiled)
+    with pytest.raises(DataError, match="is not a whole archive"):
+        load_model(path)
+
+
 class Payload:
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         return (Path.touch, (Path("executed"),))
@@ -613,6 +634,16 @@ def test_bombs(tmp_path: Path) -> None:
         archive.writestr("embedding/kernel.npy", header.getvalue())
     with pytest.raises(DataError, match=r"embedding/kernel\.npy is not an array of plain numbers"):
         load_model(path)
+
+
+@pytest.mark.parametrize("shape", [b"3, 4)", b"(3, 4", b"{3: (4}", b"(3, 4j)", b"(-3, 4)", b"\xff\xff"])
+def test_damaged_headers_of_arrays(shape: bytes, tmp_path: Path) -> None:
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': " + shape + b", }"
+    text += b" " * (117 - len(text)) + b"\n"
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
+        archive.writestr("embedding/kernel.npy", b"\x93NUMPY\x01\x00\x76\x00" + text + bytes(48))
+    with pytest.raises(DataError, match=r"embedding/kernel\.npy is not an array of plain numbers"):
+        load_model(tmp_path / "m.npz")
 
 
 def test_what_is_no_array_or_not_of_numbers(tmp_path: Path) -> None:

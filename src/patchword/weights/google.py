@@ -40,6 +40,8 @@ _STATE = {"opt", "state", "chrono", "extra", "step"}
 """What stands beside them."""
 _TABLES = ("Transformer/posembed_input/pos_embedding", "Transformer/pos_embedding", "pos_embedding")
 """Where the position embedding was over the years."""
+_MOST_LAYERS = 1000
+"""More in one stack are no layers, and are not taken apart."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ def _unpack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
         # Some of BiT's files number their convolutions.
         short = re.sub(r"/standardized_conv2d_\d+/", "/standardized_conv2d/", name.removeprefix(root))
         stack = "Transformer/encoderblock/"
-        if short.startswith(stack) and tensor.ndim:
+        if short.startswith(stack) and tensor.ndim and len(tensor) <= _MOST_LAYERS:
             # A model whose layers were run by `scan` has them in one tensor.
             for i, layer in enumerate(tensor.float().unbind()):
                 plain[f"Transformer/encoderblock_{i}/{short.removeprefix(stack)}"] = layer
@@ -157,7 +159,7 @@ def _vit(tensors: Mapping[str, Tensor], hints: Hints, where: str) -> tuple[Forei
     fields: dict[str, Any] = {
         "patch_size": side,
         "embed_dim": embed_dim,
-        "depth": len({match[1] for name in tensors if (match := _BLOCK.match(name))}),
+        "depth": len({name.split("/")[1] for name in tensors if name.startswith("Transformer/encoderblock_")}),
         "mlp_dim": mlp_dim,
         "num_heads": num_heads,
         "pool": pool,
@@ -190,9 +192,6 @@ def _vit(tensors: Mapping[str, Tensor], hints: Hints, where: str) -> tuple[Forei
     return Foreign(model, assumed), _vit_rows(cast("ViT", model), layout)
 
 
-_BLOCK = re.compile(r"Transformer/encoderblock_(\d{1,4})/")
-
-
 def _grid(
     rows: int, hints: Hints, patch_size: int, token: bool, where: str, assumed: list[str]
 ) -> tuple[tuple[int, int], bool]:
@@ -211,14 +210,8 @@ def _grid(
         raise DataError(
             f"{where} has {rows} positions, which are no square grid; image_size=HEIGHT×WIDTH of its training would be right"
         )
-    slots = (
-        " after the class token's"
-        if slot and token
-        else ", and the first, a class token's, is left out"
-        if slot
-        else ""
-    )
-    assumed.append(f"its positions are taken for a square grid of {side}×{side}{slots}")
+    first = "" if not slot else " after the class token's" if token else " after a class token's, which is left out"
+    assumed.append(f"its positions are taken for a square grid of {side}×{side}{first}")
     return (side, side), slot
 
 
@@ -283,7 +276,7 @@ def _classes(tensors: Mapping[str, Tensor], kernel: str) -> int:
 
 def _vit_rows(model: ViT, layout: Layout) -> list[Row]:
     config = model.config
-    D, H, C = config.embed_dim, config.num_heads, config.mlp_dim
+    D, H, mlp_dim = config.embed_dim, config.num_heads, config.mlp_dim
     P = config.patch_size // (stem_stride(config.stem_units) if isinstance(config, HybridConfig) else 1)
     channels = model.word_size // P**2
     rows = _backbone_rows(model) if isinstance(model, Hybrid) else []
@@ -303,7 +296,7 @@ def _vit_rows(model: ViT, layout: Layout) -> list[Row]:
             *_heads(f"{ours}.attention.qkv", [f"{attention}/{name}" for name in ("query", "key", "value")], D, H),
             *_join(f"{ours}.attention.proj", f"{attention}/out", D, H),
             *_norm(f"{ours}.norm2", f"{theirs}/{layout.norms[1]}"),
-            *_mlp(f"{ours}.mlp", f"{theirs}/{layout.mlp}", D, C),
+            *_mlp(f"{ours}.mlp", f"{theirs}/{layout.mlp}", D, mlp_dim),
         ]
     if config.pool == "map":
         ours, theirs = "attention_pool", layout.pooling
@@ -314,7 +307,7 @@ def _vit_rows(model: ViT, layout: Layout) -> list[Row]:
             *_heads(f"{ours}.kv", [f"{attention}/key", f"{attention}/value"], D, H),
             *_join(f"{ours}.proj", f"{attention}/out", D, H),
             *_norm(f"{ours}.norm", f"{theirs}LayerNorm_0"),
-            *_mlp(f"{ours}.mlp", f"{theirs}{BIG_VISION.mlp}", D, C),
+            *_mlp(f"{ours}.mlp", f"{theirs}{BIG_VISION.mlp}", D, mlp_dim),
         ]
     if config.hidden_head:
         rows += _linear("pre_logits", "pre_logits", D, D)
