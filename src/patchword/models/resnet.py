@@ -43,10 +43,14 @@ class Numbers(NamedTuple):
     outside_root: bool
     """Whether a kernel is divided by √variance + eps, else by √(variance + eps)."""
     norm_eps: float
+    zero_border: bool = True
+    """Whether the zeros around BiT's first feature map take part in its maximum (in v1 no number is below them)."""
 
 
 V1: dict[Arithmetic, Numbers] = {"google": Numbers(1e-5, True, 1e-6), "timm": Numbers(1e-8, False, 1e-5)}
-V2: dict[Arithmetic, Numbers] = {"google": Numbers(1e-10, False, 1e-5), "timm": Numbers(1e-8, False, 1e-5)}
+V2: dict[Arithmetic, Numbers] = {"google": Numbers(1e-10, False, 1e-5, False), "timm": Numbers(1e-8, False, 1e-5)}
+"""Google's JAX code (big_vision, models/bit_paper.py) takes the maximum of what is in the map; its TensorFlow code, which
+trained the released files, and timm count the zeros in. They differ by a little at the border alone."""
 
 
 class StandardizedConv(nn.Conv2d):
@@ -245,7 +249,7 @@ class ResNetConfig:
     width: int
     """Channels after the root; the narrow layers of stage i have width · 2ⁱ⁻¹, its output four times that."""
     arithmetic: Arithmetic = "google"
-    """Whose epsilons: they differ between Google's code and timm's, too little to matter but in a comparison of outputs."""
+    """Whose epsilons and border: Google's code and timm's differ, too little to matter but in a comparison of outputs."""
 
     def __post_init__(self) -> None:
         if self.arithmetic not in V2:
@@ -304,7 +308,11 @@ class ResNet(ConvNet):
 
     def trunk(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield `stem` and each `stage1/unit1` B×C×h×w, and `encoded` B×D×h×w."""
-        stem = F.max_pool2d(F.pad(self.conv_root(images), (1, 1, 1, 1)), 3, 2)  # zeros take part in this maximum
+        root = self.conv_root(images)
+        if V2[self.config.arithmetic].zero_border:
+            stem = F.max_pool2d(F.pad(root, (1, 1, 1, 1)), 3, 2)
+        else:
+            stem = F.max_pool2d(root, 3, 2, padding=1)
         yield "stem", stem
         x = stem
         for name, x in through(self.units, stem):

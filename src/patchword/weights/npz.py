@@ -1,6 +1,7 @@
 """NumPy's `.npz`, read from strangers and written for them: no pickle, no bomb, every byte checked by its CRC."""
 
 import io
+import tokenize
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ def read(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             _refuse_bombs(entries, path)
+            _refuse_losses(archive, path)
             return {entry.filename.removesuffix(".npy"): _array(archive, entry, path) for entry in entries}
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path} is not a whole .npz archive ({_said(error)})") from error
@@ -58,6 +60,15 @@ def _refuse_bombs(entries: list[zipfile.ZipInfo], path: Path) -> None:
         raise DataError(f"{path} unpacks to {total:,} bytes, more than the limit of {_MOST_BYTES >> 30} GiB")
 
 
+def _refuse_losses(archive: zipfile.ZipFile, path: Path) -> None:
+    """`zipfile` does not look at the number of entries at the archive's end; damage before can hide the last of them."""
+    with path.open("rb") as file:
+        file.seek(-22 - len(archive.comment), io.SEEK_END)
+        promised = int.from_bytes(file.read(12)[10:], "little")
+    if promised != min(found := len(archive.infolist()), 0xFFFF):
+        raise DataError(f"{path} lists {found} arrays where it promises {promised}: its directory is damaged")
+
+
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> Tensor:
     try:
         with archive.open(entry) as file:
@@ -66,7 +77,8 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> Tens
                 raise ValueError("there is more behind the array")
     except zipfile.BadZipFile:
         raise
-    except (ValueError, EOFError, MemoryError, UnicodeDecodeError, TypeError) as error:
+    # NumPy reads the header as Python's literals, and says of some damage what Python's parsers say.
+    except (ValueError, EOFError, MemoryError, TypeError, SyntaxError, tokenize.TokenError) as error:
         raise DataError(f"{path}: {entry.filename} is not an array of plain numbers ({_said(error)})") from error
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()

@@ -109,7 +109,7 @@ def _file(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
         try:
             with zipfile.ZipFile(path) as archive:
                 pickled = any(name.endswith("data.pkl") for name in archive.namelist())
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise DataError(f"{path} is not a whole archive ({error})") from error
         if not pickled:
             return npz.read(path)
