@@ -9,9 +9,9 @@ import numpy as np
 
 from patchword.core.errors import DataError, UsageError, nearest
 from patchword.core.files import new_directory
+from patchword.data.arrays import DIGITS
 from patchword.data.assemble import Found, Part
 from patchword.data.dataset import Arrays
-from patchword.data.packed import DIGITS
 
 _SYSTEM = (Path("/usr/share/datasets"), Path("/usr/local/share/datasets"))
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"

@@ -13,9 +13,9 @@ import numpy as np
 
 from patchword.core.errors import DataError, UsageError
 from patchword.core.picture import DecodeError
+from patchword.data.arrays import CIFAR10
 from patchword.data.assemble import Found
 from patchword.data.dataset import Notice
-from patchword.data.packed import CIFAR10
 from patchword.data.splits import SPLIT_NAMES
 from patchword.data.table import Rows, find_columns
 

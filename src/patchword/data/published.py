@@ -1,7 +1,7 @@
 """Public data sets published as picture files and lists, in the layout of their authors → what `assemble` needs.
 
 Each reader looks for its own files in a folder and answers None where they are not: opening a path tries them all, and
-those of `packed`.
+those of `arrays`.
 """
 
 import csv
@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from patchword.core.errors import DataError
+from patchword.data.arrays import find_cifar, find_idx, find_stl10, find_svhn, load_matlab, place_of
 from patchword.data.assemble import Found, Part
 from patchword.data.dataset import Files, Names, Notice
 from patchword.data.folder import find_folders, list_folder
-from patchword.data.packed import find_cifar, find_idx, find_stl10, find_svhn, load_matlab, place_of
 
 # The authors number their classes and name them on the data set's page, in this order.
 FLOWERS = tuple(

@@ -66,6 +66,8 @@ def run(
     raised. `publish` is called with the folder whenever it has a new result: it writes the page.
     """
     keep_memory()
+    if out is not None:
+        _check_folder(out)  # before the data is looked through
     opened = prepare.open_training_data(recipe)
     dataset = opened.dataset
     if Path(recipe.data).expanduser().exists():  # a named set keeps its name, a path works from anywhere
@@ -190,18 +192,18 @@ class _Run:
             )
         memory = needed + sum(store.nbytes for store in self.stores.values())
         flops = total * recipe.batch_size * self.train_flops_per_image
-        time_needed = f"{recipe.budget.minutes:g} min" if recipe.budget.minutes else self.estimate(total)
+        time_needed = f"about {recipe.budget.minutes:g} min" if recipe.budget.minutes else self.estimate(total)
         height, width = self.model.image_size
         say(
             f"{self.model.name} ({self.cost.params / 1e6:.2f} M parameters) at {height}×{width} on "
             f"{len(self.dataset.splits['train']):,} pictures of {len(self.dataset.classes)} classes: {total:,} steps of "
-            f"{recipe.batch_size}, {flops / 1e15:.3g} PFLOP, about {time_needed} and {size(memory)} beside Python itself"
+            f"{recipe.batch_size}, {flops / 1e15:.3g} PFLOP, {time_needed} and about {size(memory)} beside Python itself"
         )
 
     def estimate(self, total: int) -> str:
         """The time for `total` steps, from a few throw-away ones."""
         step = loop.seconds_per_step(self.model, self.objective, self.recipe, self.make_loader, 1.0)
-        return duration(step * total)
+        return "under 1 s" if step * total < 0.95 else f"about {duration(step * total)}"
 
     def augment(self, looks: float) -> Augment:
         """The recipe's augmentation with nothing left open, for training that sees each picture so often."""
