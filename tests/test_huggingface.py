@@ -601,7 +601,7 @@ def _spoil(tensors: dict[str, Tensor], change: str) -> None:
     ("change", "message"),
     [
         ("missing", rf"lacks the tensor {re.escape(QUERY)}"),
-        ("missing classifier", r"ViTForImageClassification with 5 classes, and the tensor classifier\.weight lacks"),
+        ("missing classifier", r"ViTForImageClassification with 5 classes, and there is no tensor classifier\.weight"),
         ("missing head bias", r"lacks the tensor classifier\.bias"),
         ("missing one bias", r"lacks the tensor vit\.encoder\.layer\.0\.attention\.attention\.query\.bias"),
         ("extra", r"has the tensor vit\.extra\.weight, which vit-custom has no place for"),

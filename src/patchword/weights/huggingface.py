@@ -276,7 +276,7 @@ def _compare(found: _Found, said: Fields) -> None:
     classes = len(said.get("id2label", dict, {}))
     if "ViTForImageClassification" in said.get("architectures", list, []) and classes and not found.num_classes:
         raise DataError(
-            f"{said.where} says ViTForImageClassification with {classes} classes, and the tensor classifier.weight lacks"
+            f"{said.where} says ViTForImageClassification with {classes} classes, and there is no tensor classifier.weight"
         )
 
 
