@@ -77,12 +77,12 @@ def check_fit(model: Model, tensors: dict[str, torch.Tensor], where: str) -> Non
             raise DataError(f"{where}: {name} is {tuple(tensors[name].shape)}, {model.name} needs {tuple(shape)}")
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write tensors in the order of their names, with no metadata: the same values are the same bytes."""
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors in the order of their names: the same values, and metadata of at most one key, are the same bytes."""
     ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     with files.disk_faults(path):
         try:
-            save_file(ready, path)
+            save_file(ready, path, metadata)
         except SafetensorError as error:
             raise OSError(_errno_of(error), str(error)) from error
 

@@ -39,7 +39,10 @@ def shaped(ours: str, theirs: str, mine: Sequence[int], other: Sequence[int]) ->
 
 def stacked(ours: str, theirs: Sequence[str]) -> Row:
     """Ours is theirs, one below the other: queries, keys and values in one matrix."""
-    return Row(ours, tuple(theirs), lambda *pieces: torch.cat(pieces), lambda tensor: tensor.chunk(len(theirs)))
+    # `stack` refuses pieces of different shapes, which `cat` would take where they add up to the right one.
+    return Row(
+        ours, tuple(theirs), lambda *pieces: torch.stack(pieces).flatten(0, 1), lambda tensor: tensor.chunk(len(theirs))
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
