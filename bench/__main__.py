@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from bench import startup
-from bench.shapes import FORWARD, THREADS, TRAINING, Job
+from bench.shapes import CONVOLUTIONS, FORWARD, THREADS, TRAINING, Job
 from bench.systems import EAGER, GEMM_FLOPS, ours
 from bench.timing import Timings, measure, ratio, workers
 from patchword.models.cost import TRAINING_FACTOR, cost
@@ -32,12 +33,13 @@ PACKAGES = ("torch", "timm", "transformers", "torchvision", "onnxruntime")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("mode", choices=("quick", "full"))
-    parser.add_argument("--only", choices=("train", "forward", "other"), help="one part of it")
+    parser.add_argument("--only", choices=("train", "forward", "convolutions", "other"), help="one part of it")
     arguments = parser.parse_args()
     full = arguments.mode == "full"
     parts = {
         "train": functools.partial(_compare, TRAINING, full=full),
         "forward": functools.partial(_compare, FORWARD, full=full),
+        "convolutions": functools.partial(_compare, CONVOLUTIONS, full=full, eager=("patchword", "timm")),
         "other": functools.partial(_other, rounds=7 if full else 3),
     }
     machine = _machine()
@@ -49,14 +51,17 @@ def main() -> None:
     print(f"\nwritten to {path}")
 
 
-def _compare(jobs: list[Job], full: bool) -> list[dict[str, Any]]:
+def _compare(jobs: list[Job], full: bool, eager: Sequence[str] = tuple(EAGER)) -> list[dict[str, Any]]:
     """Every job on every system; processes are started once for all jobs."""
     rows = []
-    training = jobs[0].kind == "train"
-    extra = ["ONNX Runtime"] if not training else ["patchword, tanh GELU"] if full else []
-    compiled = ["timm compiled", "transformers compiled", "torchvision compiled"] if full else []
-    with workers([*EAGER, *extra, *compiled, "roofline"]) as running:
+    kinds = {job.kind for job in jobs}
+    extra = (
+        ["ONNX Runtime"] if kinds == {"forward"} else ["patchword, tanh GELU"] if kinds == {"train"} and full else []
+    )
+    compiled = [f"{name} compiled" for name in eager if name != "patchword"] if full else []
+    with workers([*eager, *extra, *compiled, "roofline"]) as running:
         for job in jobs:
+            training = job.kind == "train"
             timings = measure(
                 running, job, rounds=(11 if full else 4 if training else 5), slice_seconds=1.0 if training else 0.3
             )
@@ -124,6 +129,11 @@ def _other(rounds: int) -> dict[str, Any]:
         middle, low, high = ratio(seconds, cold["patchword"])
         share = "" if name == "patchword" else f"; ours takes {middle:.2f} [{low:.2f}, {high:.2f}] of it (at most 0.6)"
         print(f"first prediction of ViT-S/16, {name}: {statistics.median(seconds):.1f} s{share}")
+    large = {name: statistics.median(values) for name, values in startup.large_model(rounds).items()}
+    print(
+        f"loading ViT-L/16: {large['load']:.2f} s, {large['load'] / large['hash']:.2f} times hashing its file (at most 1.2); "
+        f"{large['peak_bytes'] / large['file_bytes']:.2f} times its size in memory (at most 1.3)"
+    )
     names = startup.million_names()
     for kind, figures in names.items():
         print(
@@ -132,7 +142,13 @@ def _other(rounds: int) -> dict[str, Any]:
         )
     waiting = json.loads(subprocess.check_output([sys.executable, "-m", "bench.waiting"], text=True))
     print(f"waiting for data in training, 32 px, cached, augmented: {waiting['share']:.1%} (at most 5 %)")
-    return {"help_seconds": helped, "cold_start_seconds": cold, "million_names": names, "waiting": waiting}
+    return {
+        "help_seconds": helped,
+        "cold_start_seconds": cold,
+        "large_model": large,
+        "million_names": names,
+        "waiting": waiting,
+    }
 
 
 def _machine() -> dict[str, Any]:

@@ -9,13 +9,15 @@ THREADS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A plain ViT as in the paper: class token, learned 1-D positions, one linear head."""
+    """A model as in the paper: a ViT has a class token, learned 1-D positions, one linear head."""
 
     title: str
     model: str
     image_size: int
     num_classes: int
     train_batch: int
+    options: dict[str, str] = dataclasses.field(default_factory=lambda: {"gelu": "erf"})
+    """What makes it the same function as the peers', whose GELU is exact and whose ResNets have epsilons of their own."""
 
 
 SHAPES = {
@@ -24,7 +26,11 @@ SHAPES = {
     "Ti": Shape("224 px, ViT-Ti/16", "ViT-Ti/16", 224, 1000, 32),
     "S": Shape("224 px, ViT-S/16", "ViT-S/16", 224, 1000, 16),
     "B": Shape("224 px, ViT-B/16", "ViT-B/16", 224, 1000, 8),
+    "hybrid": Shape("224 px, R26+ViT-S/32", "R26+ViT-S/32", 224, 1000, 16, {"gelu": "erf", "stem_arithmetic": "timm"}),
+    "BiT": Shape("224 px, BiT-R50x1", "BiT-R50x1", 224, 1000, 8, {"arithmetic": "timm"}),
 }
+PLAIN = ("128", "192", "Ti", "S", "B")
+"""Plain ViTs, which every system has; the others only timm."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,4 +48,10 @@ class Job:
 
 
 TRAINING = [Job("train", name, SHAPES[name].train_batch) for name in ("128", "192", "Ti", "S")]
-FORWARD = [Job("forward", name, batch) for name in SHAPES for batch in (1, 8)]
+FORWARD = [Job("forward", name, batch) for name in PLAIN for batch in (1, 8)]
+CONVOLUTIONS = [
+    job
+    for name in SHAPES
+    if name not in PLAIN
+    for job in (Job("train", name, SHAPES[name].train_batch), Job("forward", name, 1), Job("forward", name, 8))
+]

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from bench.shapes import Job
-from bench.systems import ours, transformers
+from bench.systems import ours
 
 _COLD_STARTS = {
     "patchword": """
@@ -23,9 +23,7 @@ with torch.inference_mode():
     "timm": """
 import timm, torch
 from PIL import Image
-from safetensors.torch import load_file
-model = timm.create_model("vit_small_patch16_224", num_classes=1000).eval()
-model.load_state_dict(load_file("{folder}/timm.safetensors"))
+model = timm.create_model("local-dir:{folder}/timm", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
 with torch.inference_mode():
     print(model(transform(Image.open("{folder}/picture.png"))[None]).argmax().item())
@@ -52,6 +50,30 @@ print(json.dumps({"pictures": count, "seconds": time.perf_counter() - began, "pe
 """
 
 
+_SAVE_LARGE = """
+import sys, patchword as pw
+pw.save_model(pw.create_model("ViT-L/16"), sys.argv[1])
+"""
+_LOAD_LARGE = """
+import json, pathlib, sys, time
+from patchword.core.files import sha256
+import patchword.models.names
+from patchword.weights.io import load_model
+def peak():
+    status = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in status if "VmHWM" in line)) * 1024
+weights = pathlib.Path(sys.argv[1]) / "model.safetensors"
+sha256(weights)  # once for the page cache
+before, began = peak(), time.perf_counter()
+sha256(weights)
+hashed = time.perf_counter()
+load_model(sys.argv[1])
+loaded = time.perf_counter()
+print(json.dumps({"load": loaded - hashed, "hash": hashed - began, "peak_bytes": peak() - before,
+                  "file_bytes": weights.stat().st_size}))
+"""
+
+
 def help_seconds(rounds: int) -> list[float]:
     """From the start of `patchword --help` to its end."""
     return [_run([str(Path(sys.executable).with_name("patchword")), "--help"])[0] for _ in range(rounds)]
@@ -70,6 +92,17 @@ def cold_start(rounds: int) -> dict[str, list[float]]:
             for name in order:
                 seconds[name].append(_run([sys.executable, "-c", scripts[name]])[0])
     return seconds
+
+
+def large_model(rounds: int) -> dict[str, list[float]]:
+    """Loading ViT-L/16 (1.2 GB) from a folder, beside reading and hashing its file; seconds, and bytes at the peak."""
+    with tempfile.TemporaryDirectory() as folder:
+        _run([sys.executable, "-c", _SAVE_LARGE, folder])
+        figures: dict[str, list[float]] = {"load": [], "hash": [], "peak_bytes": [], "file_bytes": []}
+        for _ in range(rounds):
+            for name, value in json.loads(_run([sys.executable, "-c", _LOAD_LARGE, folder])[1]).items():
+                figures[name].append(value)
+    return figures
 
 
 def million_names(count: int = 1_000_000, classes: int = 1000) -> dict[str, dict[str, float]]:
@@ -93,18 +126,13 @@ def million_names(count: int = 1_000_000, classes: int = 1000) -> dict[str, dict
 def _save(folder: Path) -> None:
     import torch
     from PIL import Image
-    from safetensors.torch import save_file
-    from transformers import ViTImageProcessor
 
-    from bench.systems import timm
     from patchword.weights.io import save_model
 
     model = ours(Job("forward", "S", 1))
     save_model(model, folder / "patchword")
-    save_file(timm(model).state_dict(), folder / "timm.safetensors")
-    huggingface = transformers(model).get_submodule("model")
-    huggingface.save_pretrained(folder / "transformers")  # pyright: ignore[reportCallIssue]
-    ViTImageProcessor().save_pretrained(folder / "transformers")
+    save_model(model, folder / "timm", format="timm")
+    save_model(model, folder / "transformers", format="huggingface")
     pixels = torch.randint(256, (300, 400, 3), dtype=torch.uint8).numpy()
     Image.fromarray(pixels).save(folder / "picture.png")
 

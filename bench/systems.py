@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bench.shapes import SHAPES, THREADS, Job
 from patchword.core.runtime import keep_memory
 from patchword.data.loader import Batch
+from patchword.models.contract import Model
 from patchword.models.names import create_model
 from patchword.models.vit import ViT
 from patchword.training.loop import train_step
@@ -27,10 +28,11 @@ from patchword.training.optimizer import OptimizerConfig, build_optimizer
 from patchword.training.parallel import Replicas
 from patchword.training.prepare import comfortable_micro_batch
 from patchword.training.recipe import Recipe
+from patchword.weights.io import save_model
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-5, 0.05, 1.0
 
-Make = Callable[[ViT], nn.Module]
+Make = Callable[[Model], nn.Module]
 
 
 class Built(NamedTuple):
@@ -41,14 +43,16 @@ class Built(NamedTuple):
 System = Callable[[Job], AbstractContextManager[Built]]
 
 
-def ours(job: Job, gelu: str = "erf") -> ViT:
+def ours(job: Job, **options: Any) -> Model:
     """The model whose weights all systems get, with a head that is not zero, so that logits tell something."""
     shape = SHAPES[job.shape]
     torch.manual_seed(0)
-    model = create_model(shape.model, shape.num_classes, shape.image_size, gelu=gelu)
-    assert isinstance(model, ViT)
-    nn.init.normal_(model.class_token, std=0.02)  # pyright: ignore[reportArgumentType]
-    nn.init.normal_(model.head.weight, std=0.05)  # pyright: ignore[reportArgumentType]
+    merged: dict[str, Any] = {**shape.options, **options}
+    model = create_model(shape.model, shape.num_classes, shape.image_size, **merged)
+    if isinstance(model, ViT) and model.class_token is not None:
+        nn.init.normal_(model.class_token, std=0.02)
+    assert isinstance(model.head, nn.Linear)
+    nn.init.normal_(model.head.weight, std=0.05)
     return model
 
 
@@ -62,10 +66,10 @@ def pictures(job: Job) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def patchword(job: Job, gelu: str = "erf") -> Iterator[Built]:
+def patchword(job: Job, **options: Any) -> Iterator[Built]:
     """The training loop's own step, normalisation of uint8 pictures included; or the model as a user calls it."""
     keep_memory()  # as the verbs do
-    model = ours(job, gelu)
+    model = ours(job, **options)
     images, labels = pictures(job)
     with torch.inference_mode():
         normalised = model.preprocessing.normalize(images)
@@ -162,69 +166,26 @@ def _infer(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         return model(images)
 
 
-def timm(source: ViT) -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
+def timm(source: Model) -> nn.Module:
+    import timm as library
 
-    config = source.config
-    model = VisionTransformer(
-        img_size=source.image_size,
-        patch_size=config.patch_size,
-        embed_dim=config.embed_dim,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        mlp_ratio=config.mlp_dim / config.embed_dim,
-        num_classes=source.num_classes,
-    )
-    names = {".attention.": ".attn."}
-    model.load_state_dict(_renamed(source, names, patch="patch_embed.proj", token="cls_token", table="pos_embed"))
-    return model
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(source, folder, format="timm")
+        return library.create_model(f"local-dir:{folder}", pretrained=True)
 
 
-def transformers(source: ViT) -> nn.Module:
-    from transformers import ViTConfig, ViTForImageClassification
+def transformers(source: Model) -> nn.Module:
+    from transformers import ViTForImageClassification
 
-    config = source.config
-    model = ViTForImageClassification(
-        ViTConfig(
-            hidden_size=config.embed_dim,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.mlp_dim,
-            hidden_act="gelu",
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            layer_norm_eps=config.norm_eps,
-            image_size=source.image_size[0],
-            patch_size=config.patch_size,
-            num_labels=source.num_classes,  # pyright: ignore[reportCallIssue]
-        )
-    )
-    names = {
-        "blocks.": "vit.layers.",
-        ".norm1.": ".layernorm_before.",
-        ".norm2.": ".layernorm_after.",
-        ".attention.proj.": ".attention.o_proj.",
-    }
-    state = _renamed(
-        source,
-        names,
-        patch="vit.embeddings.patch_embeddings.projection",
-        token="vit.embeddings.cls_token",
-        table="vit.embeddings.position_embeddings",
-    )
-    for name in [name for name in state if ".qkv." in name]:
-        for letter, part in zip("qkv", state.pop(name).chunk(3), strict=True):
-            state[name.replace(".qkv.", f".{letter}_proj.")] = part
-    for old, new in (("norm.", "vit.layernorm."), ("head.", "classifier.")):
-        for kind in ("weight", "bias"):
-            state[new + kind] = state.pop(old + kind)
-    model.load_state_dict(state)
-    return _Logits(model)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(source, folder, format="huggingface")
+        return _Logits(ViTForImageClassification.from_pretrained(folder))
 
 
-def torchvision(source: ViT) -> nn.Module:
+def torchvision(source: Model) -> nn.Module:
     from torchvision.models import VisionTransformer
 
+    assert isinstance(source, ViT)
     config = source.config
     model = VisionTransformer(
         image_size=source.image_size[0],
