@@ -300,7 +300,7 @@ class ViT(Model):
         """The same weights at another H×W: position embeddings are resampled in 2-D (section 3.2)."""
         with torch.device("meta"):
             other = type(self)(self.name, self.config, self.preprocessing.with_image_size(image_size), self.num_classes)
-        other.labels = self.labels
+        other.labels, other.provenance = self.labels, self.provenance
         where = {module for module in other.modules() if isinstance(module, PositionEmbedding | RelativeKeys)}
         tables = {name for name, module in other.named_modules() if module in where}
         shared = {k: v.clone() for k, v in self.state_dict().items() if k.rpartition(".")[0] not in tables}
