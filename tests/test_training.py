@@ -475,6 +475,7 @@ def test_every_field_of_a_recipe_is_read_in_a_run(
         optimizer = {"name": ("adamw", "sgd", "adam", "adamw")[i]}
         augment = {"crop": crop, "randaugment_layers": 1}
         run(tiny(pictures, budget=budget, augment=augment, optimizer=optimizer), tmp_path / str(i))
+    run(tiny(pictures, init=str(tmp_path / "0"), budget={"steps": 1}), tmp_path / "from-weights")
     for kind in kinds:
         for name in config.field_types(kind):
             assert (kind.__name__, name) in read, f"nothing reads {kind.__name__}.{name}"

@@ -38,6 +38,8 @@ class Model(nn.Module, ABC):
     has_attention: ClassVar[bool] = False
     has_batch_norm: ClassVar[bool] = False
     """Whether an image's activations in training depend on the others that pass through the model with it."""
+    constant_body: bool = False
+    """Whether all but the head is in training as in evaluation: no dropout, batch norm by its running figures."""
 
     def __init__(self, name: str, config: Any, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -88,6 +90,14 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def regularize(self, *, dropout: float = 0.0, stochastic_depth: float = 0.0) -> None:
         """Set the regularisation that acts in training; a new or loaded model has none."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but for a constant body, which stays in evaluation mode."""
+        super().train(mode)
+        if self.constant_body:
+            for part in self.children():
+                part.train(mode and part is self.head)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """B×C×H×W → logits B×K (features B×D where the head was removed)."""

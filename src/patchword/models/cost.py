@@ -19,13 +19,13 @@ class Cost:
 
     params: int
     forward_flops: int
-    """FLOPs of matrix products and convolutions, which are all but a few per cent."""
+    """FLOPs of matrix products and convolutions, which are all but a few per cent; without what an adapter adds."""
     activation_bytes: int
-    """What the forward pass keeps for the backward pass, in torch's default dtype."""
+    """What the forward pass keeps for the backward pass, in torch's default dtype; less where not everything learns."""
 
     @property
     def train_flops(self) -> int:
-        """FLOPs of one image in a training step."""
+        """FLOPs of one image in a training step in which everything learns; an upper bound where less does."""
         return TRAINING_FACTOR * self.forward_flops
 
 
@@ -33,10 +33,15 @@ def cost(model: Model) -> Cost:
     """Count on the meta device: exact for the shapes at hand, and free of arithmetic."""
     on_meta = all(parameter.is_meta for parameter in model.parameters())
     skeleton = model if on_meta else build_model(model.architecture, model.preprocessing)
+    was_training = skeleton.training
     skeleton.train()
     for module in skeleton.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # one image may have too few places for statistics; it keeps the same tensors either way
+    for name, module in skeleton.named_modules():
+        learns = any(parameter.requires_grad for parameter in model.get_submodule(name).parameters(recurse=False))
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(learns)
     images = torch.empty(1, model.in_channels, *model.image_size, device="meta")
     weights = {id(parameter) for parameter in skeleton.parameters()}
     kept: dict[int, int] = {}
@@ -52,8 +57,9 @@ def cost(model: Model) -> Cost:
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         skeleton(images)
+    skeleton.train(was_training)
     return Cost(
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        params=sum(parameter.numel() for parameter in skeleton.parameters()),
         forward_flops=counter.get_total_flops(),
         activation_bytes=sum(kept.values()),
     )

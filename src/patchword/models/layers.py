@@ -90,9 +90,9 @@ class Attention(nn.Module):
         """Tokens B×M×D → queries B×H×Q×K of the first `rows` tokens (all if None), keys and values B×H×M×K."""
         B, M, D = x.shape
         H = self.num_heads
-        if rows is None:
+        if rows is None or type(self.qkv) is not Linear:  # an adapter in its place wants to be called
             q, k, v = self.qkv(x).view(B, M, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
-            return q, k, v
+            return q[:, :, :rows], k, v
         q = onednn.linear(x[:, :rows], self.qkv.weight[:D], self.qkv.bias[:D]).view(B, rows, H, D // H).transpose(1, 2)
         kv = onednn.linear(x, self.qkv.weight[D:], self.qkv.bias[D:])
         k, v = kv.view(B, M, 2, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)

@@ -33,11 +33,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """The backward pass is two products of the same kind."""
+    """The backward pass is two products of the same kind; what neither needs is not kept for it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if wants_weight else None, weight if wants_x else None)
         return _product(x, weight, bias)
 
     @staticmethod
@@ -45,10 +46,10 @@ class _Product(torch.autograd.Function):
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        rows, inputs = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
+        rows = gradient.reshape(-1, gradient.shape[-1])
         return (
             linear(gradient, weight.t(), None) if wants_x else None,
-            linear(rows.t(), inputs.t(), None) if wants_weight else None,
+            linear(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
 

@@ -72,14 +72,14 @@ class ScheduleConfig:
 
 
 def build_optimizer(config: OptimizerConfig, model: Model) -> torch.optim.Optimizer:
-    """One group for every stage and kind (decayed or not); `lr_scale` is the group's share of the learning rate."""
-    parameters = dict(model.named_parameters())
+    """One group for every stage and kind (decayed or not) of what learns; `lr_scale` is its share of the learning rate."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     undecayed = model.no_weight_decay()
     stages = model.stages()
     groups: list[dict[str, Any]] = []
     for depth, names in enumerate(stages):
         for decayed in (True, False):
-            members = [name for name in names if (name not in undecayed) is decayed]
+            members = [name for name in names if name in parameters and (name not in undecayed) is decayed]
             if members:
                 groups.append(
                     {

@@ -65,6 +65,8 @@ class Replicas:
 def _sharing(model: Model) -> Model:
     """A copy whose parameters are the same memory with gradients of their own, and whose buffers are the very same."""
     memo: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
-    memo |= {id(parameter): nn.Parameter(parameter.detach()) for parameter in model.parameters()}
+    memo |= {
+        id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad) for parameter in model.parameters()
+    }
     with torch.no_grad():
         return copy.deepcopy(model, memo)

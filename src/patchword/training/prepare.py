@@ -23,6 +23,7 @@ from patchword.models.contract import Model
 from patchword.models.names import create_model, parse_name
 from patchword.training.choice import SMALL_PICTURE, choose_model
 from patchword.training.recipe import Recipe
+from patchword.training.tune import tune
 from patchword.weights.adapt import adapt
 from patchword.weights.io import load_model
 
@@ -123,6 +124,7 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     model.regularize(dropout=regularization.dropout, stochastic_depth=regularization.stochastic_depth)
     if regularization.patch_dropout and model.grid is None:
         raise UsageError(f"regularization.patch_dropout needs a model with patches; {model.name} has none")
+    tune(model, recipe.tune, recipe.seed)
     architecture = model.architecture
     family_fields = {key: value for key, value in architecture.items() if key not in ("family", "num_classes")}
     preprocessing = {key: value for key, value in model.preprocessing.to_dict().items() if key != "image_size"}
@@ -175,18 +177,24 @@ def fill_stores(recipe: Recipe, dataset: Dataset, channels: int) -> dict[str, St
 
 def _from_weights(recipe: Recipe, dataset: Dataset, image_size: tuple[int, int] | None) -> tuple[Model, str]:
     model = load_model(recipe.init)
-    asked = recipe.model.get("name")
-    if asked and asked != model.name:
-        raise UsageError(
-            f"--model {asked} and --init {recipe.init} exclude each other: the weights are of {model.name}"
-        )
-    for option, value in recipe.model.items():
-        if model.architecture.get(option) != value:
-            raise UsageError(
-                f"model.{option}={value!r} does not fit --init {recipe.init}: there it is {model.architecture.get(option)!r}"
-            )
     origin = f"{recipe.init} ({model.name} at {model.image_size[0]}×{model.image_size[1]})"
-    model, changes = adapt(model, labels=dataset.classes, image_size=image_size)
+    patch_size, hidden_head = recipe.model.get("patch_size"), recipe.model.get("hidden_head", False)
+    model, changes = adapt(
+        model,
+        labels=dataset.classes,
+        image_size=image_size,
+        patch_size=None if patch_size is None else config.coerce(patch_size, int, "model.patch_size"),
+        in_channels=_channels(recipe),
+        hidden_head=config.coerce(hidden_head, bool, "model.hidden_head"),
+        resampling=recipe.resampling,
+    )
+    name = recipe.model.get("name")
+    if name and name != model.name:
+        raise UsageError(f"--model {name} and --init {recipe.init} exclude each other: the weights are of {model.name}")
+    for option, value in recipe.model.items():
+        there = model.architecture.get(option)
+        if (list(there) if isinstance(there, tuple) else there) != value:  # TOML knows no tuples
+            raise UsageError(f"model.{option}={value!r} does not fit --init {recipe.init}: there it is {there!r}")
     for change in changes:
         say(f"{recipe.init}: {change}")
     return model, "; ".join([origin, *changes])
@@ -204,7 +212,7 @@ def _from_nothing(
         say(reason)
     if image_size is None:
         image_size = natural_size(pictures, parse_name(name, options)[1].stride)
-    channels = len(recipe.preprocessing["mean"]) if "mean" in recipe.preprocessing else 1 if pictures.grey else 3
+    channels = _channels(recipe) or (1 if pictures.grey else 3)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         model = create_model(name, len(dataset.classes), image_size, channels, **options)
@@ -213,6 +221,12 @@ def _from_nothing(
         # Small pictures of one shape are seen whole: there is no margin to cut off.
         model.preprocessing = dataclasses.replace(model.preprocessing, resize="stretch", crop_fraction=1.0)
     return model, recipe
+
+
+def _channels(recipe: Recipe) -> int | None:
+    """The number that the recipe's means say, if any."""
+    mean = recipe.preprocessing.get("mean")
+    return None if mean is None else len(config.coerce(mean, tuple[float, ...], "preprocessing.mean"))
 
 
 def natural_size(pictures: Pictures, stride: int) -> tuple[int, int]:
@@ -239,8 +253,6 @@ def _preprocessing(base: Preprocessing, changes: dict[str, Any]) -> Preprocessin
         if name not in known:
             raise UsageError(f"unknown field preprocessing.{name}; known: {', '.join(known)}")
     typed = {name: config.coerce(value, known[name], f"preprocessing.{name}") for name, value in changes.items()}
-    if len(typed.get("mean", base.mean)) != base.channels:
-        raise UsageError(f"preprocessing.mean has {len(typed['mean'])} channels, the model has {base.channels}")
     return dataclasses.replace(base, **typed)
 
 

@@ -15,7 +15,9 @@ from patchword.core.errors import DataError, UsageError, nearest
 from patchword.data.augment import AUGREG_LEVELS, Augment
 from patchword.data.store import MEMORY_SHARE
 from patchword.models.names import config_type, parse_name
+from patchword.models.position import Resampling
 from patchword.training.optimizer import OptimizerConfig, ScheduleConfig
+from patchword.training.tune import rank_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,13 +103,24 @@ class Recipe:
     data: str = ""
     """A folder, a table or a named set."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """`name`, one of `patchword models`, and fields of the model's configuration, such as `pool`."""
+    """`name`, one of `patchword models`, and fields of the model's configuration, such as `pool`. With `init`, another
+    `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
+    head, and the others must be what the weights say."""
     init: str = "none"
     """Where the weights come from: `none`, a run folder or a model folder."""
+    resampling: Resampling = "official"
+    """How the position embedding of `init` goes to another grid: `official` (linear, corners kept) or `bicubic` (as timm)."""
+    tune: str = "all"
+    """What learns: `all`; `head`, before which the body is as in evaluation; `attention`, that of the encoder's blocks, and
+    the head (arXiv 2203.09795); or `lora:8`, updates of rank 8 to its queries, keys, values and outputs, and the head (arXiv
+    2106.09685; α is the rank; merged into the weights at the end). The rest stands still. A PFLOP is counted as for `all`,
+    which is more than is done."""
     image_size: tuple[int, int] = (0, 0)
     """Height and width of the model's input, in pixels."""
     preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of `Preprocessing`; those not given come with the weights or are chosen for the data."""
+    """Fields of `Preprocessing`; those not given come with the weights or are chosen for the data. The number of means is
+    that of the model's channels: a new model for grey pictures has one, weights of `init` keep theirs (for RGB, they see grey
+    pictures as three equal colours) unless `mean` and `std` say another number."""
     objective: Literal["", "softmax", "sigmoid"] = ""
     """One label a picture, or several."""
     seed: int = 0
@@ -135,6 +148,7 @@ class Recipe:
                 raise UsageError(f"{field}={getattr(self, field)} must be at least {least}")
         if min(self.image_size) < 0:
             raise UsageError(f"image_size={self.image_size} must not be negative")
+        rank_of(self.tune)
 
     def difference(self, stored: "Recipe") -> str | None:
         """The first field in which a request differs from the stored recipe of a run; None if it asks for the same.

@@ -48,6 +48,7 @@ from patchword.training import loop, prepare
 from patchword.training.checkpoint import State
 from patchword.training.objectives import OBJECTIVES, Objective
 from patchword.training.recipe import Recipe, load
+from patchword.training.tune import merge
 from patchword.weights import folder as model_folder
 
 RECIPE, RESULT, EVALUATION, MODEL = "recipe.toml", "result.json", "evaluation.json", "model"
@@ -165,8 +166,11 @@ class _Run:
         """How many steps, with the looks at validation between them, fit in `seconds`."""
         step = loop.seconds_per_step(self.model, self.objective, self.recipe, self.make_loader, min(20.0, seconds / 20))
         validation = self.dataset.splits.get("validation")
-        # A forward pass takes about a third of a training step for each picture.
-        looking = _TIMES_LOOKED * len(validation) * step / self.recipe.batch_size / 3 if validation is not None else 0.0
+        # A forward pass takes about a third of a training step for each picture, and all of it where only the head learns.
+        share = 1 if self.recipe.tune == "head" else 1 / 3
+        looking = (
+            _TIMES_LOOKED * len(validation) * step / self.recipe.batch_size * share if validation is not None else 0.0
+        )
         return int(max(seconds - looking, seconds / 2) / step)
 
     @property
@@ -176,9 +180,9 @@ class _Run:
     def announce(self) -> None:
         """One line before the run: what, on what, how long, how much memory."""
         recipe, total = self.recipe, self.recipe.budget.steps
-        weights = (
-            4 * self.cost.params * (4 + bool(recipe.regularization.average_decay))
-        )  # weights, gradient, two moments
+        learning = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        # Weights and their average; gradient and two moments of what learns.
+        weights = 4 * (self.cost.params * (1 + bool(recipe.regularization.average_decay)) + 3 * learning)
         at_once = (
             recipe.micro_batch * min(self.recipe.threads, MOST_REPLICAS)
             if recipe.device == "cpu"
@@ -194,8 +198,9 @@ class _Run:
         flops = total * recipe.batch_size * self.train_flops_per_image
         time_needed = f"about {recipe.budget.minutes:g} min" if recipe.budget.minutes else self.estimate(total)
         height, width = self.model.image_size
+        tuned = "" if recipe.tune == "all" else f", {learning / 1e6:.3g} M learn"
         say(
-            f"{self.model.name} ({self.cost.params / 1e6:.2f} M parameters) at {height}×{width} on "
+            f"{self.model.name} ({self.cost.params / 1e6:.2f} M parameters{tuned}) at {height}×{width} on "
             f"{len(self.dataset.splits['train']):,} pictures of {len(self.dataset.classes)} classes: {total:,} steps of "
             f"{recipe.batch_size}, {flops / 1e15:.3g} PFLOP, {time_needed} and about {size(memory)} beside Python itself"
         )
@@ -238,6 +243,7 @@ class _Run:
             stop=lambda: bool(self.flag),
         )
         self.model.multi_label = self.recipe.objective == "sigmoid"
+        merge(self.model)
         self.model.provenance = {
             "recipe": self.recipe.name,
             "init": self.prepared.origin,

@@ -11,7 +11,7 @@ from patchword.core.progress import say
 from patchword.core.runtime import choose_device
 from patchword.models.contract import Model
 from patchword.models.layers import Gelu
-from patchword.models.position import Position
+from patchword.models.position import Position, Resampling
 from patchword.weights import folder, hub
 from patchword.weights.adapt import adapt
 from patchword.weights.mapping import Foreign, Hints
@@ -28,12 +28,18 @@ def load_model(
     gelu: Gelu | None = None,
     norm_eps: float | None = None,
     position: Position | None = None,
+    in_channels: int | None = None,
+    patch_size: int | None = None,
+    hidden_head: bool = False,
+    resampling: Resampling = "official",
 ) -> Model:
     """The model at `source`, in evaluation mode: a run folder or a model folder, a file or folder in the dialect of Google,
     timm or transformers, or an address such as `hf://org/name` (see `docs/weights.md`).
 
-    Another `num_classes` gives it a new zero head (0: features); another `image_size` resamples its position embedding.
-    The other arguments say what bare tensors cannot; each default taken for want of one, and each change, is logged.
+    Another `num_classes` gives it a new zero head (0: features), on the pre-training head's tanh layer if `hidden_head`;
+    another `image_size` or `patch_size` resamples its position embedding (`resampling`) and its projection; `in_channels` is
+    1 for grey pictures, 3 for RGB. `num_heads`, `gelu`, `norm_eps` and `position` say what bare tensors cannot; each default
+    taken for want of one, and each change, is logged.
     Raises `UsageError` for a place that holds no model and `DataError` for a damaged one.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -41,7 +47,15 @@ def load_model(
     found = read(opened, Hints(num_heads=num_heads, gelu=gelu, norm_eps=norm_eps, position=position, image_size=size))
     for sentence in found.assumed:
         say(f"{source}: {sentence}")
-    model, changes = adapt(found.model, num_classes=num_classes, image_size=size)
+    model, changes = adapt(
+        found.model,
+        num_classes=num_classes,
+        image_size=size,
+        patch_size=patch_size,
+        in_channels=in_channels,
+        hidden_head=hidden_head,
+        resampling=resampling,
+    )
     for change in changes:
         say(f"{source}: {change}")
     return model.to(choose_device(str(device)) if device is not None else torch.device("cpu")).eval()
