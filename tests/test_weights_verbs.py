@@ -20,7 +20,7 @@ from torch import nn
 from patchword import cli
 from patchword.core.errors import DataError, FaultError, UsageError
 from patchword.models.contract import Model
-from patchword.models.names import create_model
+from patchword.models.names import build_model, create_model
 from patchword.verbs.weights import check, convert, show
 from patchword.weights import mapping, npz
 from patchword.weights.card import card, code
@@ -49,9 +49,8 @@ class Converter(types.ModuleType):
     def read(self, source: Source, hints: Hints) -> Foreign:
         if hints.image_size is None:
             raise DataError(f"{source.where} has no square grid; image_size=HEIGHT×WIDTH would be right")
-        model = small()
-        with torch.device("meta"):
-            model = type(model)(model.name, model.config, model.preprocessing.with_image_size(hints.image_size), 5)
+        ours = small()
+        model = build_model(ours.architecture, ours.preprocessing.with_image_size(hints.image_size))
         dropped = {name: "nobody needs it" for name in source.tensors if name.startswith("y/")}
         mapping.read(self.rows(model), source.tensors, model, dropped, str(source.where))
         return Foreign(model, ["tanh GELU is taken"], dropped)
