@@ -142,12 +142,12 @@ def show(report: dict[str, Any]) -> str:
         ("format", kind),
         *(("file", f"{each['path']}, {size(each['bytes'])}, SHA-256 {each['sha256']}") for each in report["files"]),
         ("model", report["model"]),
-        ("architecture", ", ".join(f"{name} {_plain(value)}" for name, value in report["architecture"].items())),
+        ("architecture", _named(report["architecture"])),
         ("input", f"{report['channels']} channels of {height}×{width} pixels"),
         ("output", f"{report['outputs']:,} {'logits' if report['has_head'] else 'features, for there is no head'}"),
         ("parameters", f"{report['parameters']:,}"),
         ("labels", _shown_labels(report["labels"])),
-        ("preprocessing", ", ".join(f"{name} {_plain(value)}" for name, value in report["preprocessing"].items())),
+        ("preprocessing", _named(report["preprocessing"])),
         *(("assumed", sentence) for sentence in report["assumed"]),
         *(("dropped", sentence) for sentence in _dropped(report["dropped"])),
         (
@@ -269,5 +269,9 @@ def _shown_labels(labels: list[str] | None) -> str:
     return f"{len(labels):,}: {', '.join(labels[:_SHOWN_LABELS])}{', …' if len(labels) > _SHOWN_LABELS else ''}"
 
 
+def _named(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
+
+
 def _plain(value: Any) -> str:
-    return "×".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return f"({', '.join(map(str, value))})" if isinstance(value, list | tuple) else str(value)

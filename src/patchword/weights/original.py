@@ -123,15 +123,29 @@ def _transformers(source: Source, folder: Path, model: Model, images: Tensor) ->
     hidden = bool(getattr(model.config, "hidden_head", False))
     options: dict[str, Any] = {} if model.num_classes else {"add_pooling_layer": hidden}
     kind: Any = transformers.ViTForImageClassification if model.num_classes else transformers.ViTModel
-    net, report = kind.from_pretrained(
-        None, config=config, state_dict=dict(source.tensors), output_loading_info=True, **options
-    )
+    with _without_progress_bar():
+        net, report = kind.from_pretrained(
+            None, config=config, state_dict=dict(source.tensors), output_loading_info=True, **options
+        )
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ValueError(f"it misses {sorted(report['missing_keys']) or sorted(report['mismatched_keys'])}")
     answer = net.eval()(images)
     if model.num_classes:
         return answer.logits
     return answer.pooler_output if hidden else answer.last_hidden_state[:, 0]
+
+
+@contextlib.contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 _LIBRARIES: dict[str, tuple[str, Callable[[Source, Path, Model, Tensor], Tensor]]] = {
