@@ -4,10 +4,13 @@ import io
 import json
 import pickle
 import re
+import shlex
 import sys
 import types
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -22,11 +25,11 @@ from patchword.core.errors import DataError, FaultError, UsageError
 from patchword.models.contract import Model
 from patchword.models.names import build_model, create_model
 from patchword.verbs.weights import check, convert, show
-from patchword.weights import mapping, npz
+from patchword.weights import mapping, npz, original
 from patchword.weights.card import card, code
 from patchword.weights.io import load_model, read, refusal, save_model
 from patchword.weights.mapping import Foreign, Hints
-from patchword.weights.source import Source, open_source
+from patchword.weights.source import Dialect, Source, open_source
 
 
 def small(num_classes: int = 5) -> Model:
@@ -463,3 +466,117 @@ def test_an_unfinished_reading_leaves_no_model(converter: Converter, tmp_path: P
         _npz(tmp_path / "a.npz", **kept)
         with pytest.raises(DataError, match=message):
             read(open_source(tmp_path / "a.npz"), Hints(image_size=(14, 22)))
+
+
+# The real converters and the original libraries
+
+
+def random_values(net: Any) -> Any:
+    torch.manual_seed(7)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return net.eval()
+
+
+def timm_folder(folder: Path) -> Path:
+    timm = pytest.importorskip("timm")
+    options = {"img_size": (32, 48), "embed_dim": 64, "depth": 2, "num_heads": 2, "global_pool": "avg"}
+    net = random_values(timm.create_model("vit_tiny_patch16_224", num_classes=7, **options))
+    timm.models.save_for_hf(net, folder, model_args=options, safe_serialization=True)
+    return folder
+
+
+def transformers_folder(folder: Path) -> Path:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 72}
+    config = transformers.ViTConfig(image_size=(32, 48), patch_size=16, num_labels=5, layer_norm_eps=1e-6, **sizes)
+    random_values(transformers.ViTForImageClassification(config)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "library", "facts"),
+    [
+        (timm_folder, "timm", ("num_heads=2", "image_size=32x48")),
+        (transformers_folder, "transformers", ("num_heads=2", "image_size=32x48", "norm_eps=1e-6")),
+    ],
+)
+def test_check_asks_the_original_library(
+    make: Callable[[Path], Path], library: str, facts: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "theirs")
+    report = check(folder)
+    assert re.match(rf"{library} [\d.]+ agrees: \d logits of 2 random images differ by ", report["compared"])
+    assert "error" not in report
+    assert report["image_size"] == [32, 48]
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes((folder / "model.safetensors").read_bytes())
+    report = check(bare, set=facts)
+    assert " agrees: " in report["compared"]
+    # A fact that is wrong, and that the tensors cannot contradict, is seen where the folder says the right one.
+    description = json.loads((folder / "config.json").read_text())
+    described = description.get("model_args", description)
+    described["act_layer" if "model_args" in description else "hidden_act"] = (
+        "gelu_tanh" if "model_args" in description else "gelu_pytorch_tanh"
+    )
+    (folder / "config.json").write_text(json.dumps(description))
+    report = check(folder)
+    assert report["architecture"]["gelu"] == "tanh"
+    assert " agrees: " in report["compared"]
+
+
+def test_another_answer_than_the_original_librarys_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = timm_folder(tmp_path / "theirs")
+    ours = original.outputs
+    monkeypatch.setattr(original, "outputs", lambda model, images: ours(model, images) + 0.01)
+    exit_code, out, _ = run(capsys, "weights", "check", folder)
+    assert exit_code == 3
+    assert re.search(r"DIFFERS: 7 logits of 2 random images differ by 0\.01 at most", out)
+    monkeypatch.setattr(original, "outputs", lambda model, images: ours(model, images)[:, :3])
+    assert "7 logits, of which it gives 7, of 2 random images differ by inf at most" in check(folder)["compared"]
+
+
+FIXTURES = Path(__file__).parents[1] / "tests/fixtures/google"
+
+
+@pytest.mark.parametrize("to", ["timm", "huggingface", "patchword", "google"])
+def test_googles_file_becomes_every_format_and_itself_again(to: Dialect, tmp_path: Path) -> None:
+    target = tmp_path / ("a.npz" if to == "google" else "a")
+    report = convert(FIXTURES / "vit_token.npz", target, to=to)
+    assert report["largest_difference"] == 0
+    assert report["changed"] == []
+    assert "agrees" in check(target)["compared"] or to in ("google", "patchword")
+    convert(target, tmp_path / "back.npz", to="google")
+    first, second = npz.read(FIXTURES / "vit_token.npz"), npz.read(tmp_path / "back.npz")
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+DOCS = (Path(__file__).parents[1] / "docs/weights.md").read_text(encoding="utf-8")
+
+
+def test_the_page_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command and every line of Python of docs/weights.md, on small files of the names that it gives."""
+    monkeypatch.chdir(tmp_path)
+    timm = pytest.importorskip("timm")
+    kind = timm.models.vision_transformer.VisionTransformer
+    options = {"num_classes": 5, "patch_size": 16, "depth": 2}
+    save_model(create_model("ViT-At/16", 5, 64, depth=1), tmp_path / "runs/photos/model")
+    for name, side in (("state-dict", (32, 48)), ("checkpoint", 32)):
+        net = random_values(kind(img_size=side, embed_dim=128, num_heads=2, **options))
+        save_file({key: value.contiguous() for key, value in net.state_dict().items()}, f"{name}.safetensors")
+        torch.save({"state_dict": net.state_dict()}, "old-checkpoint.pth")
+    blocks = re.findall(r"```(\w*)\n(.*?)```", DOCS, flags=re.DOTALL)
+    commands = [line for kind, block in blocks if not kind for line in block.splitlines()]
+    assert len(commands) == 8
+    for command in commands:
+        arguments = shlex.split(command)
+        assert arguments[0] == "patchword"
+        assert cli.run(arguments[1:]) == 0, command
+    for kind, block in blocks:
+        if kind == "python":
+            exec(compile(block, "weights.md", "exec"), {})
+    assert (tmp_path / "adapted/config.json").is_file()

@@ -179,9 +179,9 @@ def _files(source: "Source") -> list[dict[str, Any]]:
 
     home = source.where if source.where.is_dir() else source.where.parent
     weights = [source.where] if source.where.is_file() else sorted(home.glob("*.safetensors"))
-    lying_beside = ("model.json",) if source.dialect == "patchword" else ("config.json", "preprocessor_config.json")
+    names = ("model.json", "model.safetensors.index.json", "config.json", "preprocessor_config.json")
     described = source.dialect == "patchword" or source.description or source.preprocessor
-    beside = [home / name for name in lying_beside if described and (home / name).is_file()]
+    beside = [home / name for name in names if described and (home / name).is_file()]
     return [
         {"path": str(path), "bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in [*weights, *beside]
     ]
@@ -255,10 +255,11 @@ def _read_back(model: "Model", target: Path, to: "Dialect") -> "tuple[Model, lis
         changed.append("the format does not keep the labels")
     before = {**model.architecture, **model.preprocessing.to_dict()}
     after = {**again.architecture, **again.preprocessing.to_dict()}
+    idle = ("name", "crop_fraction") if model.preprocessing.resize == "stretch" else ("name",)
     changed += [
         f"{field} {_plain(value)} reads back as {_plain(after.get(field))}"
         for field, value in before.items()
-        if field != "name" and after.get(field) != value
+        if field not in idle and after.get(field) != value
     ]
     return again, changed
 

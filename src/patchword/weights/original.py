@@ -67,7 +67,9 @@ def compare(source: Source, model: Model) -> Comparison | str:
     except UsageError as error:
         return f"without a description of its own, {library} needs one from here ({error})"
     except Exception as error:  # whatever the library raises is what there is to say of it
-        return f"{library} {version(library)} does not load it ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        alone = "" if source.description else ", bare as it is, with the description that is made for it here"
+        fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"{library} {version(library)} does not load it{alone} ({fault})"
     return _compared(f"{library} {version(library)}", model, ours, theirs)
 
 
