@@ -513,16 +513,39 @@ def test_check_asks_the_original_library(
     bare.write_bytes((folder / "model.safetensors").read_bytes())
     report = check(bare, set=facts)
     assert " agrees: " in report["compared"]
-    # A fact that is wrong, and that the tensors cannot contradict, is seen where the folder says the right one.
+    # What the folder says counts, on both sides: the other GELU is another answer, and theirs as well as ours.
+    before = original.random_images(load_model(folder)), load_model(folder)
     description = json.loads((folder / "config.json").read_text())
-    described = description.get("model_args", description)
-    described["act_layer" if "model_args" in description else "hidden_act"] = (
-        "gelu_tanh" if "model_args" in description else "gelu_pytorch_tanh"
-    )
+    if library == "timm":
+        description["model_args"]["act_layer"] = "gelu_tanh"
+    else:
+        description["hidden_act"] = "gelu_pytorch_tanh"
     (folder / "config.json").write_text(json.dumps(description))
     report = check(folder)
     assert report["architecture"]["gelu"] == "tanh"
     assert " agrees: " in report["compared"]
+    images, erf = before
+    assert not torch.allclose(load_model(folder)(images), erf(images), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "pool"),
+    [
+        ("vit_small_patch14_reg4_dinov2", "token"),
+        ("vit_small_patch14_reg4_dinov2", "avg"),
+        ("vit_tiny_patch16_224", "token"),
+        ("vit_tiny_patch16_224", "avg"),
+        ("vit_base_patch16_siglip_224", "map"),
+    ],
+)
+def test_bare_tensors_of_timm_in_every_layout_of_tokens(name: str, pool: str, tmp_path: Path) -> None:
+    """Registers without slots, a class token that nobody reads, none at all: timm takes the tensors as they are."""
+    timm = pytest.importorskip("timm")
+    sides = {"img_size": (28, 42) if "14" in name else (32, 48), "embed_dim": 128, "num_heads": 2, "depth": 2}
+    net = random_values(timm.create_model(name, num_classes=5, global_pool=pool, **sides))
+    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, tmp_path / "a.safetensors")
+    report = check(tmp_path / "a.safetensors", set=(f"image_size={sides['img_size'][0]}x{sides['img_size'][1]}",))
+    assert " agrees: 5 logits" in report["compared"], report["compared"]
 
 
 def test_another_answer_than_the_original_librarys_is_an_error(

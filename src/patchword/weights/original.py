@@ -5,7 +5,7 @@ import dataclasses
 import importlib.util
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,20 @@ def _description(source: Source, model: Model) -> Iterator[Path]:
 def _timm(source: Source, folder: Path, model: Model, images: Tensor) -> Tensor:
     import timm
 
-    net = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    layout = {} if source.description else _tokens(source.tensors, model)
+    net = timm.create_model(f"local-dir:{folder}", pretrained=False, **layout)
     net.load_state_dict(dict(source.tensors))
     return net.eval()(images)
+
+
+def _tokens(tensors: Mapping[str, Tensor], model: Model) -> dict[str, Any]:
+    """timm's arguments for the tokens before the patches: our description may lay the same model out in another way."""
+    if "patch_embed.proj.weight" not in tensors or model.grid is None:
+        return {}
+    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    slots = tensors["pos_embed"].shape[1] - math.prod(model.grid) if "pos_embed" in tensors else 0
+    token = "cls_token" in tensors
+    return {"class_token": token, "reg_tokens": registers, "no_embed_class": bool(token or registers) and slots == 0}
 
 
 def _transformers(source: Source, folder: Path, model: Model, images: Tensor) -> Tensor:
