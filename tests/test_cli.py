@@ -152,6 +152,8 @@ OPTIONS = {
     "evaluate": "help out split",
     "predict": "features help no-features out top",
     "data check": "decode help no-decode",
+    "weights check": "help set",
+    "weights convert": "help no-trust-pickle set to trust-pickle",
     "models": "help",
 }
 

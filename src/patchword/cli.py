@@ -21,6 +21,10 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb("evaluate", "evaluate", "evaluate MODEL DATA", "measure a saved model on a data set"),
     "predict": Verb("predict", "predict", "predict MODEL IMAGE…", "name what is on pictures"),
     "data check": Verb("data", "check", "data check DATA", "look at a data set before training on it"),
+    "weights check": Verb("weights", "check", "weights check SOURCE", "say what somebody's weights are"),
+    "weights convert": Verb(
+        "weights", "convert", "weights convert SOURCE TARGET --to FORMAT", "write weights as another library has them"
+    ),
     "models": Verb("models", "models", "models [PATTERN]", "list the models"),
 }
 
@@ -90,7 +94,8 @@ def _call(verb: Verb, called: list[str], arguments: list[str]) -> int:
     show = getattr(module, "show", str)
     if result is not None:
         sys.stdout.write(show(result) + "\n")
-    failed = isinstance(result, list) and any("error" in row for row in result)
+    rows = result if isinstance(result, list) else [result]
+    failed = any(isinstance(row, dict) and "error" in row for row in rows)
     return 3 if failed else 0
 
 

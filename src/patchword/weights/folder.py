@@ -1,4 +1,4 @@
-"""A portable model folder: `model.safetensors` and `model.json`, which say everything about the model."""
+"""A portable model folder: `model.safetensors` and `model.json` say everything about the model, `README.md` to people."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,9 @@ from patchword.core.errors import DataError
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.contract import Model
 from patchword.models.names import build_model
+from patchword.weights.card import card
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "model.json", "README.md"
 _FORMAT = 1
 
 
@@ -31,6 +32,7 @@ def save(model: Model, folder: Path) -> None:
             "sha256": {WEIGHTS: files.sha256(aside / WEIGHTS)},
         }
         (aside / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (aside / CARD).write_text(card(model), encoding="utf-8")
 
 
 def load(folder: Path) -> Model:

@@ -1,6 +1,7 @@
 """One door to weights, in and out: whatever dialect they are in ↔ models."""
 
 import importlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from patchword.core.progress import say
 from patchword.core.runtime import choose_device
 from patchword.models.contract import Model
 from patchword.models.layers import Gelu
+from patchword.models.names import build_model
 from patchword.models.position import Position, Resampling
 from patchword.weights import folder, hub
 from patchword.weights.adapt import adapt
@@ -97,6 +99,25 @@ def read(source: Source, hints: Hints) -> Foreign:
         if getattr(hints, name) is not None:
             raise UsageError(f"{source.where} says itself what it is; {name} is for bare tensors of other libraries")
     return Foreign(folder.load(source.where))
+
+
+def refusal(model: Model, format: Dialect) -> str | None:  # noqa: A002
+    """Why `format` cannot hold the model, or None where it can. Nothing is written.
+
+    The writer gets a model of the meta device: it gets as far as the values, which there are none of.
+    """
+    if format == "patchword":
+        return None
+    twin = build_model(model.architecture, model.preprocessing)
+    twin.labels = model.labels
+    with tempfile.TemporaryDirectory() as aside:
+        try:
+            _module(format).write(twin, Path(aside) / ("model.npz" if format == "google" else "model"))
+        except UsageError as error:
+            return str(error)
+        except RuntimeError:
+            return None
+    return None
 
 
 def _module(dialect: Dialect) -> Any:

@@ -1,0 +1,278 @@
+"""`patchword weights check` and `patchword weights convert`: what somebody's weights are, and the same in another format."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from patchword.core.errors import DataError, FaultError, UsageError
+from patchword.verbs.options import argument
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from patchword.models.contract import Model
+    from patchword.weights.mapping import Hints
+    from patchword.weights.source import Dialect, Source
+
+WeightsSource = Annotated[str | Path, tyro.conf.Positional, argument("SOURCE", constructor=str)]
+WeightsTarget = Annotated[str | Path, tyro.conf.Positional, argument("TARGET", constructor=str)]
+Facts = Annotated[tuple[str, ...], argument("FIELD=VALUE")]
+Format = Annotated[Literal["google", "timm", "huggingface", "patchword"], argument("google|timm|huggingface|patchword")]
+
+_WORDS = {"patchword": "patchword's", "google": "Google's", "timm": "timm's", "huggingface": "transformers'"}
+_SHOWN_LABELS = 5
+
+
+def check(source: WeightsSource, *, set: Facts = ()) -> dict[str, Any]:  # noqa: A002
+    """What a file or folder of weights is: its format, architecture, values, and what would be assumed and dropped.
+
+    Where timm or transformers wrote it and is installed, its answer to random images is compared with ours.
+
+    Args:
+        source: A run folder, a model folder, a file or folder of another library, or an address (docs/weights.md).
+        set: What the tensors cannot say: num_heads, gelu, norm_eps, position, image_size; may be given several times.
+    """
+    from patchword.weights import hub, io, original
+    from patchword.weights.card import fields, parameters
+    from patchword.weights.source import DIALECTS, open_source
+
+    opened = open_source(hub.locate(source))
+    found = io.read(opened, _hints(set))
+    model = found.model
+    compared = original.compare(opened, model)
+    report: dict[str, Any] = {
+        "source": str(source),
+        "dialect": opened.dialect,
+        "described": opened.dialect == "patchword" or bool(opened.description),
+        "files": _files(opened),
+        "model": model.name,
+        "architecture": {"family": model.family, **fields(model)},
+        "image_size": list(model.image_size),
+        "channels": model.in_channels,
+        "outputs": model.num_classes or model.num_features,
+        "has_head": model.num_classes > 0,
+        "parameters": parameters(model),
+        "labels": None if model.labels is None else list(model.labels),
+        "preprocessing": model.preprocessing.to_dict(),
+        "assumed": found.assumed,
+        "dropped": found.dropped,
+        "values": _values(opened.tensors or model.state_dict()),
+        "checked": _checked(opened),
+        "writes": {name: io.refusal(model, name) for name in DIALECTS},
+        "compared": str(compared),
+    }
+    if not report["values"]["finite"]:
+        report["error"] = "not all values are finite"
+    elif isinstance(compared, original.Comparison) and not compared.agrees:
+        report["error"] = "the original library answers differently"
+    return report
+
+
+def convert(
+    source: WeightsSource,
+    target: WeightsTarget,
+    *,
+    to: Format,
+    set: Facts = (),  # noqa: A002
+    trust_pickle: bool = False,
+) -> dict[str, Any]:
+    """Write weights in another format, read back what was written, and compare the outputs of both.
+
+    Args:
+        source: A run folder, a model folder, a file or folder of another library, or an address (docs/weights.md).
+        target: A new .npz file for google, a new folder for the others; one that holds a model of that format is replaced.
+        to: Whose format to write.
+        set: What the tensors cannot say: num_heads, gelu, norm_eps, position, image_size; may be given several times.
+        trust_pickle: Read a pickle, with torch's reader that makes nothing but tensors.
+    """
+    from patchword.core.progress import say
+    from patchword.weights import hub, io, original
+    from patchword.weights.adapt import adapt
+    from patchword.weights.card import parameters
+    from patchword.weights.source import open_source
+
+    hints = _hints(set)
+    _refuse_other(Path(target), to)
+    found = io.read(open_source(hub.locate(source), trust_pickle=trust_pickle), hints)
+    model, adapted = adapt(found.model, image_size=hints.image_size)
+    for sentence in [*found.assumed, *_dropped(found.dropped), *adapted]:
+        say(f"{source}: {sentence}")
+    io.save_model(model, target, to)
+    again, changed = _read_back(model, Path(target), to)
+    for sentence in changed:
+        say(f"{target}: {sentence}")
+    compared = original.compare_models("what was read back", model, again)
+    if not compared.agrees:
+        raise FaultError(f"{target} was written, but does not answer as {source} does: {compared}; do not use it")
+    return {
+        "source": str(source),
+        "target": str(target),
+        "format": to,
+        "model": model.name,
+        "parameters": parameters(model),
+        "assumed": found.assumed,
+        "dropped": found.dropped,
+        "adapted": adapted,
+        "changed": changed,
+        "largest_difference": compared.largest_difference,
+        "compared": str(compared),
+    }
+
+
+def show(report: dict[str, Any]) -> str:
+    """The report as a person reads it at a terminal."""
+    if "target" in report:
+        return (
+            f"{report['target']}: {report['model']} in {_WORDS[report['format']]} format, {report['parameters']:,} parameters; "
+            f"{report['compared']}"
+        )
+    from patchword.core.progress import size
+
+    kind = _WORDS[report["dialect"]] + " format"
+    if report["dialect"] in ("timm", "huggingface"):
+        kind += ", with its config.json" if report["described"] else ", bare tensors without a config.json"
+    height, width = report["image_size"]
+    values = report["values"]
+    types = ", ".join(f"{count:,} of {name}" for name, count in values["types"].items())
+    rows = [
+        ("source", report["source"]),
+        ("format", kind),
+        *(("file", f"{each['path']}, {size(each['bytes'])}, SHA-256 {each['sha256']}") for each in report["files"]),
+        ("model", report["model"]),
+        ("architecture", _named(report["architecture"])),
+        ("input", f"{report['channels']} channels of {height}×{width} pixels"),
+        ("output", f"{report['outputs']:,} {'logits' if report['has_head'] else 'features, for there is no head'}"),
+        ("parameters", f"{report['parameters']:,}"),
+        ("labels", _shown_labels(report["labels"])),
+        ("preprocessing", _named(report["preprocessing"])),
+        *(("assumed", sentence) for sentence in report["assumed"]),
+        *(("dropped", sentence) for sentence in _dropped(report["dropped"])),
+        (
+            "values",
+            f"{types}; {values['least']:.4g} … {values['largest']:.4g}{'' if values['finite'] else ', NOT ALL FINITE'}",
+        ),
+        ("checked", report["checked"]),
+        ("can become", ", ".join(name for name, reason in report["writes"].items() if reason is None)),
+        *(("cannot become", f"{name}: {reason}") for name, reason in report["writes"].items() if reason is not None),
+        ("compared", report["compared"]),
+    ]
+    return "\n".join(f"{head:<15}{text}" for head, text in rows)
+
+
+def _hints(assignments: tuple[str, ...]) -> "Hints":
+    from patchword.core import config
+    from patchword.verbs.train import parse_image_size
+    from patchword.weights.mapping import Hints
+
+    values = config.parse_assignments(list(assignments))
+    if "image_size" in values:
+        values["image_size"] = parse_image_size(values["image_size"])
+    return config.build(Hints, values)
+
+
+def _files(source: "Source") -> list[dict[str, Any]]:
+    """Every file that the model was read from: path, bytes, SHA-256."""
+    from patchword.core import files
+
+    home = source.where if source.where.is_dir() else source.where.parent
+    weights = [source.where] if source.where.is_file() else sorted(home.glob("*.safetensors"))
+    names = ("model.json", "model.safetensors.index.json", "config.json", "preprocessor_config.json")
+    described = source.dialect == "patchword" or source.description or source.preprocessor
+    beside = [home / name for name in names if described and (home / name).is_file()]
+    return [
+        {"path": str(path), "bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in [*weights, *beside]
+    ]
+
+
+def _values(tensors: "Mapping[str, Tensor]") -> dict[str, Any]:
+    """Counts by type, the least and the largest number, and whether all are finite."""
+    types: dict[str, int] = {}
+    bounds, finite = [], True
+    for tensor in tensors.values():
+        name = str(tensor.dtype).removeprefix("torch.")
+        types[name] = types.get(name, 0) + tensor.numel()
+        if tensor.is_floating_point() and tensor.numel():
+            bounds += [bound.item() for bound in tensor.aminmax()]
+            finite &= bool(tensor.isfinite().all())
+    return {"types": types, "least": min(bounds), "largest": max(bounds), "finite": finite}
+
+
+def _checked(source: "Source") -> str:
+    """What stands behind the values in this kind of file."""
+    import zipfile
+
+    if source.dialect == "patchword":
+        return "its SHA-256 is the one in model.json"
+    if source.where.is_file() and zipfile.is_zipfile(source.where):
+        return "every array agrees with its CRC-32 in the archive"
+    return "safetensors has no checksum: that the file is whole and its values are finite is all that can be checked"
+
+
+def _dropped(dropped: dict[str, str]) -> list[str]:
+    """A sentence for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in dropped.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} left out: {reason}"
+        for reason, names in by_reason.items()
+    ]
+
+
+def _refuse_other(target: Path, to: "Dialect") -> None:
+    """Only a model of the same format is replaced."""
+    from patchword.weights.source import open_source
+
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        there = open_source(target).dialect
+    except (DataError, UsageError) as error:
+        raise UsageError(f"{target} exists and is no model of that format; a new name is right ({error})") from error
+    if there != to:
+        raise UsageError(f"{target} holds a model in {_WORDS[there]} format; a new name is right")
+
+
+def _read_back(model: "Model", target: Path, to: "Dialect") -> "tuple[Model, list[str]]":
+    """The model that was written, and a sentence for each thing of it that the format does not keep."""
+    from patchword.weights import io
+    from patchword.weights.mapping import Hints
+    from patchword.weights.source import open_source
+
+    opened, changed = open_source(target), []
+    try:
+        again = io.read(opened, Hints()).model
+    except DataError:
+        again = None
+    if again is None or again.image_size != model.image_size:
+        height, width = model.image_size
+        changed.append(f"the format does not say the image size; give image_size={height}x{width} to read it")
+        again = io.read(opened, Hints(image_size=model.image_size)).model
+    if again.labels != model.labels:
+        changed.append("the format does not keep the labels")
+    before = {**model.architecture, **model.preprocessing.to_dict()}
+    after = {**again.architecture, **again.preprocessing.to_dict()}
+    idle = ("name", "crop_fraction") if model.preprocessing.resize == "stretch" else ("name",)
+    changed += [
+        f"{field} {_plain(value)} reads back as {_plain(after.get(field))}"
+        for field, value in before.items()
+        if field not in idle and after.get(field) != value
+    ]
+    return again, changed
+
+
+def _shown_labels(labels: list[str] | None) -> str:
+    if labels is None:
+        return "none: the outputs have no names"
+    return f"{len(labels):,}: {', '.join(labels[:_SHOWN_LABELS])}{', …' if len(labels) > _SHOWN_LABELS else ''}"
+
+
+def _named(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    return f"({', '.join(map(str, value))})" if isinstance(value, list | tuple) else str(value)
