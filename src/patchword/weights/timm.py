@@ -48,9 +48,10 @@ _STRANGE_VITS: tuple[tuple[str, str], ...] = (
 )
 """Architectures whose names in timm begin like a ViT's, and what makes them another model; tensors alone may not show it."""
 _HEADS: tuple[tuple[str, int], ...] = (
-    (r"vit_(?:huge|giant|giantopt|gigantic|so400m)_.*", 16),
+    (r"(?:vit|deit3)_(?:huge|giant|giantopt|gigantic|so400m)_.*", 16),
     (r"vit_base_patch16_gap_224", 16),
     (r"test_vit2?", 2),
+    (r"test_vit[34]", 3),
 )
 """Where a head does not have 64 channels."""
 _TANH = re.compile(
@@ -457,7 +458,8 @@ def _image_size(
     for count in (rows - prefix, rows):
         side = math.isqrt(max(0, count))
         if side and side * side == count:
-            assumed.append(f"image_size={side * stride}×{side * stride} is assumed, for {side}×{side} patches")
+            alone = "" if fits[count] == prefix else " and no position for other tokens"
+            assumed.append(f"image_size={side * stride}×{side * stride} is assumed, for {side}×{side} patches{alone}")
             return (side * stride, side * stride), fits[count]
     raise UsageError(f"{where} has {rows} positions, which make no square; image_size=(height, width) is needed")
 
@@ -519,10 +521,9 @@ def _canonical(tensors: Mapping[str, Tensor], model: ViT, prefix: tuple[int, int
             if (weight := found.get(f"blocks.{i}.attn.qkv.weight")) is not None:
                 found[f"blocks.{i}.attn.qkv.bias"] = weight.new_zeros(len(weight))
     token = model.config.pool == "token"
-    if token:
-        found |= {
-            f"norm.{name}": found.pop(f"fc_norm.{name}") for name in ("weight", "bias") if f"fc_norm.{name}" in found
-        }
+    if token and "norm.weight" not in found:
+        names = [name for name in found if name.startswith("fc_norm.")]
+        found |= {name.removeprefix("fc_"): found.pop(name) for name in names}
     names = [name for name, count in zip(("cls_token", "reg_token"), prefix, strict=True) if count]
     registers = [found.pop(name).reshape(-1, D) for name in names if name == "reg_token" or not token]
     if "pos_embed" in found:
