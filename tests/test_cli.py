@@ -179,16 +179,27 @@ def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_folder_of_new_pictures_is_evaluated_as_a_whole(trained: Path, pictures: Path, tmp_path: Path) -> None:
-    """Class folders without splits: the test tenth of the set that the model was trained on, all of any other."""
-    import patchword as pw
-
-    assert pw.evaluate(trained, str(pictures / "train"))["split"] == "all"
-    assert pw.evaluate(trained, str(pictures / "train"))["n"] == 72
-    settings = tuple(TINY[1:])
-    own = pw.train(
-        str(pictures / "train"), model="ViT-At/8", image_size=16, steps=1, out=tmp_path / "own", set=settings
-    )
-    assert pw.evaluate(own, str(pictures / "train"))["split"] == "test"
+    """Class folders without splits: all of them where the model has seen none, else the tenth that is held out."""
+    new = tmp_path / "new"
+    for path in sorted((pictures / "test").rglob("*.png")):
+        copy = new / path.parent.name / f"new-{path.name}"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    figures = patchword.evaluate(trained, new)
+    assert (figures["split"], figures["n"]) == ("all", 21)
+    # What it was trained on is not all counted, though one picture more makes it another set; nor after fine-tuning.
+    (new / "ant" / "one-more.png").write_bytes(next((pictures / "test" / "ant").iterdir()).read_bytes())
+    own = patchword.train(new, model="ViT-At/8", image_size=16, steps=1, out=tmp_path / "own", set=TINY[1:])
+    assert patchword.evaluate(own, new)["split"] == "test"
+    (new / "ant" / "another.png").write_bytes(next((pictures / "test" / "bee").iterdir()).read_bytes())
+    assert patchword.evaluate(own, new)["split"] == "test"
+    tuned = patchword.train(pictures, init=str(own), steps=1, out=tmp_path / "tuned", set=["batch_size=8"])
+    assert patchword.evaluate(tuned, new)["split"] == "test"
+    assert patchword.evaluate(own, new, split="all")["n"] == 23
+    # A copy of the training split alone is recognised, too.
+    assert patchword.evaluate(trained, pictures / "train")["split"] == "test"
+    with pytest.raises(UsageError, match="came with its splits"):
+        patchword.evaluate(own, pictures, split="all")
 
 
 def test_python_takes_what_people_pass(trained: Path, pictures: Path, tmp_path: Path) -> None:

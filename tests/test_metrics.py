@@ -67,6 +67,13 @@ def test_against_scikit_learn() -> None:
     assert figures["loss"] == pytest.approx(sklearn.metrics.log_loss(labels, probabilities), rel=1e-5)
 
 
+def test_a_model_that_says_nothing_has_the_first_five_classes() -> None:
+    """Equal logits are no knowledge: the labels 0 to 4 are among the five, 5 and 6 are not."""
+    labels = np.repeat(np.arange(7), [3, 1, 4, 1, 5, 9, 2])
+    figures = measure(Predictions(np.zeros((25, 7), np.float32), labels, {}), tuple("abcdefg"))
+    assert (figures["correct"], figures["top5"]["correct"]) == (3, 14)
+
+
 def test_several_labels_against_scikit_learn() -> None:
     generator = np.random.default_rng(1)
     truth = (generator.random((151, 5)) < 0.3).astype(np.uint8)

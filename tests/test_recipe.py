@@ -45,7 +45,8 @@ def test_presets_are_the_tables_of_the_paper() -> None:
     }
     for variant, row in table3.items():
         loaded = recipes.load(f"paper-imagenet/{variant}")
-        assert loaded.schedule.decay == "linear"
+        assert (loaded.schedule.decay, loaded.schedule.warmup, loaded.batch_size) == ("linear", 10_000.0, 4096)
+        assert loaded.optimizer.clip_norm == 0.0
         assert (
             loaded.budget.epochs,
             loaded.optimizer.lr,

@@ -1,9 +1,10 @@
 """What every source of pictures becomes: items that can be read by number, splits of them with labels, a data set."""
 
 import hashlib
+import heapq
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ FILE_LIMIT = 2**29
 """Larger picture files, in bytes, are not read."""
 
 _CHUNK = 4096
+_SKETCH = 64
 
 
 @dataclass(frozen=True)
@@ -210,10 +212,24 @@ class Split:
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
+    def sketch(self) -> list[str]:
+        """The 64 smallest hashes of the names (fewer in a small split): whoever has the same pictures has these names."""
+        return heapq.nsmallest(_SKETCH, map(name_hash, self.keys()))
+
+    def meets(self, sketch: Collection[str]) -> bool:
+        """Whether a picture has a name in the `sketch` of a split, however that lies elsewhere."""
+        known = frozenset(sketch)
+        return any(name_hash(key) in known for key in self.keys()) if known else False
+
     def _row(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         return index if self.rows is None else int(self.rows[index])
+
+
+def name_hash(key: bytes) -> str:
+    """A short hash of a picture's name, without a folder `train/` in front: a copy of that folder alone is recognised."""
+    return hashlib.blake2b(key.removeprefix(b"train/"), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)

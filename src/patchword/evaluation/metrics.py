@@ -102,9 +102,10 @@ def _measure_one(predictions: Predictions, classes: tuple[str, ...]) -> dict[str
         "calibration": calibration(probabilities.max(axis=1), predicted == labels),
     }
     if k > 5:
-        # A label is among the five when fewer than five others score above it: ties count for the model, as in argsort.
-        own = logits[np.arange(len(labels)), labels]
-        within = int(((logits > own[:, None]).sum(axis=1) < 5).sum())
+        # A label is among the five when fewer than five others come before it; of equals the first does, as in argmax.
+        own = logits[np.arange(len(labels)), labels][:, None]
+        before = (logits > own) | ((logits == own) & (np.arange(k) < labels[:, None]))
+        within = int((before.sum(axis=1) < 5).sum())
         figures["top5"] = {"correct": within, "value": within / n, "ci95": wilson_interval(within, n)}
     return figures
 

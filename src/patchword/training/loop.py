@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from patchword.core.progress import Progress
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch, TrainLoader
 from patchword.data.mixing import erase, mix
+from patchword.data.plan import uniform
 from patchword.data.store import MOST_BAD
 from patchword.models.contract import Model
 from patchword.models.layers import random_numbers
@@ -151,7 +153,8 @@ def train_step(
     def loss_of(replica: Model, part: int) -> Tensor:
         image, target, weight = parts[part]
         # Dropout and its kin are pure functions of these three, whichever replica the part falls to.
-        generator = torch.Generator(device).manual_seed((seed << 44 ^ step << 12 ^ part) % 2**63)
+        key = uniform(seed, "regularization", step, np.array([part])).item()
+        generator = torch.Generator(device).manual_seed(int(key * 2**53))
         keep = _kept_patches(model, len(image), recipe.regularization.patch_dropout, generator)
         with random_numbers(generator):
             return (objective(replica, image, target, keep) * weight).sum() / total_weight

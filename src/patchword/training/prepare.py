@@ -160,10 +160,12 @@ def decide_machine(recipe: Recipe, model: Model, dataset: Dataset) -> Recipe:
 
 
 def fill_stores(recipe: Recipe, dataset: Dataset, channels: int) -> dict[str, Store]:
-    """The decoded pictures of every split, or nothing where they would take too much of the memory."""
+    """The decoded pictures of every split, or nothing where the recipe or the free memory asks for a stream."""
+    if recipe.loading.in_memory == "no":
+        return {}
     needed = sum(estimated_bytes(split, channels=channels) for split in dataset.splits.values())
     limit = recipe.loading.memory_share * available_memory()
-    if needed > limit:
+    if needed > limit and recipe.loading.in_memory == "auto":
         say(f"pictures are streamed: decoded they would take about {size(needed)} (limit {size(limit)})")
         return {}
     stores = {}

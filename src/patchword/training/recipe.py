@@ -64,8 +64,11 @@ class Regularization:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How pictures come to the model; nothing here changes what is learned, but which duplicates are left out."""
+    """How pictures come to the model."""
 
+    in_memory: Literal["auto", "yes", "no"] = "auto"
+    """Hold the decoded pictures, or decode them as they come; auto holds what `memory_share` allows. Large JPEGs differ a
+    little: those that are streamed are decoded at 1/2, 1/4 or 1/8 of their size where that is enough for the model."""
     memory_share: float = MEMORY_SHARE
     """Decoded pictures are held when all splits take at most this share of the free memory; else they are streamed."""
     workers: int = -1
@@ -177,6 +180,7 @@ LEFT_OPEN: dict[str, Any] = {
     "evaluation.every_steps": 0,
     "evaluation.batch_size": 0,
     "checkpoint.every_steps": 0,
+    "loading.in_memory": "auto",
     "loading.workers": -1,
     "loading.duplicates": "auto",
 }

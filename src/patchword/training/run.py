@@ -120,6 +120,9 @@ class _Run:
     def go(self, *, resuming: bool) -> None:
         try:
             self.stores = prepare.fill_stores(self.recipe, self.dataset, self.model.in_channels)
+            # Written down: a later run with more or less free memory must see the same pixels.
+            held = dataclasses.replace(self.recipe.loading, in_memory="yes" if self.stores else "no")
+            self.recipe = dataclasses.replace(self.recipe, loading=held)
             if "train" in self.stores:
                 loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
             if not resuming:
@@ -244,12 +247,14 @@ class _Run:
         )
         self.model.multi_label = self.recipe.objective == "sigmoid"
         merge(self.model)
+        seen = set(self.model.provenance.get("pictures_seen", [])) | set(self.dataset.splits["train"].sketch())
         self.model.provenance = {
             "recipe": self.recipe.name,
             "init": self.prepared.origin,
             "data": self.dataset.name,
             "data_fingerprint": self.state.data_fingerprint,
             "steps": self.state.step,
+            "pictures_seen": sorted(seen),
         }
         model_folder.save(self.model, self.out / MODEL)
 

@@ -12,7 +12,7 @@ def evaluate(
     model: ModelSource,
     data: Data,
     *,
-    split: Literal["auto", "train", "validation", "test"] = "auto",
+    split: Literal["auto", "train", "validation", "test", "all"] = "auto",
     out: Target = None,
 ) -> dict[str, Any]:
     """Measure a model on a split of a data set: accuracy with its 95 % interval, per class, calibration.
@@ -22,7 +22,8 @@ def evaluate(
     Args:
         model: A run folder, a model folder or other weights (in Python also a model).
         data: As for train.
-        split: auto takes test, else validation, else train; all pictures of a set without splits that is new to the model.
+        split: auto takes test, else validation, else train; and all pictures of a set without splits of which the model
+            has seen none in training.
         out: Write all figures to this JSON file.
     """
     from patchword.core import files
@@ -38,8 +39,11 @@ def evaluate(
     chosen: str = split
     if split == "auto":
         chosen = next(name for name in ("test", "validation", "train") if name in dataset.splits)
-        if dataset.carved and dataset.fingerprint() != loaded.provenance.get("data_fingerprint"):
+        if dataset.carved and not dataset.whole().meets(loaded.provenance.get("pictures_seen", [])):
             chosen = "all"  # pictures that the model was not trained on, and that nobody has split: all of them count
+    elif split == "all":
+        if not dataset.carved:
+            raise UsageError(f"{data} came with its splits ({', '.join(dataset.splits)}); one of them is right")
     elif split not in dataset.splits:
         raise UsageError(f"{data} has no {split} split; it has {', '.join(dataset.splits)}")
     pictures = dataset.whole() if chosen == "all" else dataset.splits[chosen]
