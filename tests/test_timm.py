@@ -282,6 +282,12 @@ def test_every_model_of_ours_that_timm_can_hold(position: str, pool: str, tmp_pa
     assert_same(again, load_model(tmp_path / "m"))
 
 
+def test_the_ratio_that_is_written_gives_our_width_exactly(tmp_path: Path) -> None:
+    assert int(19 * (53 / 19)) == 52  # what a plain quotient would give
+    ours = randomize(create_model("ViT-Ti/4", CLASSES, SIZE, embed_dim=19, num_heads=1, mlp_dim=53, depth=1))
+    compare(ours, back_from(ours, tmp_path / "m"), "53 of 19")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "what"),
     [
