@@ -587,6 +587,10 @@ def spoil(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
         (lambda t: t.pop("patch_embed.proj.weight"), "lacks the tensor patch_embed.proj.weight"),
         (lambda t: t.pop("head.bias"), "lacks the tensor head.bias"),
         (lambda t: [t.pop(n) for n in list(t) if "blocks.1" in n], r"config.json says depth=2, but .* depth=1"),
+        (
+            lambda t: t.update({"blocks.99999999999.norm1.bias": torch.ones(WIDTH)}),
+            "lacks the tensor blocks.2|says depth",
+        ),
         (lambda t: t.update(extra=torch.ones(1)), "has the tensor extra, which"),
         (lambda t: t.update({"fc_norm.weight": torch.ones(WIDTH)}), "has the tensor fc_norm.weight, which"),
         (

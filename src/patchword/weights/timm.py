@@ -587,9 +587,8 @@ def _shape(tensors: Mapping[str, Tensor], name: str, ndim: int, where: str) -> t
 
 
 def _count(names: Iterable[str], before: str) -> int:
-    """One more than the greatest number that stands behind `before`."""
-    numbers = (name.removeprefix(before).partition(".")[0] for name in names if name.startswith(before))
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+    """How many numbers stand behind `before`; a gap among them, or a number that no memory holds, leaves a tensor over."""
+    return len({name.removeprefix(before).partition(".")[0] for name in names if name.startswith(before)})
 
 
 def _units(names: Iterable[str], stages: str) -> tuple[int, ...]:
