@@ -282,6 +282,12 @@ def test_every_model_of_ours_that_timm_can_hold(position: str, pool: str, tmp_pa
     assert_same(again, load_model(tmp_path / "m"))
 
 
+def test_the_ratio_that_is_written_gives_our_width_exactly(tmp_path: Path) -> None:
+    assert int(19 * (53 / 19)) == 52  # what a plain quotient would give
+    ours = randomize(create_model("ViT-Ti/4", CLASSES, SIZE, embed_dim=19, num_heads=1, mlp_dim=53, depth=1))
+    compare(ours, back_from(ours, tmp_path / "m"), "53 of 19")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "what"),
     [
@@ -400,6 +406,12 @@ def test_grey_images_take_the_average_of_three_means(tmp_path: Path) -> None:
     assert found.std == (0.5,)
 
 
+def test_arguments_count_without_an_architecture(tmp_path: Path) -> None:
+    theirs = build("vit_base_patch16_224", **{**TINY, "act_layer": "gelu_tanh"})
+    folder = saved(theirs, tmp_path / "m")
+    compare(load_model(described(folder, lambda d: d.pop("architecture"))), theirs, "nameless")
+
+
 def test_old_folders_have_one_table(tmp_path: Path) -> None:
     theirs = build("vit_base_patch16_224", **TINY)
     folder = saved(theirs, tmp_path / "m")
@@ -431,6 +443,18 @@ def test_a_pooling_that_timm_leaves_aside_is_dropped(tmp_path: Path) -> None:
     folder = saved(theirs, tmp_path / "m")
     save_file(whole.state_dict(), folder / "model.safetensors")
     compare(load_model(folder), theirs, "gap of a MAP")
+
+
+def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
+    theirs = build("vit_base_patch16_224", **TINY)
+    folder = saved(theirs.half(), tmp_path / "m")
+    compare(load_model(folder), theirs.float(), "half")
+
+
+def test_a_thousand_classes_have_imagenets_names(tmp_path: Path) -> None:
+    labels = pytest.importorskip("patchword.weights.labels", reason="the list of names is not here yet")
+    ours = load_model(saved(build("vit_base_patch16_224", **{**TINY, "num_classes": 1000}), tmp_path / "m"))
+    assert ours.labels == labels.imagenet_labels(1000)
 
 
 # What is not ours is refused by name
@@ -563,6 +587,10 @@ def spoil(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
         (lambda t: t.pop("patch_embed.proj.weight"), "lacks the tensor patch_embed.proj.weight"),
         (lambda t: t.pop("head.bias"), "lacks the tensor head.bias"),
         (lambda t: [t.pop(n) for n in list(t) if "blocks.1" in n], r"config.json says depth=2, but .* depth=1"),
+        (
+            lambda t: t.update({"blocks.99999999999.norm1.bias": torch.ones(WIDTH)}),
+            "lacks the tensor blocks.2|says depth",
+        ),
         (lambda t: t.update(extra=torch.ones(1)), "has the tensor extra, which"),
         (lambda t: t.update({"fc_norm.weight": torch.ones(WIDTH)}), "has the tensor fc_norm.weight, which"),
         (
@@ -580,6 +608,7 @@ def spoil(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
             lambda t: t["blocks.0.mlp.fc1.weight"].fill_(float("nan")),
             "blocks.0.mlp.fc1.weight holds values .* not finite",
         ),
+        (lambda t: t.update({"norm.bias": torch.ones(WIDTH, dtype=torch.int8)}), "norm.bias holds int8, not real"),
         (lambda t: t["pos_embed"].fill_(float("inf")), "position.table holds values that are not finite"),
     ],
 )
@@ -611,7 +640,9 @@ def test_damage_is_named(change: Callable[[dict[str, Tensor]], Any], sentence: s
         ),
         (lambda d: d["model_args"].update(img_size="big"), "has images of 'big'; height and width in pixels are right"),
         (lambda d: d["model_args"].update(act_layer="relu"), "says act_layer='relu', which none of our models has"),
-        (lambda d: d["model_args"].update(num_heads=4), "embed_dim=21 is not divisible by model.num_heads=4"),
+        (lambda d: d["model_args"].update(num_heads=4), "says num_heads=4, which does not divide the width 21"),
+        (lambda d: d["model_args"].update(num_heads="3"), "says num_heads='3', which does not divide"),
+        (lambda d: d["model_args"].update(mlp_ratio="2"), "says mlp_ratio='2', but"),
         (lambda d: d["model_args"].update(whirl=3), "says whirl=3, which is not known"),
         (lambda d: d.update(model_args=[]) or d.update(model_args=[1]), "model_args of config.json must be tables"),
         (lambda d: d.update(label_names=["a"]), "has 1 label_names for 5 classes"),
@@ -645,6 +676,14 @@ def test_bit_damage_is_named(tmp_path: Path) -> None:
         load_model(folder)
     spoil(folder, lambda t: t.pop("head.fc.weight"))
     with pytest.raises(DataError, match="says num_classes=5, but the tensors are of num_classes=0"):
+        load_model(folder)
+
+
+def test_bit_arguments_that_would_change_it_are_named(tmp_path: Path) -> None:
+    options = {"channels": (128,), "stem_chs": 32, "num_classes": CLASSES}
+    folder = saved(build("resnetv2_50x1_bit", **options), tmp_path / "m")
+    described(folder, lambda d: d["model_args"].update(act_layer="silu"))
+    with pytest.raises(DataError, match="says act_layer='silu', which is not known"):
         load_model(folder)
 
 

@@ -80,6 +80,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 _COMPARED = ("in_chans", "num_classes", "patch_size", "embed_dim", "depth", "class_token", "reg_tokens", "qkv_bias")
 _COMPARED = (*_COMPARED, "init_values", "mlp_ratio", "fc_norm", "no_embed_class", "pos_embed")
 _READ = {*_PLAIN, *_COMPARED, "img_size", "num_heads", "pool_include_prefix"}
+_READ_BIT = {"in_chans", "num_classes", "global_pool", "img_size", "channels", "stem_chs"}
 _IDLE = re.compile(
     r".*drop_rate|weight_init|fix_init|dynamic_img_size|dynamic_img_pad|strict_img_size|pretrained_strict"
 )
@@ -177,7 +178,7 @@ def read(source: Source, hints: Hints) -> Foreign:
     said = _said(source)
     _refuse_strangers(source.tensors, said, where)
     read_kind = _read_bit if "stem.conv.weight" in source.tensors else _read_vit
-    found, tensors = read_kind(source.tensors, said, hints, where)
+    found, tensors = read_kind(_float32(source.tensors, where), said, hints, where)
     found.model.labels = _labels(said, found.model.num_classes, found.assumed, where)
     mapping.read(_rows(found.model), tensors, found.model, found.dropped, where)
     return found
@@ -254,7 +255,7 @@ def _refuse_strangers(tensors: Mapping[str, Tensor], said: _Said, where: str) ->
         if name := next((name for name in tensors if re.search(pattern, name)), None):
             raise _stranger(where, name, what)
     for name, value in said.args.items():
-        if name not in _READ and not _IDLE.fullmatch(name) and not (bit and name in ("channels", "stem_chs")):
+        if name not in (_READ_BIT if bit else _READ) and not _IDLE.fullmatch(name):
             raise DataError(f"{where}: {_DESCRIPTION} says {name}={value!r}, which is not known")
         if not bit and name in _PLAIN and value not in _PLAIN[name]:
             plain = " or ".join(map(repr, _PLAIN[name]))
@@ -265,6 +266,14 @@ def _refuse_strangers(tensors: Mapping[str, Tensor], said: _Said, where: str) ->
         raise DataError(
             f"{where}: {_DESCRIPTION} says global_pool={said.args['global_pool']!r}; a BiT takes the average"
         )
+
+
+def _float32(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Many files are in half precision to be short; what is computed and trained from them is not."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise DataError(f"{where}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, not real numbers")
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _stranger(where: str, which: str, what: str) -> DataError:
@@ -278,7 +287,7 @@ def _agree(said: _Said, found: dict[str, Any], where: str) -> None:
         if name not in found or value is None:
             continue
         if name == "mlp_ratio":
-            same = int(found["embed_dim"] * value) == found["mlp_ratio"]
+            same = isinstance(value, int | float) and int(found["embed_dim"] * value) == found["mlp_ratio"]
         elif name == "pos_embed":
             same = (value not in ("", "none")) == found[name]
         elif name == "patch_size":
@@ -303,17 +312,17 @@ def _settle(name: str, told: T | None, hint: T | None, default: T, assumed: list
 
 
 def _told(said: _Said, embed_dim: int) -> dict[str, Any]:
-    """What architecture and arguments fix of what tensors cannot say; nothing where there are only tensors."""
+    """What arguments and architecture fix of what tensors cannot say; None where they do not."""
     name, args = said.architecture, said.args
-    if name is None:
-        return {}
-    heads = next((heads for pattern, heads in _HEADS if re.fullmatch(pattern, name)), embed_dim // 64)
-    clip = _CLIP.fullmatch(name) is not None and "norm_layer" not in args
-    return {
-        "num_heads": args.get("num_heads", heads),
-        "gelu": _GELUS[args["act_layer"]] if "act_layer" in args else "tanh" if _TANH.fullmatch(name) else "erf",
-        "norm_eps": _CLIP_NORM_EPS if clip else _NORM_EPS,
-    }
+    heads, gelu, norm_eps = args.get("num_heads"), _GELUS.get(args.get("act_layer", "")), None
+    if "norm_layer" in args:
+        norm_eps = _NORM_EPS
+    if name is not None:
+        listed = next((heads for pattern, heads in _HEADS if re.fullmatch(pattern, name)), None)
+        heads = heads or listed or (None if embed_dim % 64 else embed_dim // 64)
+        gelu = gelu or ("tanh" if _TANH.fullmatch(name) else "erf")
+        norm_eps = norm_eps or (_CLIP_NORM_EPS if _CLIP.fullmatch(name) else _NORM_EPS)
+    return {"num_heads": heads, "gelu": gelu, "norm_eps": norm_eps}
 
 
 # ViT and hybrid: file → configuration
@@ -414,10 +423,11 @@ def _pool(tensors: Mapping[str, Tensor], said: _Said, assumed: list[str], where:
     if kind == "avg" and attention and "siglip" in (said.architecture or ""):
         # timm builds these from the weights of the same model with attention pooling.
         dropped = dict.fromkeys(attention, f"{said.architecture} pools by the average")
-    elif (kind == "map") != bool(attention) or (kind == "token" and not token):
-        lacking = "cls_token" if kind == "token" and not token else "attn_pool.*"
-        verb = "has" if lacking != "cls_token" and attention else "lacks"
-        raise DataError(f"{where}: {_DESCRIPTION} says global_pool={kind!r}, but the file {verb} {lacking}")
+    elif (kind == "map") != bool(attention):
+        verb = "has" if attention else "lacks"
+        raise DataError(f"{where}: {_DESCRIPTION} says global_pool={kind!r}, but the file {verb} attn_pool.*")
+    if kind == "token" and not token:
+        raise DataError(f"{where}: {_DESCRIPTION} says global_pool={kind!r}, but the file lacks cls_token")
     if kind == "map" and after:
         raise _stranger(where, "fc_norm.weight", "a norm after the attention pooling")
     # A norm of every token and then the class token's row is the norm of that row.
@@ -453,8 +463,11 @@ def _image_size(
                 f"{rows} positions for them and {prefix} tokens more"
             )
         return _whole(told, stride, assumed), slots
-    if hints.image_size is not None and (count := math.prod(side // stride for side in hints.image_size)) in fits:
-        return hints.image_size, fits[count]
+    # A size of whole patches that the positions do not fit is one to go to later, not the one they are for.
+    if (hint := hints.image_size) is not None and not any(side % stride for side in hint):
+        count = math.prod(side // stride for side in hint)
+        if count in fits:
+            return hint, fits[count]
     for count in (rows - prefix, rows):
         side = math.isqrt(max(0, count))
         if side and side * side == count:
@@ -494,7 +507,12 @@ def _whole(size: tuple[int, int], stride: int, assumed: list[str]) -> tuple[int,
 def _unsaid(said: _Said, hints: Hints, embed_dim: int, assumed: list[str], where: str) -> dict[str, Any]:
     """The fields that no tensor shows: from architecture and arguments, else from hints, else assumed."""
     told = _told(said, embed_dim)
-    if not told and hints.num_heads is None and embed_dim % 64:
+    heads = told["num_heads"]
+    if heads is not None and (not isinstance(heads, int) or heads < 1 or embed_dim % heads):
+        raise DataError(
+            f"{where}: {_DESCRIPTION} says num_heads={heads!r}, which does not divide the width {embed_dim}"
+        )
+    if heads is None and hints.num_heads is None and embed_dim % 64:
         raise UsageError(
             f"{where} does not say its heads, and its width {embed_dim} has not 64 for each; give num_heads"
         )
@@ -504,7 +522,7 @@ def _unsaid(said: _Said, hints: Hints, embed_dim: int, assumed: list[str], where
         ("norm_eps", _NORM_EPS, "as most of timm's ViTs have it"),
     )
     return {
-        name: _settle(name, told.get(name), getattr(hints, name), default, assumed, why, where)
+        name: _settle(name, told[name], getattr(hints, name), default, assumed, why, where)
         for name, default, why in defaults
     }
 
@@ -569,9 +587,8 @@ def _shape(tensors: Mapping[str, Tensor], name: str, ndim: int, where: str) -> t
 
 
 def _count(names: Iterable[str], before: str) -> int:
-    """One more than the greatest number that stands behind `before`."""
-    numbers = (name.removeprefix(before).partition(".")[0] for name in names if name.startswith(before))
-    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+    """How many numbers stand behind `before`; a gap among them, or a number that no memory holds, leaves a tensor over."""
+    return len({name.removeprefix(before).partition(".")[0] for name in names if name.startswith(before)})
 
 
 def _units(names: Iterable[str], stages: str) -> tuple[int, ...]:
@@ -602,7 +619,7 @@ def _preprocessing(
     if channels not in (1, 3):
         raise _stranger(where, f"{channels} channels", "images that are neither grey nor RGB")
     picture = {**_DESCRIBED, **{key: value for key, value in said.picture.items() if value is not None}}
-    if said.architecture is None:
+    if not said.picture:
         picture = undescribed
         told = ", ".join(f"{key}={value}" for key, value in picture.items())
         assumed.append(f"preprocessing is assumed: {told}")
