@@ -5,6 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 
 from conftest import write_pictures
 from patchword import cli
@@ -26,6 +29,9 @@ def beside_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "photos", ("cat", "dog"), 12, side=32)
     (tmp_path / "new-picture.jpg").write_bytes((tmp_path / "photos/cat/000.png").read_bytes())
+    torch.manual_seed(0)
+    other = VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=1, num_classes=2)
+    save_file(other.state_dict(), tmp_path / "checkpoint.safetensors")
     return tmp_path
 
 
@@ -41,6 +47,8 @@ def test_commands(beside_photos: Path) -> None:
         assert cli.run(arguments[1:]) == 0, shlex.join(arguments)
     assert (beside_photos / "runs/photos/report.html").is_file()
     assert (beside_photos / "runs/photos-128/report.html").is_file()
+    assert (beside_photos / "runs/tuned/report.html").is_file()
+    assert (beside_photos / "tuned-for-timm/config.json").is_file()
 
 
 def test_python(beside_photos: Path) -> None:

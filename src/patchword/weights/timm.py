@@ -7,7 +7,6 @@ N patches, D width, R registers, K classes.
 """
 
 import dataclasses
-import importlib
 import json
 import math
 import re
@@ -27,6 +26,7 @@ from patchword.models.names import Family, build_model, config_type, name_of
 from patchword.models.resnet import ResNet, ResNetConfig, stem_stride
 from patchword.models.vit import Pool, ViT
 from patchword.weights import folder, mapping
+from patchword.weights.labels import imagenet_labels
 from patchword.weights.mapping import Foreign, Hints, Row
 from patchword.weights.source import Source
 
@@ -662,19 +662,12 @@ def _labels(said: _Said, num_classes: int, assumed: list[str], where: str) -> tu
             count = len(labels) if isinstance(labels, list) else "no list of"
             raise DataError(f"{where}: {_DESCRIPTION} has {count} label_names for {num_classes} classes")
         return tuple(map(str, labels))
-    labels = _imagenet_labels(num_classes)
+    labels = imagenet_labels(num_classes)
     what = (
         f"its {num_classes} classes have no names" if labels is None else "its 1000 classes are taken for ImageNet-1k's"
     )
     assumed.append(f"the file has no labels: {what}")
     return labels
-
-
-def _imagenet_labels(num_classes: int) -> tuple[str, ...] | None:
-    try:
-        return importlib.import_module("patchword.weights.labels").imagenet_labels(num_classes)
-    except ModuleNotFoundError:
-        return None
 
 
 # Names and layouts
