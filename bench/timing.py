@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.shapes import THREADS, Job
 
-_SAME = 1e-4  # logits that differ by more come from another function
+_SAME = 1e-4  # logits that differ by more, in proportion beyond 1, come from another function
 _MOST_STEAL = 0.05  # rounds in which the host took more of the processor are left out
 _FEWEST_ROUNDS = 3
 
@@ -112,8 +112,8 @@ def ratio(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, float,
 
 
 def _difference(mine: list[list[float]], theirs: list[list[float]]) -> float:
-    rows = zip(mine, theirs, strict=True)
-    return max(abs(a - b) for one, other in rows for a, b in zip(one, other, strict=True))
+    pairs = [pair for one, other in zip(mine, theirs, strict=True) for pair in zip(one, other, strict=True)]
+    return max(abs(a - b) for a, b in pairs) / max(1.0, *(abs(a) for a, _ in pairs))
 
 
 def _discard(timings: Timings) -> None:

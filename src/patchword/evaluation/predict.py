@@ -11,7 +11,7 @@ import torch
 from patchword.core.errors import FaultError, StoppedError
 from patchword.core.picture import DecodeError
 from patchword.core.progress import Progress
-from patchword.core.runtime import Crew
+from patchword.core.runtime import MOST_REPLICAS, Crew
 from patchword.data.dataset import Split
 from patchword.data.decode import decode
 from patchword.data.loader import Batch, evaluation_batches
@@ -36,7 +36,8 @@ def predict(
     `stop` is asked between batches; when it says so, `StoppedError` is raised.
     """
     device = next(model.parameters()).device
-    crew = Crew(torch.get_num_threads() if device.type == "cpu" else 1)
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    crew = Crew(threads, most=MOST_REPLICAS if model.replicates else 1)
     batches = evaluation_batches(
         split,
         preprocessing=model.preprocessing,

@@ -36,6 +36,8 @@ class Model(nn.Module, ABC):
     """Where the weights come from, as the file they were read from says; empty for a new model."""
     preprocessing: Preprocessing
     has_attention: ClassVar[bool] = False
+    replicates: ClassVar[bool] = True
+    """Whether a replica on every core trains it faster than all cores do together on one."""
     has_batch_norm: ClassVar[bool] = False
     """Whether an image's activations in training depend on the others that pass through the model with it."""
     constant_body: bool = False

@@ -16,6 +16,8 @@ ENCODED = "encoded"
 class ConvNet(Model):
     """A family states its `trunk`; the rest is here. Its constructor ends with `make_head`."""
 
+    # oneDNN's convolutions use all cores well, and batch norm allows no second replica.
+    replicates = False
     dropout: Dropout
 
     @abstractmethod

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from patchword.core.errors import UsageError
@@ -122,7 +123,7 @@ class EfficientNet(ConvNet):
     def trunk(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield `stem` and each `stage1/unit1` B×C×h×w, and `encoded` B×D×h×w."""
         stem, *stages, top = self.layers
-        x = stem(images)
+        x = stem(images.contiguous(memory_format=torch.channels_last))
         yield "stem", x
         for i, stage in enumerate(stages, 1):
             assert isinstance(stage, nn.Sequential)

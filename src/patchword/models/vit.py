@@ -200,7 +200,7 @@ class ViT(Model):
             self.grid,
             images.shape[2] // self.grid[0],
         )  # a hybrid's "images" are feature maps, with patches of their own
-        return images.view(B, C, h, P, w, P).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * P * P)
+        return images.reshape(B, C, h, P, w, P).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * P * P)
 
     def project(self, images: Tensor) -> Tensor:
         """B×C×H×W → B×N×D: the patches, projected."""

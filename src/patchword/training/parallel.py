@@ -21,11 +21,12 @@ class Replicas:
     def __init__(self, model: Model, threads: int = 1) -> None:
         """`threads`: cores to use on a CPU; on other devices there is one replica, the model.
 
-        So it is for models with batch norm: their parts follow one another, as each changes the running statistics.
+        So it is for convolutional networks, with all cores on each part: those of batch norm must follow one another, as
+        each changes the running statistics.
         """
         on_cpu = next(model.parameters()).device.type == "cpu"
         self.model = model
-        self.crew = Crew(threads if on_cpu else 1, most=1 if model.has_batch_norm else MOST_REPLICAS)
+        self.crew = Crew(threads if on_cpu else 1, most=MOST_REPLICAS if model.replicates else 1)
         self.models = [model, *(_sharing(model) for _ in range(self.crew.size - 1))]
 
     def backward(self, count: int, loss_of: Callable[[Model, int], Tensor]) -> float:

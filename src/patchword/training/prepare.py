@@ -31,8 +31,10 @@ _CHECK_DUPLICATES_BELOW = 100_000
 _HEADERS = 64
 _ROWS = 1600
 """Tokens of all images of a micro-batch together."""
-_NORM_BATCH = 64
-"""Images whose statistics batch norm takes together: enough for steady ones, few enough for the memory."""
+_PIXELS = 1_000_000
+"""Of all images of a micro-batch together, in a convolutional network."""
+_NORM_BATCH = 16
+"""The fewest images whose statistics batch norm takes together, however large they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,8 +243,10 @@ def natural_size(pictures: Pictures, stride: int) -> tuple[int, int]:
 
 def comfortable_micro_batch(model: Model, batch_size: int, threads: int) -> int:
     """Images whose activations fit in a core's caches, in parts that the threads share evenly (measured in `make bench`)."""
-    if model.has_batch_norm:
-        return min(batch_size, _NORM_BATCH)
+    if not model.replicates:
+        height, width = model.image_size
+        fewest = _NORM_BATCH if model.has_batch_norm else 1
+        return min(batch_size, max(fewest, min(64, _PIXELS // (height * width))))
     tokens = 64 if model.grid is None else model.grid[0] * model.grid[1]
     parts = -(-batch_size // max(1, min(64, _ROWS // tokens)))
     parts = min(batch_size, -(-parts // threads) * threads)
