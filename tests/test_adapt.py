@@ -356,7 +356,10 @@ def test_a_run_from_a_hybrid_repeats_from_its_recipe(pictures: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"patch_size": "small"}}, "model.patch_size='small' is not of the right type; it takes int"),
+        (
+            {"model": {"patch_size": "small"}},
+            "model.patch_size='small' is not of the right type; it takes a whole number",
+        ),
         ({"model": {"hidden_head": True}}, "hidden_head keeps the tanh layer of a pre-training head, which ViT-At/3"),
         ({"model": {"depth": 3}}, "model.depth=3 does not fit --init .*: there it is 2"),
         ({"preprocessing": {"mean": 0.5}}, "preprocessing.mean=0.5 is not of the right type"),

@@ -105,7 +105,7 @@ WRONG = [
     (
         ["train", "DATA", "--set", "optimizer.lrr=1", "--steps", "1"],
         2,
-        "unknown field optimizer.lrr; did you mean 'lr'?",
+        "unknown field optimizer.lrr; did you mean 'optimizer.lr'?",
     ),
     (["train", "DATA", "--set", "lr", "--steps", "1"], 2, "'lr' is not of the form field=value"),
     (["train", "DATA", "--recipe", "scrtch"], 2, "unknown recipe 'scrtch'; did you mean 'scratch'?"),
@@ -114,7 +114,21 @@ WRONG = [
     (["evaluate", "nowhere", "DATA"], 2, "nowhere holds no model"),
     (["data", "check", "nowhere"], 3, "nowhere is neither"),
     (["models", "ViX*"], 2, "no model matches 'ViX*'"),
-    (["predict", "nowhere", "x.jpg"], 3, "x.jpg does not exist"),
+    (["predict", "nowhere", "x.jpg"], 2, "nowhere holds no model"),
+    (["predict", "nowhere"], 2, "no picture given"),
+    (["train", "DATA", "--minutes", "nan"], 2, "--minutes nan must be greater than 0"),
+    (["train", "DATA", "--epochs", "inf"], 2, "budget.epochs=inf is no number to work with"),
+    (["train", "DATA", "--pflop", "1e300"], 2, "budget.pflop=1e+300 must lie in"),
+    (["train", "DATA", "--set", "optimizer.lr=inf"], 2, "optimizer.lr=inf is no number"),
+    (["train", "DATA", "--set", "schedule.warmup=nan"], 2, "schedule.warmup=nan is no number"),
+    (["train", "DATA", "--set", "threads=100000"], 2, "threads=100000 must be at most"),
+    (["train", "DATA", "--set", "checkpoint.keep=0"], 2, "checkpoint.keep=0 must be at least 1"),
+    (["train", "DATA", "--set", "loading.memory_share=2"], 2, "loading.memory_share=2.0 must lie in"),
+    (["train", "DATA", "--set", "model=ViT-Ti/16"], 2, "--set model=… says what --model says"),
+    (["train", "DATA", "--seed", "1", "--set", "seed=2"], 2, "--seed alone is right"),
+    (["train", "DATA", "--set", "data=x"], 2, "DATA alone is right"),
+    (["train", "DATA", "--steps", "1", "--set", "budget.steps=2"], 2, "--set budget and --steps exclude each other"),
+    (["train", "DATA", "--set", "objective=foo"], 2, "objective='foo' is not known; known: softmax, sigmoid"),
 ]
 
 

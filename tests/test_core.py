@@ -104,8 +104,8 @@ def test_config_builds_nested_and_typed() -> None:
     ("values", "message"),
     [
         ({"step": 3}, "unknown field step; did you mean 'steps'?"),
-        ({"inner": {"rat": 3}}, "unknown field inner.rat; did you mean 'rate'?"),
-        ({"steps": 3.5}, "steps=3.5 is not of the right type; it takes int"),
+        ({"inner": {"rat": 3}}, "unknown field inner.rat; did you mean 'inner.rate'?"),
+        ({"steps": 3.5}, "steps=3.5 is not of the right type; it takes a whole number"),
         ({"steps": True}, "steps=True is not of the right type"),
         ({"steps": "3"}, "steps='3' is not of the right type"),
         ({"sides": [1, 2, 3]}, "sides=[1, 2, 3] is not of the right type"),

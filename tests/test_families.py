@@ -267,7 +267,8 @@ def test_efficientnet_is_torchvisions_function() -> None:
     mine.load_state_dict(state)
     batch = images(mine, 2)
     torch.testing.assert_close(mine(batch), other(batch))
-    torch.testing.assert_close(mine.train()(batch), _without_chance(other).train()(batch))
+    # Statistics over the four places that are left magnify what another memory format rounds.
+    torch.testing.assert_close(mine.train()(batch), _without_chance(other).train()(batch), rtol=1e-3, atol=1e-3)
 
 
 def _without_chance(model: nn.Module) -> nn.Module:

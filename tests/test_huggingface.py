@@ -481,7 +481,7 @@ def test_no_processor_is_said(tmp_path: Path) -> None:
         ({"size": "big"}, "size='big' is not of the right type"),
         ({"image_mean": [0.5, 0.4]}, "image_mean=.* is out of range; a number for each of 3 channels"),
         ({"image_std": [0.5, 0.5, 0.0]}, "must be above 0"),
-        ({"image_mean": float("nan")}, "image_mean=.*nan.* is out of range"),
+        ({"image_mean": float("nan")}, "image_mean=nan is no number"),
         ({"rescale_factor": 0}, "must be above 0"),
         ({"rescale_factor": -1.0}, "rescale_factor=-1.0 is out of range"),
         ({"do_center_crop": True}, "do_center_crop needs a crop_size"),

@@ -74,7 +74,7 @@ def test_presets_are_the_tables_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": {"lrr": 1.0}}, "unknown field optimizer.lrr; did you mean 'lr'?"),
+        ({"optimizer": {"lrr": 1.0}}, "unknown field optimizer.lrr; did you mean 'optimizer.lr'?"),
         ({"optimiser": {"lr": 1.0}}, "unknown field optimiser; did you mean 'optimizer'?"),
         ({"augment": {"level": "light3"}}, "unknown augment.level 'light3'; did you mean"),
         ({"budget": {"epochs": 3.0, "minutes": 1.0}}, "in one of them only"),

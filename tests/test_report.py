@@ -275,7 +275,7 @@ def test_the_result_is_the_first_sentence(tmp_path: Path) -> None:
     edit(run / "result.json", value=0.613, value_ci95=[0.562, 0.661])
     assert sentence(read(run)) == (
         "ViT-Ti/16, trained from nothing on 3,068 pictures for 5 minutes, names 61.3 % of 372 test pictures right "
-        "(95 % interval 56.2–66.1 %); guessing the most frequent class would give 19.6 %."
+        "(95 % interval 56.2–66.1 %); naming always the class that is most frequent among them would give 19.6 %."
     )
     edit(run / "result.json", init="runs/x (ViT-Ti/16 at 28x28; position embedding resampled 7x7 -> 14x14)")
     page = read(run)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import tomllib
@@ -18,6 +19,7 @@ from PIL import Image
 
 from patchword.core import config
 from patchword.core.errors import DataError, FaultError, StoppedError, UsageError
+from patchword.core.runtime import only_writer
 from patchword.data.loader import Batch
 from patchword.models.cost import cost
 from patchword.models.names import create_model
@@ -90,7 +92,7 @@ def test_run_folder_is_complete(done: Path) -> None:
             "loading.duplicates",
             "augment.shift_pixels",
         ), path
-    assert [line["step"] for line in lines(done) if line["kind"] == "validation"] == list(range(1, 13))
+    assert [line["step"] for line in lines(done) if line["kind"] == "validation"] == [3, 6, 9, 12]
 
 
 def test_the_same_recipe_gives_the_same_bits(done: Path, pictures: Path, tmp_path: Path) -> None:
@@ -207,13 +209,48 @@ def test_changed_data_is_an_error_on_resume(done: Path, pictures: Path) -> None:
 
 
 def test_diverging_run_stops_before_the_weights_are_spoiled(pictures: Path, tmp_path: Path) -> None:
+    """In a step: the weights before it are in a checkpoint. Seen on validation: they are spoiled, and are not kept."""
     wild = tiny(pictures, optimizer={"lr": 1e30, "clip_norm": 0.0, "name": "sgd"}, schedule={"warmup": 0.0})
-    with pytest.raises(FaultError, match="training diverged before step 2: ViT-At/8 gives outputs that are not finite"):
+    with pytest.raises(FaultError, match="training diverged in step 2: the loss is nan .* the checkpoint keeps"):
         run(wild, tmp_path / "wild")
-    result = json.loads((tmp_path / "wild/result.json").read_text())
+    assert [path.name for path in (tmp_path / "wild/checkpoints").iterdir()] == ["step-00000001"]
+    watched = dataclasses.replace(wild, evaluation=dataclasses.replace(wild.evaluation, every_steps=1))
+    with pytest.raises(FaultError, match="training diverged before step 2: ViT-At/8 gives outputs that are not finite"):
+        run(watched, tmp_path / "watched")
+    result = json.loads((tmp_path / "watched/result.json").read_text())
     assert result["status"] == "failed"
     assert "diverged before step 2" in result["reason"]
-    assert not (tmp_path / "wild/model").exists()
+    assert not (tmp_path / "watched/model").exists()
+
+
+def test_looks_at_validation_take_a_fifth_at_most(pictures: Path, tmp_path: Path) -> None:
+    """12 steps of 10 are 360 forward passes; a fifth of them looks at the 15 validation pictures four times."""
+    folder = run(tiny(pictures), tmp_path / "run")
+    assert len([line for line in lines(folder) if line["kind"] == "validation"]) == 4
+
+
+def test_restart_waits_for_the_writer_and_the_same_request_resumes(pictures: Path, tmp_path: Path) -> None:
+    """Also where train has fewer pictures than the batch asked for."""
+    out = tmp_path / "run"
+    large = tiny(pictures, batch_size=1000, budget={"steps": 2})
+    run(large, out)
+    assert run(large, out) == out
+    with only_writer(out), pytest.raises(UsageError, match="is being written by another process"):
+        run(large, out, restart=True)
+    assert (out / "result.json").is_file()
+
+
+def test_a_run_without_its_checkpoints_says_so(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    stop_after(5, monkeypatch)
+    with pytest.raises(StoppedError):
+        run(tiny(pictures), out)
+    monkeypatch.undo()
+    shutil.rmtree(out / "checkpoints")
+    run(tiny(pictures), out)
+    assert "without a checkpoint: it begins again at step 0" in capsys.readouterr().err
 
 
 def test_update_with_nan_leaves_every_weight() -> None:

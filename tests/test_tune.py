@@ -344,7 +344,7 @@ def test_a_rank_beyond_the_width_is_refused() -> None:
         ("lora:" + "9" * 5000, "needs a rank"),
         ("bias", "tune='bias' is not known; known: all, head, attention, lora:8"),
         ("heads", "tune='heads' is not known; did you mean 'head'?"),
-        ("3", "tune=3 is not of the right type; it takes str"),
+        ("3", "tune=3 is not of the right type; it takes a word"),
     ],
 )
 def test_wrong_ways_to_tune_are_answered(

@@ -401,7 +401,7 @@ def test_cost_is_the_hand_count() -> None:
         (lambda: create_model("vit_base_patch16_224"), r"another library's name; here it is 'ViT-B/16'"),
         (lambda: create_model("google/vit-large-patch32-384"), r"here it is 'ViT-L/32'"),
         (lambda: create_model("vit_b_16"), r"here it is 'ViT-B/16'"),
-        (lambda: create_model("ViT-B/16", pol="gap"), r"unknown field model.pol; did you mean 'pool'"),
+        (lambda: create_model("ViT-B/16", pol="gap"), r"unknown field model.pol; did you mean 'model.pool'"),
         (lambda: create_model("ViT-B/16", pool="avg"), r"model.pool='avg' is not known"),
         (lambda: create_model("ViT-B/16", num_heads=5), r"model.embed_dim=768 is not divisible by model.num_heads=5"),
         (lambda: create_model("ViT-B/16", depth="deep"), r"model.depth='deep' is not of the right type"),

@@ -63,6 +63,11 @@ def run(arguments: list[str]) -> int:
         # The reader of our output has gone; without this, Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"patchword: {error.filename} cannot be used: {error.strerror}\n")
+        return 3
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate" not in str(error) and "out of memory" not in str(error):
             raise
@@ -96,7 +101,7 @@ def _call(verb: Verb, called: list[str], arguments: list[str]) -> int:
         sys.stdout.write(show(result) + "\n")
     rows = result if isinstance(result, list) else [result]
     failed = any(isinstance(row, dict) and "error" in row for row in rows)
-    return 3 if failed else 0
+    return 3 if failed or getattr(result, "stops_training", False) else 0
 
 
 def _one_set_each(arguments: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Strict configuration: plain values ↔ frozen dataclasses. Unknown fields and wrong types are errors that help."""
 
 import dataclasses
+import math
 import tomllib
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -21,19 +22,24 @@ def build(kind: type[T], values: dict[str, Any], where: str = "") -> T:
     prefix = f"{where}." if where else ""
     for name in values:
         if name not in hints:
-            raise UsageError(f"unknown field {prefix}{name}; {nearest(name, hints)}")
+            raise UsageError(
+                f"unknown field {prefix}{name}; {nearest(prefix + name, [prefix + hint for hint in hints])}"
+            )
     return kind(**{name: coerce(value, hints[name], prefix + name) for name, value in values.items()})
 
 
 def coerce(value: Any, expected: Any, where: str) -> Any:
     """`value` as the type that the field declares; only lossless steps are made (3 → 3.0, a list → a tuple)."""
     origin, args = get_origin(expected), get_args(expected)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{where}={value} is no number to work with; a finite one is right")
     if dataclasses.is_dataclass(expected) and isinstance(expected, type):
         return value if isinstance(value, expected) else build(expected, value, where)
     if origin is Literal:
         if value in args:
             return value
-        raise UsageError(f"{where}={value!r} is not known; {nearest(str(value), [str(choice) for choice in args])}")
+        known = [str(choice) for choice in args if choice != ""]  # the empty one means "choose for me"
+        raise UsageError(f"{where}={value!r} is not known; {nearest(str(value), known)}")
     if origin in (Union, types.UnionType):
         for choice in args:
             try:
@@ -50,8 +56,20 @@ def coerce(value: Any, expected: Any, where: str) -> Any:
         return float(value)
     elif expected is Any or (isinstance(expected, type) and type(value) is expected):
         return value
-    name = str(expected) if origin else getattr(expected, "__name__", str(expected))
-    raise UsageError(f"{where}={value!r} is not of the right type; it takes {name}")
+    raise UsageError(f"{where}={value!r} is not of the right type; it takes {_in_words(expected)}")
+
+
+def _in_words(expected: Any) -> str:
+    origin, args = get_origin(expected), get_args(expected)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_in_words(choice) for choice in args if choice is not type(None))
+    if origin is tuple:
+        several = f"{len(args)} of them" if args[-1] is not ... else "one or more"
+        return f"a list in brackets, {several}: {_in_words(args[0])}"
+    if origin is dict or dataclasses.is_dataclass(expected):
+        return "a table of fields"
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
+    return names.get(expected, getattr(expected, "__name__", str(expected)))
 
 
 def field_types(kind: type) -> dict[str, Any]:

@@ -28,6 +28,10 @@ class FaultError(PatchwordError):
     exit_code = 4
 
 
+class DivergedError(FaultError):
+    """Training would have spoiled the weights, and did not."""
+
+
 class StoppedError(PatchwordError):
     """Work stopped by a signal; the same command resumes it."""
 

@@ -107,7 +107,7 @@ def _refuse_clashes(found: Found, used: dict[str, np.ndarray]) -> None:
     seen: dict[str, str] = {}
     for code in np.unique(np.concatenate(list(used.values()))):
         name = found.names[code]
-        folded = unicodedata.normalize("NFC", name).casefold()
+        folded = unicodedata.normalize("NFC", name).casefold().strip()
         if folded in seen:
             raise DataError(
                 f"{found.location} has the classes {seen[folded]!r} and {name!r}, which differ only by case or in the way "

@@ -69,6 +69,12 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     """Sentences; the worst first."""
 
+    @property
+    def stops_training(self) -> bool:
+        """Whether training would stop at the bad pictures of train."""
+        train = self.splits["train"]
+        return len(train.bad) > MOST_BAD * max(1, train.looked_at + len(train.bad))
+
     def to_text(self) -> str:
         """Everything as lines for a terminal."""
         dataset = self.dataset
@@ -253,7 +259,7 @@ def _warnings(report: Report) -> Iterator[str]:
         consequence = "evaluation counts them as wrong"
         if name == "train":
             consequence = "training leaves them out"
-            if len(split.bad) > MOST_BAD * looked_at:
+            if report.stops_training:
                 consequence = f"more than {100 * MOST_BAD:g} %, so training would stop; mend or remove them"
         yield f"bad pictures of {name}: {len(split.bad):,} of {looked_at:,}; {consequence}"
     if report.duplicates.conflicts:

@@ -104,7 +104,10 @@ def _classes(root: Path, below: str, listing: Listing, tally: "_Tally") -> Part 
             codes.append(tally.code(_shown(folder)))
             counts.append(len(inside.pictures))
             if inside.folders:
-                tally.note("nested", root / below / folder, inside.folders, "folder inside a class folder is not read")
+                sentence = (
+                    "folder inside a class folder is not read; the class's pictures belong directly into its folder"
+                )
+                tally.note("nested", root / below / folder, inside.folders, sentence)
         elif deeper := next(
             (name for name in inside.folders if list_folder(root / below / folder / name).pictures), None
         ):

@@ -160,11 +160,12 @@ class Rows:
         """`path` relative to the table's folder; it may not lead out of it."""
         if not path or "\0" in path:
             raise DataError(f"{self.source} {where} has no path of a picture")
+        given = path
         if os.path.isabs(path):
             path = os.path.relpath(path, self.root.absolute())
         if ".." in path and os.path.normpath(path).split(os.sep)[0] == "..":
             raise DataError(
-                f"{self.source} {where}: the path {path!r} leads out of the table's folder; "
+                f"{self.source} {where}: the path {given!r} leads out of the table's folder; "
                 f"paths below {self.root} are right"
             )
         return os.fsencode(path)

@@ -56,12 +56,12 @@ def metric_curve(
     with _figure("metric", "The metric on validation over the steps, with pictures a second below") as (figure, svg):
         panel, strip = _panel_and_strip(figure)
         _resumptions(panel, resumed)
-        _line(panel, validation, _ACCENT, dots=True)
+        _line(panel, validation, _WARM, dots=True)
         last = max((step for step, _ in [*validation, *throughput]), default=0)
         if test is not None:
             value, low, high = test
-            panel.plot([last, last], [low, high], color=_WARM, linewidth=1.4, solid_capstyle="butt")
-            panel.plot([last], [value], "D", color=_WARM, markersize=5)
+            panel.plot([last, last], [low, high], color=_INK, linewidth=1.4, solid_capstyle="butt")
+            panel.plot([last], [value], "D", color=_INK, markersize=5)
         _percent_axis(panel)
         _line(strip, _thin(throughput), _MUTED)
         _fill(strip, _thin(throughput))

@@ -134,7 +134,7 @@ def _headline(result: Fields, data: Fields, evaluation: Fields, planned: int | N
     sentence = sentence.format(subject, page.percent(value), tested, between)
     if majority is None:
         return sentence + "."
-    sentence += f"; guessing the most frequent class would give {page.percent(majority)}."
+    sentence += f"; naming always the class that is most frequent among them would give {page.percent(majority)}."
     if interval and interval[0] <= majority:
         sentence += " The interval does not exclude that it has learned nothing."
     return sentence

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchword.core.errors import DataError, FaultError, StoppedError
+from patchword.core.errors import DataError, DivergedError, FaultError, StoppedError
 from patchword.core.progress import Progress
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch, TrainLoader
@@ -69,16 +69,18 @@ def train(
         state.unreadable = dict(loader.bad)
         checkpoint.save(folder / "checkpoints", state, model, optimizer, average, recipe.checkpoint.keep)
 
-    def look() -> None:
-        """Measure the model on validation, where it is due and has not been done."""
+    def look() -> float:
+        """Measure the model on validation, where it is due and has not been done; the seconds that it took."""
+        began = time.perf_counter()
         due = state.step % recipe.evaluation.every_steps == 0 or state.step == total
         if validate is None or not due or state.step <= record.last_validation:
-            return
+            return 0.0
         try:
             figures = validate(kept_weights(model, average))
         except FaultError as error:
             raise FaultError(f"training diverged before step {state.step + 1}: {error}; {SMALLER_RATE}") from error
         record.write("validation", state.step, **figures)
+        return time.perf_counter() - began
 
     began, images_since = time.perf_counter() - state.seconds, 0
     last_line = time.perf_counter()
@@ -114,13 +116,13 @@ def train(
                     raise StoppedError(
                         f"stopped by a signal after step {state.step} of {total}; the same command goes on"
                     )
-                look()
+                last_line += look()  # a look is no training: pictures a second leave it out
                 if state.step == total:
                     break
                 if state.step % recipe.checkpoint.every_steps == 0:
                     save()
         save()
-    except StoppedError:
+    except (StoppedError, DivergedError):
         save()
         raise
     finally:

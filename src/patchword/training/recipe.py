@@ -19,6 +19,16 @@ from patchword.models.position import Resampling
 from patchword.training.optimizer import OptimizerConfig, ScheduleConfig
 from patchword.training.tune import rank_of
 
+_MOST = 1e12
+"""No budget is larger."""
+_MOST_THREADS = 1024
+
+
+def _check_least(part: Any, where: str, **least: int) -> None:
+    for field, value in least.items():
+        if getattr(part, field) < value:
+            raise UsageError(f"{where}.{field}={getattr(part, field)} must be at least {value}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -35,8 +45,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
-                raise UsageError(f"budget.{field.name}={getattr(self, field.name)} must not be negative")
+            if not 0 <= getattr(self, field.name) <= _MOST:
+                raise UsageError(f"budget.{field.name}={getattr(self, field.name)} must lie in 0…{_MOST:g}")
         if sum(value > 0 for value in (self.epochs, self.minutes, self.pflop)) > 1:
             raise UsageError("a budget is given in steps, epochs, minutes or PFLOP, in one of them only")
 
@@ -76,6 +86,11 @@ class Loading:
     duplicates: Literal["auto", "yes", "no"] = "auto"
     """Look for exact duplicates across splits; auto does so for sets under 100,000 pictures."""
 
+    def __post_init__(self) -> None:
+        _check_least(self, "loading", workers=-1)
+        if not 0 <= self.memory_share <= 1:
+            raise UsageError(f"loading.memory_share={self.memory_share} must lie in 0…1")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -86,6 +101,9 @@ class Evaluation:
     batch_size: int = 0
     """Images at once; 0 takes what suits the caches. It changes nothing but speed."""
 
+    def __post_init__(self) -> None:
+        _check_least(self, "evaluation", every_steps=0, batch_size=0)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -95,6 +113,9 @@ class Checkpoint:
     """0 saves ten times in the run."""
     keep: int = 2
     """How many of the newest checkpoints stay."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, "checkpoint", every_steps=0, keep=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,6 +170,8 @@ class Recipe:
         for field, least in (("batch_size", 1), ("micro_batch", 0), ("threads", 0), ("seed", 0)):
             if getattr(self, field) < least:
                 raise UsageError(f"{field}={getattr(self, field)} must be at least {least}")
+        if self.threads > _MOST_THREADS:
+            raise UsageError(f"threads={self.threads} must be at most {_MOST_THREADS}")
         if min(self.image_size) < 0:
             raise UsageError(f"image_size={self.image_size} must not be negative")
         rank_of(self.tune)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from patchword.core import files
-from patchword.core.errors import FaultError
+from patchword.core.errors import DivergedError
 
 SMALLER_RATE = "a smaller optimizer.lr or a longer schedule.warmup would be right"
 
@@ -36,9 +36,9 @@ def check_finite(loss: float, gradient_norm: float, step: int, lr: float) -> Non
     if math.isfinite(loss) and math.isfinite(gradient_norm):
         return
     what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {gradient_norm}"
-    raise FaultError(
+    raise DivergedError(
         f"training diverged in step {step}: the {what} at a learning rate of {lr:.3g}; "
-        f"the weights of the step before are kept; {SMALLER_RATE}"
+        f"the checkpoint keeps the weights of the step before; {SMALLER_RATE}"
     )
 
 

@@ -10,14 +10,16 @@
 | `result.json`     | what came of it, also when it stopped or failed                            |
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
 import math
 import platform
 import shlex
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ from patchword.weights import folder as model_folder
 RECIPE, RESULT, EVALUATION, MODEL = "recipe.toml", "result.json", "evaluation.json", "model"
 _LEFT_BY_US = {RECIPE, RESULT, EVALUATION, MODEL, "metrics.jsonl", "checkpoints", "report.html", ".lock"}
 _TIMES_LOOKED = 10
+_LOOKING = 0.2
 _NOTICES = 5
 
 
@@ -73,20 +76,24 @@ def run(
     dataset = opened.dataset
     if Path(recipe.data).expanduser().exists():  # a named set keeps its name, a path works from anywhere
         recipe = dataclasses.replace(recipe, data=str(Path(recipe.data).expanduser().resolve()))
+    recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(dataset.splits["train"])))
     prepared = prepare.prepare_model(recipe, dataset)
     out = out or prepare.default_out(recipe, dataset, prepared.model.name)
     for notice in dataset.notices[:_NOTICES]:
         say(f"note: {notice.sentence}")
     if len(dataset.notices) > _NOTICES:
         say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
-    if restart:
-        _move_aside(out)
+    if restart and (out / RECIPE).is_file():
+        with only_writer(out):  # not while another process writes there
+            _move_aside(out)
     _check_folder(out)
-    with only_writer(out):
+    with only_writer(out), _removed_if_empty(out):
         stored = _stored_recipe(out, recipe)
         if stored is not None and _status(out) == "finished":
             say(f"{out} holds this run, finished; --restart trains again")
             return out
+        if stored is not None and not any((out / "checkpoints").glob("step-*")):
+            say(f"{out} holds this run without a checkpoint: it begins again at step 0")
         flag = StopFlag()
         with flag.listening():
             _Run(out, opened, prepared, stored, flag, publish).go(resuming=stored is not None)
@@ -151,13 +158,19 @@ class _Run:
         else:
             raise UsageError("the recipe has no budget; --steps, --epochs, --minutes or --pflop gives it one")
         steps = max(1, steps)
+        warmup = self.recipe.schedule.warmup
+        if warmup >= max(2, steps):
+            say(
+                f"note: schedule.warmup={warmup:g} is no less than the {steps} steps, so the rate never reaches its peak"
+            )
+        every = math.ceil(steps / self.looks(self.passes_per_picture * steps * batch_size))
         return dataclasses.replace(
             self.recipe,
             budget=dataclasses.replace(budget, steps=steps),
             augment=self.augment(steps * batch_size / num_pictures),
             evaluation=dataclasses.replace(
                 self.recipe.evaluation,
-                every_steps=self.recipe.evaluation.every_steps or max(1, steps // _TIMES_LOOKED),
+                every_steps=self.recipe.evaluation.every_steps or every,
                 batch_size=self.recipe.evaluation.batch_size or 2 * self.recipe.micro_batch,
             ),
             checkpoint=dataclasses.replace(
@@ -168,13 +181,19 @@ class _Run:
     def steps_in(self, seconds: float) -> int:
         """How many steps, with the looks at validation between them, fit in `seconds`."""
         step = loop.seconds_per_step(self.model, self.objective, self.recipe, self.make_loader, min(20.0, seconds / 20))
-        validation = self.dataset.splits.get("validation")
-        # A forward pass takes about a third of a training step for each picture, and all of it where only the head learns.
-        share = 1 if self.recipe.tune == "head" else 1 / 3
-        looking = (
-            _TIMES_LOOKED * len(validation) * step / self.recipe.batch_size * share if validation is not None else 0.0
-        )
-        return int(max(seconds - looking, seconds / 2) / step)
+        passes = self.passes_per_picture * seconds / step * self.recipe.batch_size
+        looking = self.looks(passes) * len(self.dataset.splits.get("validation", ())) / passes
+        return int(seconds * max(1 - looking, 0.5) / step)
+
+    @property
+    def passes_per_picture(self) -> int:
+        """Forward passes that take as long as training on a picture: all of it where only the head learns."""
+        return 1 if self.recipe.tune == "head" else 3
+
+    def looks(self, passes: float) -> int:
+        """How often to look at validation in a training of so many forward passes: ten times, but for a fifth of it at most."""
+        validation = len(self.dataset.splits.get("validation", ()))
+        return max(1, min(_TIMES_LOOKED, int(_LOOKING * passes / validation))) if validation else _TIMES_LOOKED
 
     @property
     def train_flops_per_image(self) -> float:
@@ -378,7 +397,33 @@ def _check_folder(out: Path) -> None:
 
 
 def _move_aside(out: Path) -> None:
-    if (out / RECIPE).is_file():
-        aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        out.rename(aside)
-        say(f"{out} was moved to {aside}")
+    aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    out.rename(aside)
+    say(f"{out} was moved to {aside}")
+
+
+@contextlib.contextmanager
+def _removed_if_empty(out: Path) -> Iterator[None]:
+    """A run that was refused before it wrote anything leaves no folder."""
+    try:
+        yield
+    finally:
+        if [path.name for path in out.iterdir()] == [".lock"]:
+            shutil.rmtree(out)
+
+
+def result_sentence(folder: Path) -> str:
+    """What a run came to, in one line; empty where nothing was measured."""
+    result = files.read_json(folder / RESULT)
+    if result.get("value") is None:
+        return ""
+    (height, width), (low, high) = result["image_size"], (100 * bound for bound in result["value_ci95"])
+    what = (
+        f"{100 * result['value']:.2f} % of {result['n']:,} {result['split']} pictures"
+        if result["metric"] == "accuracy"
+        else f"mean average precision {100 * result['value']:.2f} % on {result['n']:,} {result['split']} pictures"
+    )
+    return (
+        f"{result['model']} at {height}×{width}: {what} (95 % interval {low:.2f}–{high:.2f}), "
+        f"{result['seconds']:.0f} s of training"
+    )

@@ -66,14 +66,16 @@ def show(figures: dict[str, Any]) -> str:
     """The figures as a person reads them at a terminal."""
     low, high = (100 * bound for bound in figures["value_ci95"])
     head = f"{100 * figures['value']:.2f} % (95 % interval {low:.2f}–{high:.2f})"
-    where = f"of {figures['n']:,} {figures['split']} pictures"
+    where = f"of {figures['n']:,} {'' if figures['split'] == 'all' else figures['split'] + ' '}pictures"
     lines = []
     if figures["metric"] == "accuracy":
         lines.append(f"accuracy    {head}: {figures['correct']:,} {where}")
         if figures["top5"] is not None:
             lines.append(f"top-5       {100 * figures['top5']['value']:.2f} %")
         error, majority = 100 * figures["calibration"]["ece"], 100 * figures["majority"]
-        lines.append(f"calibration error {error:.2f} %; the most frequent class alone would give {majority:.2f} %")
+        lines.append(
+            f"calibration error {error:.2f} %; naming always the class most frequent there gives {majority:.2f} %"
+        )
         lines.append(f"{'class':<24}{'n':>7}{'recall':>9}{'precision':>11}{'F1':>8}")
         lines += [_row(row, ("recall", "precision", "f1"), (9, 11, 8)) for row in figures["classes"]]
     else:

@@ -86,7 +86,7 @@ def show(rows: list[dict[str, Any]]) -> str:
         if "error" in row:
             lines.append(f"{row['image']}: {row['error']}")
         elif "features" in row:
-            lines.append(f"{row['image']}: {len(row['features'])} features")
+            lines.append(f"{row['image']}: {len(row['features'])} features, which --out FILE.npz keeps")
         else:
             answers = "  ".join(f"{each['label']} {100 * each['probability']:.1f} %" for each in row["predictions"])
             lines.append(f"{row['image']}: {answers}")
@@ -104,10 +104,10 @@ def _picture_files(images: Sequence[str | Path]) -> list[Path]:
             if not found:
                 raise DataError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
             paths += found
-        elif path.exists():
-            paths.append(path)
         else:
-            raise DataError(f"{path} does not exist")
+            paths.append(path)  # one that is not there gets its error beside the others' answers
+    if not paths:
+        raise UsageError("no picture given; a file or a folder of them is right")
     return paths
 
 

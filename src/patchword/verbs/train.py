@@ -70,9 +70,20 @@ def train(
     from patchword.core.progress import say
     from patchword.reports.run import PAGE, write_report
     from patchword.training import recipe as recipes
-    from patchword.training.run import run
+    from patchword.training.run import result_sentence, run
 
     changes: dict[str, Any] = config.parse_assignments(_assignments(set))
+    named = changes.get("model")
+    for option, twice in (
+        ("DATA", "data" in changes),
+        ("--init", "init" in changes),
+        ("--model", isinstance(named, str) or (model is not None and "name" in (named or {}))),
+        ("--image-size", image_size is not None and "image_size" in changes),
+        ("--seed", seed is not None and "seed" in changes),
+    ):
+        if twice:
+            field = option.lower().lstrip("-").replace("-", "_")
+            raise UsageError(f"--set {field}=… says what {option} says; {option} alone is right")
     if init == "auto" and recipe is None:
         say("starting from nothing: no weights are shipped yet (--init RUN takes those of another run)")
     if init != "auto":
@@ -80,10 +91,12 @@ def train(
     starts_from_weights = init not in ("auto", "none")
     budget = {"minutes": minutes, "epochs": epochs, "steps": steps, "pflop": pflop}
     given = {name: value for name, value in budget.items() if value is not None}
+    if given and "budget" in changes:
+        raise UsageError(f"--set budget and --{next(iter(given))} exclude each other: one budget is right")
     if len(given) > 1:
         raise UsageError(f"--{' and --'.join(given)} exclude each other: one budget is right")
     for name, value in given.items():
-        if value <= 0:
+        if not value > 0:
             raise UsageError(f"--{name} {value} must be greater than 0")
     over: dict[str, Any] = {"data": str(data)}
     if given:
@@ -98,5 +111,7 @@ def train(
         str(recipe or "") or ("finetune" if starts_from_weights else "scratch"), config.merge(changes, over)
     )
     folder = run(chosen, None if out is None else Path(out), restart=restart, publish=write_report)
+    if sentence := result_sentence(folder):
+        say(sentence)
     say(f"the report is {folder / PAGE}")
     return folder
