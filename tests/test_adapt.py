@@ -374,3 +374,10 @@ def test_wrong_requests_to_training_are_answered(
     with pytest.raises(UsageError, match=message):
         run(tiny(pictures, tmp_path / "m", **changes), tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
+
+
+def test_several_labels_stay_several_labels() -> None:
+    model = create_model("ViT-At/4", 3, 16, depth=1)
+    model.multi_label = True
+    assert adapt(model, patch_size=8)[0].multi_label
+    assert adapt(model, in_channels=1)[0].multi_label

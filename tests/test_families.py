@@ -371,3 +371,16 @@ def test_another_size_keeps_what_else_the_model_carries() -> None:
     assert (other.provenance, other.multi_label) == (model.provenance, True)
     assert [m.p for m in other.branches()] == [0.0, 0.5]
     assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_kept_kernels_never_outlive_their_weights() -> None:
+    """A new parameter may lie where the old one lay, with its version, and must not be taken for it."""
+    model = small("bit")
+    assert isinstance(model, ResNet)
+    conv = model.conv_root
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        conv.weight = nn.Parameter(torch.randn(conv.weight.shape, generator=generator))
+        conv.weight = nn.Parameter(torch.randn(conv.weight.shape, generator=generator))
+        with torch.inference_mode():
+            torch.testing.assert_close(conv.kernel(), conv._standardize())

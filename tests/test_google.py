@@ -545,7 +545,7 @@ POSITIONS = "Transformer/posembed_input/pos_embedding"
             "pos_embedding is 2×37×24, which does not fit",
         ),
         (replaced("head/bias", lambda array: array * np.nan), "head.bias holds values that are not finite"),
-        (replaced("cls", lambda array: array / 0), "class_token holds values that are not finite"),
+        (replaced("cls", lambda array: array / 0), "cls holds values that are not finite"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")

@@ -609,7 +609,7 @@ def spoil(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
             "blocks.0.mlp.fc1.weight holds values .* not finite",
         ),
         (lambda t: t.update({"norm.bias": torch.ones(WIDTH, dtype=torch.int8)}), "norm.bias holds int8, not real"),
-        (lambda t: t["pos_embed"].fill_(float("inf")), "position.table holds values that are not finite"),
+        (lambda t: t["pos_embed"].fill_(float("inf")), "pos_embed holds values that are not finite"),
     ],
 )
 def test_damage_is_named(change: Callable[[dict[str, Tensor]], Any], sentence: str, tmp_path: Path) -> None:

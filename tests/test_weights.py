@@ -5,6 +5,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -143,3 +144,21 @@ def test_front_door_names_resolve() -> None:
         assert getattr(patchword, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = patchword.trian  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_only_a_model_of_the_same_format_is_replaced(tmp_path: Path) -> None:
+    model = small()
+    np.savez(tmp_path / "data.npz", pictures=np.zeros(3))
+    with pytest.raises(UsageError, match="exists and holds no model"):
+        save_model(model, tmp_path / "data.npz", format="google")
+    save_model(model, tmp_path / "ours")
+    with pytest.raises(UsageError, match="holds a model of another format"):
+        save_model(model, tmp_path / "ours", format="huggingface")
+    save_model(model, tmp_path / "ours")
+
+
+def test_several_labels_are_kept_where_the_format_can_say_it(tmp_path: Path) -> None:
+    model = small()
+    model.multi_label = True
+    save_model(model, tmp_path / "theirs", format="huggingface")
+    assert load_model(tmp_path / "theirs").multi_label

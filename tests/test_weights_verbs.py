@@ -180,9 +180,9 @@ def test_only_a_model_of_the_format_is_replaced(converter: Converter, tmp_path: 
     converter.write(small(), tmp_path / "a.npz")
     np.savez(tmp_path / "mine.npz", numbers=np.arange(3))
     for target, to, message in (
-        ("mine.npz", "google", "mine.npz exists and is no model of that format; a new name is right"),
-        ("m", "timm", "m holds a model in patchword's format; a new name is right"),
-        ("a.npz", "patchword", "a.npz holds a model in Google's format"),
+        ("mine.npz", "google", "mine.npz exists and holds no model"),
+        ("m", "timm", "m holds a model of another format .patchword."),
+        ("a.npz", "patchword", "a.npz holds a model of another format"),
         ("mine.txt", "google", "one file whose name ends in .npz"),
     ):
         before = (tmp_path / target).stat() if (tmp_path / target).exists() else None

@@ -31,10 +31,10 @@ def build(kind: type[T], values: dict[str, Any], where: str = "") -> T:
 def coerce(value: Any, expected: Any, where: str) -> Any:
     """`value` as the type that the field declares; only lossless steps are made (3 → 3.0, a list → a tuple)."""
     origin, args = get_origin(expected), get_args(expected)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{where}={value} is no number to work with; a finite one is right")
     if dataclasses.is_dataclass(expected) and isinstance(expected, type):
         return value if isinstance(value, expected) else build(expected, value, where)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{where}={value} is no number to work with; a finite one is right")
     if origin is Literal:
         if value in args:
             return value

@@ -59,7 +59,8 @@ class StandardizedConv(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, side: int, numbers: Numbers, *, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, side, stride, padding=side // 2, bias=False)
         self.numbers = numbers
-        self._standardized: tuple[tuple[Any, ...], Tensor] | None = None
+        self._standardized: tuple[Tensor, int, int, Tensor] | None = None
+        """The weights, their address and version, and the kernels made of them: a second copy, held for inference."""
 
     def reset_parameters(self) -> None:
         """LeCun-normal; only the direction of a kernel matters."""
@@ -71,10 +72,12 @@ class StandardizedConv(nn.Conv2d):
         if not torch.is_inference_mode_enabled() or self.weight.is_inference():
             self._standardized = None
             return self._standardize()
-        state = (id(self.weight), self.weight.data_ptr(), self.weight._version)
-        if self._standardized is None or self._standardized[0] != state:
-            self._standardized = (state, self._standardize())
-        return self._standardized[1]
+        weight, held = self.weight, self._standardized
+        # Held itself, so that no other tensor can take its place in memory and be taken for it.
+        same = held is not None and held[0] is weight and held[1:3] == (weight.data_ptr(), weight._version)
+        if held is None or not same:
+            self._standardized = held = (weight, weight.data_ptr(), weight._version, self._standardize())
+        return held[3]
 
     def _standardize(self) -> Tensor:
         weight, numbers = self.weight, self.numbers

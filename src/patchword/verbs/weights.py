@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from patchword.core.errors import DataError, FaultError, UsageError
+from patchword.core.errors import DataError, FaultError
 from patchword.verbs.options import argument
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def convert(
     from patchword.weights.source import open_source
 
     hints = _hints(set)
-    _refuse_other(Path(target), to)
+    io.check_target(Path(target), to)
     found = io.read(open_source(hub.locate(source), trust_pickle=trust_pickle), hints)
     model, adapted = adapt(found.model, image_size=hints.image_size)
     for sentence in [*found.assumed, *_dropped(found.dropped), *adapted]:
@@ -222,20 +222,6 @@ def _dropped(dropped: dict[str, str]) -> list[str]:
     ]
 
 
-def _refuse_other(target: Path, to: "Dialect") -> None:
-    """Only a model of the same format is replaced."""
-    from patchword.weights.source import open_source
-
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    try:
-        there = open_source(target).dialect
-    except (DataError, UsageError) as error:
-        raise UsageError(f"{target} exists and is no model of that format; a new name is right ({error})") from error
-    if there != to:
-        raise UsageError(f"{target} holds a model in {_WORDS[there]} format; a new name is right")
-
-
 def _read_back(model: "Model", target: Path, to: "Dialect") -> "tuple[Model, list[str]]":
     """The model that was written, and a sentence for each thing of it that the format does not keep."""
     from patchword.weights import io
@@ -261,6 +247,8 @@ def _read_back(model: "Model", target: Path, to: "Dialect") -> "tuple[Model, lis
         for field, value in before.items()
         if field not in idle and after.get(field) != value
     ]
+    if model.multi_label and not again.multi_label:
+        changed.append("that a picture may have several labels is not kept: probabilities read back add up to one")
     return again, changed
 
 

@@ -148,7 +148,7 @@ def _rebuilt(
     """A model with other `fields` in its architecture and the same tensors, without a copy, but for the `changed` ones."""
     other = build_model({**model.architecture, **fields}, preprocessing)
     other.load_state_dict({**model.state_dict(), **changed}, assign=True)
-    other.labels, other.provenance = model.labels, model.provenance
+    other.labels, other.multi_label, other.provenance = model.labels, model.multi_label, model.provenance
     return other.train(model.training)
 
 

@@ -115,6 +115,10 @@ def _layer(ours: str, theirs: str) -> list[Row]:
     return [same(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
 
 
+_SEVERAL = "multi_label_classification"
+"""transformers' word for several labels a picture."""
+
+
 def read(source: Source, hints: Hints) -> Foreign:
     """The ViT in a folder of transformers', or in bare tensors with its names.
 
@@ -137,6 +141,7 @@ def read(source: Source, hints: Hints) -> Foreign:
     dropped = _dropped(found, tensors)
     mapping.read(table, tensors if found.qkv_bias else _with_biases(found, tensors), model, dropped, where)
     model.labels = _labels(found, said, assumed)
+    model.multi_label = source.description.get("problem_type") == _SEVERAL
     return Foreign(model, assumed, dropped)
 
 
@@ -441,6 +446,8 @@ def write(model: Model, target: Path) -> None:
     }
     if model.num_classes:
         labels = model.labels or [f"LABEL_{i}" for i in range(model.num_classes)]
+        if model.multi_label:
+            description["problem_type"] = _SEVERAL
         description["id2label"] = {str(i): label for i, label in enumerate(labels)}
         description["label2id"] = {label: i for i, label in enumerate(labels)}
     with files.new_directory(target) as aside:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from patchword.core.errors import UsageError, nearest
+from patchword.core.errors import DataError, UsageError, nearest
 from patchword.core.progress import say
 from patchword.core.runtime import choose_device
 from patchword.models.contract import Model
@@ -77,15 +77,25 @@ def save_model(model: Model, target: str | Path, format: Dialect = "patchword") 
     if format not in DIALECTS:
         raise UsageError(f"unknown format {format!r}; {nearest(format, DIALECTS)}")
     path = Path(target)
-    if format == "google":
-        if path.suffix != ".npz" or path.is_dir():
-            raise UsageError(f"{target}: Google's format is one file whose name ends in .npz")
-    elif path.exists() and not (path.is_dir() and (_holds_model(path) or not any(path.iterdir()))):
-        raise UsageError(f"{target} exists and holds no model; a new folder would be right")
+    check_target(path, format)
     if format == "patchword":
         folder.save(model, path)
     else:
         _module(format).write(model, path)
+
+
+def check_target(path: Path, format: Dialect) -> None:  # noqa: A002
+    """Raise `UsageError` unless a model in this format may be written to `path`: only its like is replaced."""
+    if format == "google" and (path.suffix != ".npz" or path.is_dir()):
+        raise UsageError(f"{path}: Google's format is one file whose name ends in .npz")
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    try:
+        there = open_source(path).dialect
+    except (DataError, UsageError) as error:
+        raise UsageError(f"{path} exists and holds no model; a new name would be right ({error})") from error
+    if there != format:
+        raise UsageError(f"{path} holds a model of another format ({there}); a new name would be right")
 
 
 def read(source: Source, hints: Hints) -> Foreign:
@@ -122,7 +132,3 @@ def refusal(model: Model, format: Dialect) -> str | None:  # noqa: A002
 
 def _module(dialect: Dialect) -> Any:
     return importlib.import_module(f"patchword.weights.{dialect}")
-
-
-def _holds_model(path: Path) -> bool:
-    return any((path / name).is_file() for name in (folder.DESCRIPTION, folder.WEIGHTS))

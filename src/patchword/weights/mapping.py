@@ -83,7 +83,7 @@ def read(
         for name in row.theirs:
             if name not in tensors:
                 raise DataError(f"{where} lacks the tensor {name}, which {model.name} needs for its {row.ours}")
-        pieces = [tensors[name] for name in row.theirs]
+        pieces = [_number(tensors[name], name, where) for name in row.theirs]
         try:
             value = row.read(*pieces)
         except RuntimeError as error:
@@ -101,7 +101,6 @@ def read(
         raise DataError(f"{where} has the tensor {left[0]}{more}, which {model.name} has no place for")
     if lacking := sorted(set(state) - set(found)):
         raise DataError(f"{where} says nothing of {lacking[0]}, which {model.name} has")
-    check_finite(found, where)
     model.load_state_dict({name: value.contiguous() for name, value in found.items()}, assign=True)
 
 
@@ -112,21 +111,23 @@ def write(rows: Iterable[Row], model: Model) -> dict[str, Tensor]:
     done = set()
     for row in rows:
         pieces = row.write(state[row.ours].detach().cpu())
-        written.update(zip(row.theirs, (piece.contiguous() for piece in pieces), strict=True))
+        for name, piece in zip(row.theirs, pieces, strict=True):
+            assert name not in written, f"two rows write {name}"
+            written[name] = piece.contiguous()
         done.add(row.ours)
     if left := sorted(set(state) - done):
         raise UsageError(f"{model.name}: {left[0]} has no place in that format")
     return written
 
 
-def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Foreign files carry no hash; values that are not finite are the damage that can be seen."""
-    for name, value in tensors.items():
-        # A sum is finite where all of its terms are, unless they are huge: only then look at each.
-        if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
-            raise DataError(
-                f"{where}: {name} holds values that are not finite; the file was spoiled before it was written"
-            )
+def _number(tensor: Tensor, name: str, where: str) -> Tensor:
+    """The tensor in float32, or in float64 where it is: what processors compute without detours. No value changes."""
+    if not tensor.is_floating_point():
+        raise DataError(f"{where}: {name} holds {str(tensor.dtype).removeprefix('torch.')}; weights are floating point")
+    # A sum is finite where all of its terms are, unless they are huge: only then look at each.
+    if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
+        raise DataError(f"{where}: {name} holds values that are not finite; the file is damaged, or was written so")
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def shape_of(tensor: Tensor) -> str:

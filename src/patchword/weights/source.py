@@ -19,6 +19,7 @@ DIALECTS: tuple[Dialect, ...] = ("patchword", "google", "timm", "huggingface")
 
 _DESCRIPTION, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.pt")
 # The keys under which training programs keep a model's weights among other things.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 
@@ -51,7 +52,7 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
     if not path.exists():
         raise UsageError(f"{path} holds no model: it does not exist")
     home = path if path.is_dir() else path.parent
-    described = path.is_dir() or path.name == _WEIGHTS
+    described = path.is_dir() or path.name == _WEIGHTS or path.name in _PICKLES
     description = _json(home / _DESCRIPTION) if described else {}
     preprocessor = _json(home / _PREPROCESSOR) if described else {}
     tensors = _shards(path) if path.is_dir() else _file(path, trust_pickle)
@@ -79,7 +80,7 @@ def _shards(path: Path) -> dict[str, Tensor]:
     if (path / _WEIGHTS).is_file():
         return folder.read_tensors(path / _WEIGHTS)
     if not (path / _INDEX).is_file():
-        pickled = [name for name in ("pytorch_model.bin", "model.bin", "pytorch_model.pt") if (path / name).is_file()]
+        pickled = [name for name in _PICKLES if (path / name).is_file()]
         if pickled:
             raise _refuse_pickle(path / pickled[0])
         raise UsageError(
