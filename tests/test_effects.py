@@ -151,7 +151,7 @@ MATTERS: list[tuple[dict[str, Any], str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("start", "path", "value"), MATTERS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("start", "path", "value"), MATTERS, ids=[f"{path}={value}" for _, path, value in MATTERS])
 def test_a_field_changes_what_is_learned(start: dict[str, Any], path: str, value: Any, trained: Trained) -> None:
     assert not same(trained(start), trained(config.merge(start, nested(path, value))))
 

@@ -98,7 +98,7 @@ PLAIN_VIT = {
     "optimizer.weight_decay": 0.1,
     "schedule.warmup": 10_000.0,
 }
-# Table 3; section 4.1 has Adam's averages, batch size, resolution and warm-up, appendix B.1 the clipping on ImageNet.
+# Table 3 and its caption; section 4.1 has Adam's averages, appendix B.1 the clipping on ImageNet alone.
 PAPER_IMAGENET = {
     "batch_size": 4096,
     "image_size": (224, 224),
