@@ -152,6 +152,31 @@ def test_where_no_box_fits_the_middle_is_taken(size: tuple[int, int], box: tuple
     np.testing.assert_array_equal(ours[0].numpy(), _pixels(expected))
 
 
+@pytest.mark.parametrize(
+    ("small", "side", "looks", "crop", "pixels"),
+    [
+        (True, 32, 4.99, "resize", 4),
+        (True, 32, 5.0, "shift", 4),
+        (True, 64, 60.0, "shift", 4),
+        (True, 28, 5.0, "shift", 3),
+        (True, 16, 5.0, "shift", 2),
+        (True, 7, 5.0, "shift", 1),
+        (False, 224, 4.99, "resize", 4),
+        (False, 224, 5.0, "random-resized", 4),
+    ],
+)
+def test_auto_is_settled_by_looks_and_size(small: bool, side: int, looks: float, crop: Any, pixels: int) -> None:
+    open_one = Augment(crop="auto", crop_area=(0.3, 0.9), flip=False)
+    settled = open_one.settle(small, side, looks)
+    assert settled == Augment(crop=crop, shift_pixels=pixels, crop_area=(0.3, 0.9), flip=False)
+
+
+@pytest.mark.parametrize("crop", ["random-resized", "shift", "resize"])
+def test_a_crop_that_was_asked_for_stays(crop: Any) -> None:
+    asked = Augment(crop=crop, shift_pixels=7)
+    assert asked.settle(True, 16, 1.0) == asked.settle(False, 224, 99.0) == asked
+
+
 def test_source_side_leaves_the_smallest_crop_as_large_as_the_model_sees() -> None:
     augment, preprocessing = Augment(crop_area=(0.11, 1.0)), _preprocessing(3, (31, 37))
     side = augment.source_side(preprocessing)

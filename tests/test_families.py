@@ -149,6 +149,16 @@ def test_cost_is_what_torch_counts(family: str) -> None:
     assert counted.forward_flops == counter.get_total_flops()
     assert counted.params == sum(p.numel() for p in model.parameters())
     assert counted.activation_bytes > 0
+    assert counted.train_flops == 3 * counted.forward_flops
+
+
+@pytest.mark.parametrize("family", ["vit", "hybrid", "bit"])
+def test_a_training_step_costs_at_most_three_forward_passes(family: str) -> None:
+    """Less by the gradient with respect to the pictures, which nobody computes. torch counts no depthwise gradient right."""
+    model = small(family).to("meta").train()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(3, 3, *SIZE, device="meta")).sum().backward()
+    assert 0.85 < counter.get_total_flops() / (3 * cost(model).train_flops) <= 1
 
 
 @pytest.mark.parametrize("family", ["bit", "efficientnet"])
@@ -334,8 +344,8 @@ def test_stochastic_depth_grows_from_the_input_to_the_output(family: str) -> Non
     model = small(family)
     model.regularize(stochastic_depth=0.5)
     rates = [module.p for module in model.branches()]
-    assert rates == sorted(rates)
-    assert (rates[0], rates[-1]) == (0.0, 0.5)
+    assert len(rates) > 1
+    assert rates == pytest.approx([0.5 * i / (len(rates) - 1) for i in range(len(rates))])
     if isinstance(model, Hybrid):
         assert model.blocks[-1].stochastic_depth.p == 0.5
     every = [module for module in model.modules() if isinstance(module, StochasticDepth)]

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from patchword.data.dataset import Arrays, Split
 from patchword.evaluation.metrics import Predictions, average_precision, calibration, measure, wilson_interval
+from patchword.evaluation.mistakes import confident_mistakes
 
 
 def test_wilson_interval_by_hand() -> None:
@@ -41,6 +43,25 @@ def test_unreadable_pictures_count_as_wrong() -> None:
         "f1": 2 / 3,
     }
     assert figures["loss"] == pytest.approx(-(math.log(0.8) * 2 + math.log(0.2) + math.log(0.7)) / 4, rel=1e-5)
+
+
+def test_top5_counts_unreadable_pictures_as_wrong() -> None:
+    """Ranks 1, 5, 6 and 2 of seven; the fifth picture cannot be read."""
+    logits = np.array([[7, 6, 5, 4, 3, 2, 1]] * 4 + [[0] * 7], np.float32)
+    figures = measure(Predictions(logits, np.array([0, 4, 5, 1, 0]), {4: "is empty"}), tuple("abcdefg"))
+    assert figures["top5"] == {"correct": 3, "value": 0.6, "ci95": wilson_interval(3, 5)}
+
+
+def test_the_worst_mistakes_come_first() -> None:
+    """Wrong at 0.6, 0.9 and 0.7; picture 1 is right, and picture 4 cannot be read."""
+    logits = np.log(np.array([[6, 4], [9, 1], [1, 9], [7, 3], [5, 5]], dtype=np.float32) / 10)
+    predictions = Predictions(logits, np.array([1, 0, 0, 1, 1]), {4: "is empty"})
+    split = Split(Arrays(np.zeros((5, 4, 4, 3), np.uint8), "p"), predictions.labels)
+    mistakes = confident_mistakes(predictions, split, ("ant", "bee"))
+    assert [row["name"] for row in mistakes] == ["p:2", "p:3", "p:0"]
+    assert [row["confidence"] for row in mistakes] == pytest.approx([0.9, 0.7, 0.6])
+    assert [(row["label"], row["predicted"]) for row in mistakes] == [("ant", "bee"), ("bee", "ant"), ("bee", "ant")]
+    assert confident_mistakes(predictions, split, ("ant", "bee"), most=2) == mistakes[:2]
 
 
 def test_calibration_by_hand() -> None:
@@ -97,6 +118,28 @@ def test_several_labels_with_a_label_that_never_occurs_and_a_bad_picture() -> No
     # Found first at rank 1; the unreadable one last, at rank 3, together with nothing else.
     assert figures["labels"][0]["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
     assert figures["labels"][0]["recall"] == 0.5
+
+
+def test_an_unreadable_picture_is_ranked_below_every_logit() -> None:
+    """A zero in its row would stand above these: found at ranks 2 and 4, not at 1 and 3."""
+    logits = np.array([[-1], [-2], [0], [-3]], np.float32)
+    figures = measure(Predictions(logits, np.array([[0], [1], [1], [0]], np.uint8), {2: "is empty"}), ("a",))
+    assert figures["value"] == pytest.approx((1 / 2 + 2 / 4) / 2)
+
+
+def test_the_interval_of_several_labels_holds_95_in_100() -> None:
+    """The same bootstrap by another way, with other draws: pictures are repeated, not weighted."""
+    generator = np.random.default_rng(2)
+    truth = (generator.random((60, 3)) < 0.4).astype(np.uint8)
+    logits = (generator.normal(size=(60, 3)) + truth).astype(np.float32)
+    low, high = measure(Predictions(logits, truth, {}), ("a", "b", "c"))["value_ci95"]
+    values = []
+    for _ in range(400):
+        drawn = generator.integers(0, 60, 60)
+        values.append(np.mean([average_precision(logits[drawn, i], truth[drawn, i]) for i in range(3)]))
+    assert 0.91 < np.mean([low <= value <= high for value in values]) < 0.985
+    assert low == pytest.approx(np.quantile(values, 0.025), abs=0.03)
+    assert high == pytest.approx(np.quantile(values, 0.975), abs=0.03)
 
 
 def test_weights_of_average_precision_are_repetitions() -> None:

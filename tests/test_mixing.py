@@ -71,6 +71,16 @@ def test_lambda_is_beta_distributed_above_one_half(parameter: float) -> None:
     assert np.mean(keeps) == pytest.approx(mean, abs=4 * np.std(keeps) / np.sqrt(800))
 
 
+def test_cutmixs_rectangles_have_the_area_that_lambda_leaves() -> None:
+    """Side √u of a square, u = 1 − λ uniform, loses u/4 at the borders on average: ∫ (√u − u/4)² du = 77/240."""
+    pasted = [
+        1 - mix(torch.zeros(2, 1, 40, 40), torch.eye(2), Augment(cutmix=1.0), seed=5, step=step)[1][0, 0].item()
+        for step in range(800)
+    ]
+    assert np.mean(pasted) == pytest.approx(77 / 240, abs=4 * np.std(pasted) / np.sqrt(800))
+    assert max(pasted) > 0.85
+
+
 def test_with_both_a_coin_decides() -> None:
     cut = 0
     for step in range(200):
@@ -121,6 +131,17 @@ def test_erasing_covers_one_rectangle_of_every_picture() -> None:
         assert (wide - 0.5) / (tall + 0.5) <= 1 / 0.3
         assert (wide + 0.5) / (tall - 0.5) >= 0.3
     assert len({hole.sum().item() for hole in holes}) > 40
+
+
+def test_erased_areas_are_spread_over_the_whole_range() -> None:
+    """Uniform from 0.02 to ⅓ of the picture, of which the longest do not always fit: about half are above a sixth."""
+    count = 400
+    erased = erase(torch.ones(count, 1, 37, 37), Augment(erasing=1.0), seed=2, **_keys(count))
+    areas = (erased == 0).float().mean(dim=(1, 2, 3))
+    assert 0.42 < (areas > 1 / 6).float().mean() < 0.58
+    assert 0.18 < (areas < 0.1).float().mean() < 0.33
+    assert areas.max() > 0.32
+    assert areas.min() < 0.03
 
 
 def test_erasing_chooses_its_share_of_pictures_whatever_the_batch() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from PIL import Image
 
 from patchword.models.position import PositionEmbedding, RelativeKeys, Resampling, resample_grid, sincos
 
@@ -26,6 +27,15 @@ def test_resampling_keeps_orientation_on_grids_that_are_not_square(mode: Resampl
     assert (moved[:, :, 1].diff(dim=1) >= -1e-4).all()
     torch.testing.assert_close(moved[:, :, 0], moved[:, :1, 0].expand(-1, 13))
     torch.testing.assert_close(moved[:, :, 1], moved[:1, :, 1].expand(11, -1))
+
+
+@pytest.mark.parametrize(("old", "new"), [((12, 17), (7, 5)), ((3, 5), (11, 13)), ((13, 4), (5, 9))])
+def test_bicubic_resampling_is_pillows(old: tuple[int, int], new: tuple[int, int]) -> None:
+    """Pillow, too, widens its kernel where the grid shrinks; without that, cells between the samples would not count."""
+    table = np.random.default_rng(0).normal(size=old).astype(np.float32)
+    expected = np.asarray(Image.fromarray(table).resize((new[1], new[0]), Image.Resampling.BICUBIC))
+    ours = resample_grid(torch.from_numpy(table).reshape(-1, 1), old, new, "bicubic")
+    np.testing.assert_allclose(ours.numpy().reshape(new), expected, atol=1e-5)
 
 
 def test_equal_grids_are_the_identity() -> None:
@@ -73,6 +83,15 @@ def test_2d_is_columns_then_rows() -> None:
     patches = embedding.patches()
     assert patches is not None
     torch.testing.assert_close(patches[5], torch.cat([embedding.columns[2], embedding.rows[1]]))
+
+
+def test_relative_keys_begin_as_small_as_positions() -> None:
+    keys = RelativeKeys(301, 17)
+    torch.nn.init.constant_(keys.table, 9.0)
+    torch.manual_seed(0)
+    keys.reset()
+    assert keys.table.std().item() == pytest.approx(0.02, rel=0.03)
+    assert abs(keys.table.mean().item()) < 0.001
 
 
 def test_relative_table_is_stretched_about_its_centre() -> None:
