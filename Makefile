@@ -33,8 +33,8 @@ test: .venv/tested
 
 check: .venv/checked
 .venv/checked: .venv/ready $(SOURCE) $(TESTS) $(PAGES) $(TOOLS)
-	$(BIN)/ruff format --check src tests bench tools/recipe_fields
-	$(BIN)/ruff check src tests bench tools/recipe_fields
+	$(BIN)/ruff format --check src tests bench tools/recipe_fields tools/parity
+	$(BIN)/ruff check src tests bench tools/recipe_fields tools/parity
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell src tests bench docs README.md CONTRIBUTING.md CHANGELOG.md
