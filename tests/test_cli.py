@@ -239,3 +239,18 @@ def test_several_labels_are_predicted_each_on_its_own(trained: Path, pictures: P
         logits = model(model.preprocess(Image.open(one)))[0]
     expected = dict(zip(model.labels or (), logits.sigmoid().tolist(), strict=True))
     assert {each["label"]: each["probability"] for each in row["predictions"]} == pytest.approx(expected)
+
+
+def test_classes_without_names_are_the_data_sets_in_order(
+    trained: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As timm's checkpoints have them; another number of classes cannot be compared."""
+    model = load_model(trained)
+    named = patchword.evaluate(model, pictures)
+    model.labels = None
+    assert patchword.evaluate(model, pictures)["confusion"] == named["confusion"]
+    assert "does not name its classes; they are taken for the data set's" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="does not name its 5 classes, and .* has 3"):
+        patchword.evaluate(load_model(trained, num_classes=5), pictures)
+    with pytest.raises(UsageError, match="has no head, so it names nothing"):
+        patchword.predict(load_model(trained, num_classes=0), next((pictures / "test" / "ant").iterdir()))

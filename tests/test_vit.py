@@ -360,7 +360,6 @@ def test_every_parameter_begins_as_in_the_original() -> None:
         torch.testing.assert_close(parameter, torch.full_like(parameter, expected), msg=name)
 
 
-@pytest.mark.xfail(reason="AttentionPool.reset passes over its norm", strict=True)
 def test_reset_reaches_the_norm_of_the_pooling_head() -> None:
     model = create_model("ViT-At/8", 3, 16, pool="map", depth=1)
     weight = model.get_parameter("attention_pool.norm.weight")

@@ -87,6 +87,7 @@ def _describe(folder: Path, **changes: object) -> None:
         for name in names:
             table = table[name]
         table[last] = value
+    description.get("sha256", {}).pop("model.json", None)
     (folder / "model.json").write_text(json.dumps(description))
 
 
@@ -121,7 +122,7 @@ def test_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(DataError):
         load_model(tmp_path / "m")
     description = json.loads((tmp_path / "m/model.json").read_text())
-    description["sha256"]["model.safetensors"] = hashlib.sha256(content).hexdigest()
+    description["sha256"] = {"model.safetensors": hashlib.sha256(content).hexdigest()}
     (tmp_path / "m/model.json").write_text(json.dumps(description))
     with pytest.raises(DataError, match="not a whole safetensors file"):
         load_model(tmp_path / "m")
@@ -132,7 +133,7 @@ def test_places_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no model"):
         load_model(tmp_path)
     (tmp_path / "thing.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds no model; a new folder"):
+    with pytest.raises(UsageError, match="holds no model; a new name"):
         save_model(small(), tmp_path)
     assert (tmp_path / "thing.txt").read_text() == "mine"
     with pytest.raises(UsageError, match="unknown format 'tim'"):
@@ -162,3 +163,30 @@ def test_several_labels_are_kept_where_the_format_can_say_it(tmp_path: Path) -> 
     model.multi_label = True
     save_model(model, tmp_path / "theirs", format="huggingface")
     assert load_model(tmp_path / "theirs").multi_label
+
+
+def test_an_edited_description_is_found(tmp_path: Path) -> None:
+    """Unless its hash is taken out, which says that it was meant."""
+    save_model(small(), tmp_path / "m")
+    path = tmp_path / "m" / "model.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps(description))  # other spaces are no edit
+    assert load_model(tmp_path / "m").num_classes == 5
+    description["labels"][1] = "x"
+    path.write_text(json.dumps(description))
+    with pytest.raises(DataError, match=r"model\.json is damaged or was edited"):
+        load_model(tmp_path / "m")
+    del description["sha256"]["model.json"]
+    path.write_text(json.dumps(description))
+    assert load_model(tmp_path / "m").labels == ("ä", "x", "c", "d", "<e>")
+    for labels in (["a"], "abcde", [1, 2, 3, 4, 5]):
+        path.write_text(json.dumps({**description, "labels": labels}))
+        with pytest.raises(DataError, match="labels must name each of the 5 classes"):
+            load_model(tmp_path / "m")
+
+
+def test_labels_in_another_order_get_a_new_head() -> None:
+    model = small()
+    changed, said = adapt(model, labels=("b", "ä", "c", "d", "<e>"))
+    assert not changed.head.weight.any()  # pyright: ignore[reportCallIssue]
+    assert "new zero-initialised head" in said[-1]

@@ -212,6 +212,7 @@ class AttentionPool(nn.Module):
             nn.init.xavier_uniform_(matrix)
         for layer in (self.q, self.kv, self.proj):
             nn.init.zeros_(layer.bias)
+        self.norm.reset_parameters()
         self.mlp.reset()
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

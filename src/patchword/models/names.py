@@ -60,7 +60,12 @@ def build_model(architecture: dict[str, Any], preprocessing: Preprocessing) -> M
     """The model that `Model.architecture` describes, without weights: its parameters are on the meta device."""
     fields = dict(architecture)
     family, name, num_classes = fields.pop("family", None), fields.pop("name", None), fields.pop("num_classes", None)
-    if family not in FAMILIES or not isinstance(name, str) or not isinstance(num_classes, int):
+    if (
+        not isinstance(family, str)
+        or family not in FAMILIES
+        or not isinstance(name, str)
+        or type(num_classes) is not int
+    ):
         known = ", ".join(FAMILIES)
         raise DataError(f"unknown architecture {architecture!r}; a family ({known}), a name and num_classes are right")
     kind = config_type(FAMILIES[family])

@@ -27,15 +27,24 @@ def evaluate(
         out: Write all figures to this JSON file.
     """
     from patchword.core import files
+    from patchword.core.progress import say
     from patchword.data.sources import open_data
     from patchword.evaluation.metrics import measure
     from patchword.evaluation.predict import predict
     from patchword.weights.io import as_model
 
     loaded = as_model(model)
-    if loaded.labels is None:
-        raise UsageError(f"{loaded.name} does not name its classes, so its answers cannot be compared with labels")
     dataset = open_data(data, classes=loaded.labels)
+    if loaded.labels is None:
+        if len(dataset.classes) != loaded.num_classes:
+            raise UsageError(
+                f"{loaded.name} does not name its {loaded.num_classes} classes, and {data} has {len(dataset.classes)}: its "
+                "answers cannot be compared with labels"
+            )
+        order = ", ".join(dataset.classes[:3])
+        say(
+            f"note: {loaded.name} does not name its classes; they are taken for the data set's, in its order ({order}, …)"
+        )
     chosen: str = split
     if split == "auto":
         chosen = next(name for name in ("test", "validation", "train") if name in dataset.splits)

@@ -49,6 +49,8 @@ def predict(
     loaded = as_model(model)
     device = next(loaded.parameters()).device
     names = loaded.labels or tuple(str(i) for i in range(loaded.num_classes))
+    if not features and not loaded.num_classes:
+        raise UsageError(f"{loaded.name} has no head, so it names nothing; --features gives what it sees")
     rows: list[dict[str, Any]] = []
     for start in range(0, len(paths), _BATCH):
         pixels, readable = [], []

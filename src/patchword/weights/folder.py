@@ -1,7 +1,9 @@
 """A portable model folder: `model.safetensors` and `model.json` say everything about the model, `README.md` to people."""
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,6 +33,7 @@ def save(model: Model, folder: Path) -> None:
             "provenance": model.provenance,
             "sha256": {WEIGHTS: files.sha256(aside / WEIGHTS)},
         }
+        description["sha256"][DESCRIPTION] = _hash(description)
         (aside / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (aside / CARD).write_text(card(model), encoding="utf-8")
 
@@ -44,11 +47,22 @@ def load(folder: Path) -> Model:
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise DataError(f"{folder / DESCRIPTION} is not a model description of format {_FORMAT}")
     try:
-        expected = description["sha256"][WEIGHTS]
+        hashes = dict(description["sha256"])
+        expected, own = hashes[WEIGHTS], hashes.pop(DESCRIPTION, None)
+        # Who edits the description on purpose takes its hash out.
+        if own is not None and own != _hash({**description, "sha256": hashes}):
+            raise DataError(
+                f"{folder / DESCRIPTION} is damaged or was edited, for its own SHA-256 does not hold; "
+                "whoever edits it on purpose takes that line out"
+            )
         labels, architecture = description["labels"], description["architecture"]
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / DESCRIPTION} lacks {error}") from error
+    if not isinstance(expected, str) or not isinstance(architecture, dict):
+        raise DataError(
+            f"{folder / DESCRIPTION} is not what this release writes: sha256 or architecture is of another kind"
+        )
     if not (folder / WEIGHTS).is_file():
         raise DataError(f"{folder / WEIGHTS} does not exist")
     if (found := files.sha256(folder / WEIGHTS)) != expected:
@@ -57,10 +71,22 @@ def load(folder: Path) -> Model:
         )
     model = build_model(architecture, preprocessing)
     fill(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    if labels is not None and not (
+        isinstance(labels, list)
+        and len(labels) == model.num_classes
+        and all(isinstance(label, str) for label in labels)
+    ):
+        raise DataError(f"{folder / DESCRIPTION}: labels must name each of the {model.num_classes} classes with a text")
     model.labels = None if labels is None else tuple(labels)
     model.multi_label = description.get("multi_label") is True
-    model.provenance = description.get("provenance") or {}
+    provenance = description.get("provenance")
+    model.provenance = provenance if isinstance(provenance, dict) else {}
     return model.eval()
+
+
+def _hash(description: dict[str, Any]) -> str:
+    """Of a description in one spelling, whatever its spaces and the order of its fields."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def fill(model: Model, tensors: dict[str, torch.Tensor], where: str) -> None:

@@ -302,11 +302,12 @@ def _config(found: _Found, said: Fields, hints: Hints, where: str, assumed: list
 
     D = found.embed_dim
     value, hint = said.get("num_attention_heads", int), hints.num_heads
-    if value is None and hint is None and not said.values and D % 64:
+    usual = mapping.usual_heads(D)
+    if value is None and hint is None and not said.values and usual is None:
         raise UsageError(
             f"{where} does not say its number of heads, and its width of {D} is no multiple of 64; give num_heads"
         )
-    default = _DEFAULT_HEADS if said.values else D // 64
+    default = _DEFAULT_HEADS if said.values or usual is None else usual[0]
     heads = choose("num_heads", "the number of heads", value, hint, default)
     if heads < 1 or D % heads:
         if hint is not None:

@@ -130,6 +130,17 @@ def _number(tensor: Tensor, name: str, where: str) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+_WIDE_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+"""Heads of the sizes so400m, H, g and G, whose channels are not 64 each."""
+
+
+def usual_heads(embed_dim: int) -> tuple[int, str] | None:
+    """The heads that a model of this width usually has, and why; None where there is no rule."""
+    if embed_dim in _WIDE_HEADS:
+        return _WIDE_HEADS[embed_dim], f"as usual at width {embed_dim}"
+    return (embed_dim // 64, "64 channels a head") if embed_dim % 64 == 0 else None
+
+
 def shape_of(tensor: Tensor) -> str:
     """`24×3×8`."""
     return "×".join(map(str, tensor.shape)) or "a single number"

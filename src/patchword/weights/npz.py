@@ -1,8 +1,10 @@
 """NumPy's `.npz`, read from strangers and written for them: no pickle, no bomb, every byte checked by its CRC."""
 
 import io
+import lzma
 import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +31,15 @@ def read(path: Path) -> dict[str, Tensor]:
             _refuse_bombs(entries, path)
             _refuse_losses(archive, path)
             return {entry.filename.removesuffix(".npy"): _array(archive, entry, path) for entry in entries}
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         raise DataError(f"{path} is not a whole .npz archive ({_said(error)})") from error
 
 
@@ -82,7 +92,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> Tens
         raise DataError(f"{path}: {entry.filename} is not an array of plain numbers ({_said(error)})") from error
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
-    if array.dtype.kind not in "fiu":
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise DataError(f"{path}: {entry.filename} holds {array.dtype}, not numbers")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.require(array, requirements=("C", "W")))

@@ -142,7 +142,7 @@ def _transformers(source: Source, folder: Path, model: Model, images: Tensor) ->
         )
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ValueError(f"it misses {sorted(report['missing_keys']) or sorted(report['mismatched_keys'])}")
-    answer = net.eval()(images)
+    answer = net.float().eval()(images)  # widened as ours is
     if model.num_classes:
         return answer.logits
     return answer.pooler_output if hidden else answer.last_hidden_state[:, 0]

@@ -55,7 +55,7 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
     described = path.is_dir() or path.name == _WEIGHTS or path.name in _PICKLES
     description = _json(home / _DESCRIPTION) if described else {}
     preprocessor = _json(home / _PREPROCESSOR) if described else {}
-    tensors = _shards(path) if path.is_dir() else _file(path, trust_pickle)
+    tensors = _shards(path, trust_pickle) if path.is_dir() else _file(path, trust_pickle)
     return Source(path, recognize(tensors, path), tensors, description, preprocessor)
 
 
@@ -75,14 +75,14 @@ def recognize(names: Collection[str], where: Path) -> Dialect:
     raise DataError(f"{where} holds weights of no kind that is known (its tensors are {first}, …)")
 
 
-def _shards(path: Path) -> dict[str, Tensor]:
+def _shards(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
     """The tensors of a folder: one file, or several that an index names."""
     if (path / _WEIGHTS).is_file():
         return folder.read_tensors(path / _WEIGHTS)
     if not (path / _INDEX).is_file():
         pickled = [name for name in _PICKLES if (path / name).is_file()]
         if pickled:
-            raise _refuse_pickle(path / pickled[0])
+            return _file(path / pickled[0], trust_pickle)
         raise UsageError(
             f"{path} holds no model: a finished run's folder, or one with {folder.DESCRIPTION} or {_WEIGHTS}, is right"
         )

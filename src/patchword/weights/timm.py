@@ -512,12 +512,13 @@ def _unsaid(said: _Said, hints: Hints, embed_dim: int, assumed: list[str], where
         raise DataError(
             f"{where}: {_DESCRIPTION} says num_heads={heads!r}, which does not divide the width {embed_dim}"
         )
-    if heads is None and hints.num_heads is None and embed_dim % 64:
+    usual = mapping.usual_heads(embed_dim)
+    if heads is None and hints.num_heads is None and usual is None:
         raise UsageError(
             f"{where} does not say its heads, and its width {embed_dim} has not 64 for each; give num_heads"
         )
     defaults = (
-        ("num_heads", embed_dim // 64, "64 channels a head"),
+        ("num_heads", usual[0] if usual else 0, usual[1] if usual else ""),
         ("gelu", "erf", "as most of timm's ViTs have it"),
         ("norm_eps", _NORM_EPS, "as most of timm's ViTs have it"),
     )
