@@ -657,3 +657,17 @@ def test_what_is_no_array_or_not_of_numbers(tmp_path: Path) -> None:
         load_model(path)
     with pytest.raises(DataError, match="cls.npy holds <U3, not numbers"):
         load_model(saved(path, arrays("vit_token") | {"cls": np.array(["yes"])}))
+
+
+def test_bombs_that_deflate_can_make(tmp_path: Path) -> None:
+    """300 MB of zeros in 0.3 MB: within what deflate can do, and beyond what weights are."""
+    path = tmp_path / "zeros.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("embedding/kernel.npy", "w") as entry,
+    ):
+        np.lib.format.write_array_header_1_0(entry, {"descr": "<f4", "fortran_order": False, "shape": (75_000_000,)})
+        for _ in range(30):
+            entry.write(bytes(10_000_000))
+    with pytest.raises(DataError, match=r"to 300,000,128, which no weights do: a bomb"):
+        load_model(path)

@@ -17,7 +17,8 @@ from patchword.core.errors import DataError
 
 _MOST_RATIO = 1100
 """Deflate cannot pack better than 1:1032; what claims more is no honest archive."""
-_MOST_BYTES = 64 * 2**30
+_ANY_SIZE, _USUAL_RATIO = 2**26, 100
+"""Bytes that any archive may unpack to, and how many times its own size beyond that: weights hardly shrink at all."""
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -45,13 +46,11 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as `numpy.savez` does, in the order of their names and without dates: equal values are equal bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    with files.new_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(tensors):
-            content = io.BytesIO()
-            np.lib.format.write_array(content, tensors[name].detach().cpu().float().numpy(), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
-    files.write_bytes(path, buffer.getvalue())
+            array = tensors[name].detach().cpu().float().numpy()
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def _refuse_bombs(entries: list[zipfile.ZipInfo], path: Path) -> None:
@@ -66,8 +65,9 @@ def _refuse_bombs(entries: list[zipfile.ZipInfo], path: Path) -> None:
             raise DataError(
                 f"{path}: {entry.filename} claims {entry.file_size:,} bytes from {entry.compress_size:,}: a bomb"
             )
-    if (total := sum(entry.file_size for entry in entries)) > _MOST_BYTES:
-        raise DataError(f"{path} unpacks to {total:,} bytes, more than the limit of {_MOST_BYTES >> 30} GiB")
+    total, limit = sum(entry.file_size for entry in entries), _ANY_SIZE + _USUAL_RATIO * packed
+    if total > limit:
+        raise DataError(f"{path} would unpack {packed:,} bytes to {total:,}, which no weights do: a bomb")
 
 
 def _refuse_losses(archive: zipfile.ZipFile, path: Path) -> None:
