@@ -671,3 +671,37 @@ def test_bombs_that_deflate_can_make(tmp_path: Path) -> None:
             entry.write(bytes(10_000_000))
     with pytest.raises(DataError, match=r"to 300,000,128, which no weights do: a bomb"):
         load_model(path)
+
+
+HOLDS = {
+    "vit_token": {"google", "timm", "huggingface", "patchword"},
+    "vit_token_prelogits": {"google", "patchword"},
+    "bigvision_vit_map": {"google", "timm", "patchword"},
+    "bigvision_vit_gap_sincos2d": {"google", "patchword"},
+    "hybrid_r3stages_s16": {"google", "patchword"},
+    "hybrid_r4stages_s32": {"google", "patchword"},
+    "bit_r_1121": {"google", "patchword"},
+}
+"""What can hold each: timm and transformers have no pre-logits beside a classifier, and other epsilons in their ResNets."""
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("form", ["google", "timm", "huggingface", "patchword"])
+def test_every_file_goes_into_every_format_that_can_hold_it(name: str, form: Any, tmp_path: Path) -> None:
+    model = load_model(fixture(name), image_size=SIZES.get(name))
+    target = tmp_path / ("out.npz" if form == "google" else "out")
+    if form not in HOLDS[name]:
+        with pytest.raises(UsageError, match=r"cannot hold|format holds no other"):
+            save_model(model, target, format=form)
+        assert not target.exists()
+        return
+    save_model(model, target, format=form)
+    again = load_model(target, image_size=model.image_size)
+    batch = images(name)
+    with torch.no_grad():
+        torch.testing.assert_close(again(batch), model(batch), rtol=0, atol=1e-6)
+    save_model(again, tmp_path / "back.npz", format="google")
+    mine, theirs = np.load(tmp_path / "back.npz"), np.load(fixture(name))
+    assert set(mine.files) == set(theirs.files)
+    for key in theirs.files:
+        assert np.array_equal(mine[key].reshape(theirs[key].shape), theirs[key]), key
