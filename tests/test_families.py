@@ -394,3 +394,20 @@ def test_kept_kernels_never_outlive_their_weights() -> None:
         conv.weight = nn.Parameter(torch.randn(conv.weight.shape, generator=generator))
         with torch.inference_mode():
             torch.testing.assert_close(conv.kernel(), conv._standardize())
+
+
+@pytest.mark.parametrize("family", ["hybrid", "bit"])
+def test_a_dropped_unit_is_its_residual(family: str) -> None:
+    """And so is a new unit of a hybrid's stem, whose last norm begins with a scale of zero."""
+    model = small(family).train()
+    stages: Any = (model.backbone if isinstance(model, Hybrid) else model).units
+    unit = stages[0][0] if family == "hybrid" else stages[1][1]
+    x = torch.randn(2, unit.conv1.in_channels, 6, 5).relu()
+    residual = x if unit.conv_proj is None else unit.norm_proj(unit.conv_proj(x))
+    unit.stochastic_depth.p = 1 - 1e-9
+    torch.testing.assert_close(unit(x), residual.relu() if family == "hybrid" else residual)
+    if family == "hybrid":
+        unit.stochastic_depth.p = 0.0
+        assert (unit(x) - residual.relu()).abs().max() > 1e-3
+        unit.reset()
+        torch.testing.assert_close(unit(x), nn.functional.relu(residual + unit.norm3.bias[:, None, None]))

@@ -678,3 +678,15 @@ def test_folders_that_are_damaged(tmp_path: Path, shards: bool, spoil: Callable[
         load_model(tmp_path / "m")
     assert "\n" not in str(caught.value)
     compare(model, load_model(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    "act", ["gelu", "gelu_python", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_new", "gelu_fast", "gelu_accurate"]
+)
+def test_every_gelu_of_theirs_is_the_one_of_ours(act: str, tmp_path: Path) -> None:
+    """At weights that tell the two kinds apart."""
+    other = theirs(hidden_act=act)
+    other.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    with torch.no_grad():
+        assert (model(batch(other)) - other(batch(other)).logits).abs().max() < 2e-6

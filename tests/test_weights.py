@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import patchword
 from patchword.core.errors import DataError, UsageError
 from patchword.models.contract import Model
 from patchword.models.names import create_model
+from patchword.weights import npz, source
 from patchword.weights.adapt import adapt
 from patchword.weights.io import load_model, save_model
 
@@ -190,3 +192,19 @@ def test_labels_in_another_order_get_a_new_head() -> None:
     changed, said = adapt(model, labels=("b", "ä", "c", "d", "<e>"))
     assert not changed.head.weight.any()  # pyright: ignore[reportCallIssue]
     assert "new zero-initialised head" in said[-1]
+
+
+def test_npz_of_another_byte_order_is_read_and_one_with_more_behind_an_array_is_not(tmp_path: Path) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3) - 2
+    np.savez(tmp_path / "big.npz", a=values.astype(">f4"))
+    assert torch.equal(npz.read(tmp_path / "big.npz")["a"], torch.from_numpy(values))
+    with zipfile.ZipFile(tmp_path / "more.npz", "w") as archive, archive.open("a.npy", "w") as entry:
+        np.lib.format.write_array(entry, values)
+        entry.write(b"more")
+    with pytest.raises(DataError, match="there is more behind the array"):
+        npz.read(tmp_path / "more.npz")
+
+
+def test_of_several_state_dicts_in_a_pickle_the_average_is_taken(tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(1)}, "state_dict_ema": {"module.a": torch.ones(1)}}, tmp_path / "x.pth")
+    assert source._file(tmp_path / "x.pth", trust_pickle=True)["a"].item() == 1
