@@ -22,12 +22,12 @@ from patchword.data.loader import Batch
 from patchword.models.contract import Model
 from patchword.models.names import create_model
 from patchword.models.vit import ViT
-from patchword.training.loop import train_step
 from patchword.training.objectives import Softmax
 from patchword.training.optimizer import OptimizerConfig, build_optimizer
-from patchword.training.parallel import Replicas
+from patchword.training.passes import Passes
 from patchword.training.prepare import comfortable_micro_batch
 from patchword.training.recipe import Recipe
+from patchword.training.step import train_step
 from patchword.weights.io import save_model
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-5, 0.05, 1.0
@@ -87,9 +87,8 @@ def patchword(job: Job, **options: Any) -> Iterator[Built]:
     optimizer = build_optimizer(recipe.optimizer, model)
     ids = np.arange(job.batch)
     batch = Batch(images, labels, torch.ones(job.batch), ids, np.zeros_like(ids))
-    with Replicas(model.train(), THREADS) as replicas:
-        objective = Softmax(model.num_classes)
-        yield Built(lambda: train_step(replicas, objective, optimizer, batch, recipe, 0), logits)
+    with Passes(model.train(), Softmax(model.num_classes), threads=THREADS) as passes:
+        yield Built(lambda: train_step(passes, optimizer, batch, recipe, 0), logits)
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from patchword.data.dataset import Arrays, Split
 from patchword.data.loader import TrainLoader
 from patchword.data.store import Store
 from patchword.training import recipe as recipes
-from patchword.training.loop import train_step
 from patchword.training.objectives import Softmax
 from patchword.training.optimizer import build_optimizer
-from patchword.training.parallel import Replicas
+from patchword.training.passes import Passes
 from patchword.training.prepare import comfortable_micro_batch
+from patchword.training.step import train_step
 
 _PICTURES = 4096
 _STEPS = 12
@@ -42,7 +42,6 @@ def share() -> dict[str, float]:
         },
     )
     optimizer = build_optimizer(recipe.optimizer, model)
-    objective = Softmax(model.num_classes)
     loader = TrainLoader(
         split,
         preprocessing=model.preprocessing,
@@ -52,12 +51,12 @@ def share() -> dict[str, float]:
         store=Store.fill(split, 3, 1),
         workers=0,
     )
-    with loader, Replicas(model.train(), THREADS) as replicas:
+    with loader, Passes(model.train(), Softmax(model.num_classes), threads=THREADS) as passes:
         began, waited = 0.0, 0.0
         for step, batch in enumerate(loader):
             if step == 2:  # the first batches wait for the loader to begin
                 began, waited = time.perf_counter(), loader.wait_seconds
-            train_step(replicas, objective, optimizer, batch, recipe, step)
+            train_step(passes, optimizer, batch, recipe, step)
             if step == 2 + _STEPS:
                 break
         seconds = time.perf_counter() - began

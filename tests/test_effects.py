@@ -36,8 +36,9 @@ from patchword.training import run as runs
 from patchword.training.choice import choose_model
 from patchword.training.objectives import Softmax
 from patchword.training.optimizer import OptimizerConfig, build_optimizer
-from patchword.training.parallel import Replicas
+from patchword.training.passes import Passes
 from patchword.training.recipe import Budget, Recipe, Regularization
+from patchword.training.step import train_step
 from patchword.weights.folder import read_tensors
 
 TINY = {"name": "ViT-At/2", "depth": 2, "embed_dim": 8, "num_heads": 2, "mlp_dim": 12}
@@ -178,7 +179,7 @@ def handed_over(recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> t
         given.extend(arguments[:3])
         raise FaultError("enough")
 
-    monkeypatch.setattr(loop, "train", stopped)
+    monkeypatch.setattr(loop, "Loop", stopped)
     with pytest.raises(FaultError, match="enough"):
         runs.run(recipe, out)
     return given[0], given[1], given[2]
@@ -226,7 +227,7 @@ def test_at_most_twenty_steps_are_thrown_away(monkeypatch: pytest.MonkeyPatch) -
             self.closed = True
 
     def no_step(*arguments: Any) -> tuple[float, float]:
-        assert all(group["lr"] == 0.0 for group in arguments[2].param_groups)
+        assert all(group["lr"] == 0.0 for group in arguments[1].param_groups)
         done.append(arguments[-1])
         return 0.0, 0.0
 
@@ -286,7 +287,7 @@ def one_step(recipe: Recipe, step: int = 0, model: Model | None = None) -> tuple
     regularization = recipe.regularization
     model.regularize(dropout=regularization.dropout, stochastic_depth=regularization.stochastic_depth)
     optimizer = build_optimizer(recipe.optimizer, model)
-    return (watched, *loop.train_step(Replicas(model), watched, optimizer, batch(), recipe, step))
+    return (watched, *train_step(Passes(model, watched), optimizer, batch(), recipe, step))
 
 
 @pytest.mark.parametrize("fields", [{"erasing": 0.7}, {"mixup": 0.6}, {"cutmix": 0.6}, {"erasing": 0.7, "mixup": 0.6}])
@@ -323,7 +324,7 @@ def test_what_dropout_drops_is_decided_by_seed_and_step(kind: str) -> None:
     assert len({loss(3, 4), loss(3, 5), loss(4, 4)}) == 3
 
 
-def test_the_patches_that_are_kept_are_decided_by_seed_step_and_part() -> None:
+def test_the_patches_that_are_kept_are_decided_by_seed_step_and_place() -> None:
     recipe = Recipe(regularization=Regularization(patch_dropout=0.5), micro_batch=2)
     seen = set()
     for seed, step in itertools.product((0, 1), (0, 1)):
@@ -395,14 +396,14 @@ def test_adams_two_averages_by_hand(name: Any) -> None:
 
 def test_the_log_has_the_mean_loss_of_its_window(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses: list[float] = []
-    step = loop.train_step
+    step = loop.gradients
 
     def recorded(*arguments: Any) -> tuple[float, float]:
         loss, norm = step(*arguments)
         losses.append(loss)
         return loss, norm
 
-    monkeypatch.setattr(loop, "train_step", recorded)
+    monkeypatch.setattr(loop, "gradients", recorded)
     monkeypatch.setattr(loop, "_LOG_LINES", 2)  # of 6 steps, every third
     folder = run(plain(data, budget={"steps": 6}, optimizer={"lr": 0.03}), tmp_path / "out")
     log = [line for line in lines(folder) if line["kind"] == "train"]
@@ -455,7 +456,7 @@ def test_the_test_split_is_read_once_and_after_training(
     """In a stream, where a look is a read. Without thumbnails of mistakes, which show what was looked at before."""
     reads: list[tuple[str, int]] = []
     steps: list[int] = []
-    read, step = Split.read, loop.train_step
+    read, step = Split.read, loop.gradients
 
     def counted(self: Split, index: int) -> bytes | np.ndarray:
         reads.append((self.name(index), len(steps)))
@@ -466,7 +467,7 @@ def test_the_test_split_is_read_once_and_after_training(
         return step(*arguments)
 
     monkeypatch.setattr(Split, "read", counted)
-    monkeypatch.setattr(loop, "train_step", stepped)
+    monkeypatch.setattr(loop, "gradients", stepped)
     monkeypatch.setattr(runs, "confident_mistakes", lambda *_: [])
     run(plain(data, loading={"in_memory": "no"}, evaluation={"every_steps": 1}), tmp_path / "out")
     tested = [(name, when) for name, when in reads if name.startswith("test/")]
@@ -532,12 +533,12 @@ def test_killed_in_the_middle_the_same_run_ends_in_the_same_weights(data: Path, 
 import os, signal, sys
 from pathlib import Path
 from patchword.training import loop, recipe, run
-step = loop.train_step
+step = loop.gradients
 def killed(*arguments):
     if arguments[-1] == 14:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(*arguments)
-loop.train_step, loop.seconds_per_step = killed, lambda *_: 0.01
+loop.gradients, loop.seconds_per_step = killed, lambda *_: 0.01
 run.run(recipe.load(sys.argv[1]), Path(sys.argv[2]))
 """
     command = [sys.executable, "-c", program, str(tmp_path / "recipe.toml"), str(tmp_path / "killed")]

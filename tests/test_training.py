@@ -1,6 +1,7 @@
 """A recipe in, a run folder out: repeatable to the bit, resumable, and honest when it fails."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,15 +22,19 @@ from patchword.core import config
 from patchword.core.errors import DataError, FaultError, StoppedError, UsageError
 from patchword.core.runtime import only_writer
 from patchword.data.loader import Batch
+from patchword.models.chance import Chance
 from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.training import loop
 from patchword.training import recipe as recipes
 from patchword.training.objectives import Sigmoid, Softmax
 from patchword.training.optimizer import build_optimizer
-from patchword.training.parallel import Replicas
+from patchword.training.passes import Part, Passes
 from patchword.training.recipe import Recipe
+from patchword.training.record import Record
 from patchword.training.run import run
+from patchword.training.step import gradients as step_gradients
+from patchword.training.step import train_step
 from patchword.weights.io import load_model
 
 TINY = {"name": "ViT-At/8", "depth": 2, "embed_dim": 16, "num_heads": 2, "mlp_dim": 24}
@@ -108,14 +113,14 @@ def test_the_same_recipe_gives_the_same_bits(done: Path, pictures: Path, tmp_pat
 
 def stop_after(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal comes in the step before which `at` are done."""
-    step = loop.train_step
+    step = loop.gradients
 
     def signalled(*arguments: Any) -> tuple[float, float]:
         if arguments[-1] == at - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "train_step", signalled)
+    monkeypatch.setattr(loop, "gradients", signalled)
     monkeypatch.setattr(loop, "seconds_per_step", lambda *arguments: 0.01)  # its steps would be signalled, too
 
 
@@ -253,19 +258,62 @@ def test_a_run_without_its_checkpoints_says_so(
     assert "without a checkpoint: it begins again at step 0" in capsys.readouterr().err
 
 
-def test_update_with_nan_leaves_every_weight() -> None:
-    model = create_model("ViT-At/8", 3, 16, depth=1)
-    optimizer = build_optimizer(Recipe().optimizer, model)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():
-        model.get_parameter("head.bias")[0] = torch.nan
-    with pytest.raises(FaultError, match="step 4: the loss is nan at a learning rate of 0.001"):
-        loop.train_step(
-            Replicas(model), Softmax(3), optimizer, batch(5), dataclasses.replace(Recipe(), micro_batch=5), 3
-        )
-    for name, value in model.state_dict().items():
-        if name != "head.bias":
-            assert torch.equal(value, before[name]), name
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_a_step_that_is_not_finite_changes_nothing_and_names_its_pictures(
+    poison: float, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fourth batch is poisoned: the weights are those of three steps, and the file reproduces the batch."""
+    seen: list[list[int]] = []
+    gradients = loop.gradients
+
+    def poisoned(passes: Passes, one: Batch, recipe: Recipe, step: int) -> tuple[float, float]:
+        seen.append(one.ids.tolist())
+        loss, norm = gradients(passes, one, recipe, step)
+        return (loss if step < 3 else poison), norm
+
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr(loop, "gradients", poisoned)
+    with pytest.raises(FaultError, match=r"diverged in step 4: the loss is (nan|inf) at a learning rate of"):
+        run(tiny(pictures), tmp_path / "out")
+    story = json.loads((tmp_path / "out/diverged.json").read_text())
+    assert [picture["id"] for picture in story["pictures"]] == seen[3]
+    assert story["step"] == 4
+    assert all(picture["name"].startswith("train/") for picture in story["pictures"])
+    monkeypatch.setattr(loop, "gradients", gradients)
+    stop_after(3, monkeypatch)
+    with pytest.raises(StoppedError):
+        run(tiny(pictures), tmp_path / "three")
+    left = [tmp_path / name / "checkpoints/step-00000003/model.safetensors" for name in ("out", "three")]
+    assert left[0].read_bytes() == left[1].read_bytes()
+
+
+def test_a_spike_is_answered_by_going_back_and_leaving_it_out(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What comes out is a run that never took the step's pictures, also when it is killed and resumed afterwards."""
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr(loop, "_REMEMBERED_LOSSES", 3)
+    gradients, spoiled = loop.gradients, [8]
+
+    def spiking(passes: Passes, one: Batch, recipe: Recipe, step: int) -> tuple[float, float]:
+        loss, norm = gradients(passes, one, recipe, step)
+        return (loss * 100 if step in spoiled else loss), norm
+
+    monkeypatch.setattr(loop, "gradients", spiking)
+    recipe = tiny(pictures, guard={"spike": 50.0, "rollbacks": 1}, checkpoint={"every_steps": 3})
+    folder = run(recipe, tmp_path / "out")
+    assert "step 9: the loss is" in capsys.readouterr().err
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["left_out_steps"], result["steps"], result["resumed_from"]) == ([8], 12, [])
+    assert [line["step"] for line in lines(folder) if line["kind"] == "train"] == [*range(1, 9), 10, 11, 12]
+    shutil.rmtree(folder / "checkpoints/step-00000012")
+    (folder / "result.json").unlink()
+    before = weights_hash(folder)
+    run(recipe, folder)
+    assert weights_hash(folder) == before
+    spoiled.append(10)
+    with pytest.raises(FaultError, match="diverged in step 9"):
+        run(tiny(pictures, guard={"spike": 50.0}), tmp_path / "strict")
 
 
 def batch(count: int, weights: list[float] | None = None) -> Batch:
@@ -287,7 +335,7 @@ def gradients(micro_batch: int, one: Batch, **changes: Any) -> dict[str, torch.T
     optimizer = build_optimizer(recipe.optimizer, model)
     torch.set_default_dtype(torch.float64)
     try:
-        loop.train_step(Replicas(model), Softmax(3), optimizer, one, recipe, 0)
+        train_step(Passes(model, Softmax(3)), optimizer, one, recipe, 0)
     finally:
         torch.set_default_dtype(torch.float32)
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -299,6 +347,18 @@ def test_micro_batches_add_up_to_the_batch() -> None:
         torch.testing.assert_close(parts[name], gradient, rtol=1e-9, atol=1e-12)
 
 
+class Squares:
+    """An objective that is zero nowhere."""
+
+    num_classes = 3
+
+    def targets(self, labels: torch.Tensor) -> torch.Tensor:
+        return labels
+
+    def __call__(self, model: Any, images: torch.Tensor, targets: torch.Tensor, keep: Any = None) -> torch.Tensor:
+        return model(images).square().sum(dim=1)
+
+
 def test_replicas_add_up_to_the_model_and_repeat() -> None:
     """Three parts on two replicas: the same gradients as on one, the same bits each time, weights shared."""
 
@@ -307,14 +367,15 @@ def test_replicas_add_up_to_the_model_and_repeat() -> None:
         model = create_model("ViT-At/8", 3, 16, depth=2).double()
         torch.nn.init.normal_(model.get_parameter("head.weight"))
         images = torch.randn(3, 3, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        with Replicas(model, threads) as replicas:
-            assert len(replicas.models) == threads
-            loss = replicas.backward(3, lambda replica, part: replica(images[part]).square().sum())
+        ones = torch.ones(3, dtype=torch.float64)
+        with Passes(model, Squares(), threads=threads) as passes:
+            assert len(passes.losses) == threads
+            loss = passes.backward([Part(each, ones, ones, None, Chance(0)) for each in images])
         with torch.no_grad():
             model.get_parameter("head.bias").add_(1.0)
-        for replica in replicas.models:
-            assert replica.get_parameter("head.bias")[0] == 1.0
-            assert replica is model or replica.get_parameter("head.bias").grad is None
+        for number, replica in enumerate(passes.losses):
+            assert replica.get_parameter("model.head.bias")[0] == 1.0
+            assert number == 0 or replica.get_parameter("model.head.bias").grad is None
         return loss, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
     (one_loss, one), (two_loss, two), (again_loss, again) = gradients(1), gradients(2), gradients(2)
@@ -324,21 +385,63 @@ def test_replicas_add_up_to_the_model_and_repeat() -> None:
         assert torch.equal(b, c)
 
 
-def test_randomness_is_the_same_on_any_number_of_replicas() -> None:
-    """Dropout, stochastic depth and patch dropout follow the part, not the thread."""
-    regularization = recipes.Regularization(dropout=0.3, stochastic_depth=0.3, patch_dropout=0.5)
+@pytest.mark.parametrize("family", ["vit", "bit", "hybrid"])
+@pytest.mark.parametrize("micro_batch", [3, 11])
+def test_nothing_that_is_drawn_depends_on_the_parts(family: str, micro_batch: int) -> None:
+    """Dropout, stochastic depth and patch dropout follow the picture's place in the batch; recomputing changes nothing."""
+    name = {"vit": "ViT-At/8", "bit": "BiT-R14x0.5", "hybrid": "R8+ViT-At/8"}[family]
     found = []
-    for threads in (1, 2):
+    for size, threads, recompute in ((23, 1, False), (micro_batch, 2, False), (micro_batch, 1, True)):
         torch.manual_seed(0)
-        model = create_model("ViT-At/8", 3, 32, depth=2)
+        model = create_model(name, 3, 32).double()
         torch.nn.init.normal_(model.get_parameter("head.weight"))
         model.regularize(dropout=0.3, stochastic_depth=0.3)
-        recipe = dataclasses.replace(Recipe(micro_batch=2), regularization=regularization)
-        one = dataclasses.replace(batch(6), images=batch(24).images.reshape(6, 3, 32, 32))
-        with Replicas(model, threads) as replicas:
-            loss, norm = loop.train_step(replicas, Softmax(3), build_optimizer(recipe.optimizer, model), one, recipe, 3)
-        found.append((loss, norm))
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        model.recompute = recompute
+        patches = recipes.Regularization(patch_dropout=0.5 if model.grid else 0.0)
+        recipe = dataclasses.replace(Recipe(batch_size=23, micro_batch=size), regularization=patches)
+        one = dataclasses.replace(batch(23), images=batch(92).images.reshape(23, 3, 32, 32))
+        torch.set_default_dtype(torch.float64)
+        try:
+            with Passes(model.train(), Softmax(3), threads=threads) as passes:
+                loss, norm = step_gradients(passes, one, recipe, 3)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append([torch.tensor([loss, norm]), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for other in found[1:]:
+        assert len(other) == len(found[0])
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-8, atol=1e-10)
+
+
+def test_a_gpu_without_room_gets_smaller_parts_and_the_same_pictures() -> None:
+    """The first pass over more than five images at once finds no memory, halfway through its layers."""
+
+    class Roomy(Squares):
+        sizes: ClassVar[list[int]] = []
+
+        def __call__(self, model: Any, images: torch.Tensor, targets: torch.Tensor, keep: Any = None) -> torch.Tensor:
+            self.sizes.append(len(images))
+            features = model.features(images)
+            if len(images) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return model.head(features).square().sum(dim=1)
+
+    def gradients(objective: Squares) -> tuple[Passes, list[torch.Tensor]]:
+        torch.manual_seed(0)
+        model = create_model("ViT-At/8", 3, 16, depth=2).double()
+        torch.nn.init.normal_(model.get_parameter("head.weight"))
+        model.regularize(dropout=0.3, stochastic_depth=0.3)
+        images = torch.randn(2, 13, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        ones = torch.ones(13, dtype=torch.float64)
+        passes = Passes(model.train(), objective)
+        passes.backward([Part(images[i], ones, ones, None, Chance(7, 13 * i)) for i in range(2)])
+        return passes, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    (passes, found), (_, expected) = gradients(Roomy()), gradients(Squares())
+    assert passes.most_at_once == 4
+    assert Roomy.sizes == [13, 7, 4, 4, 4, 1, 4, 4, 4, 1]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_a_picture_of_weight_zero_takes_no_part() -> None:
@@ -459,27 +562,65 @@ def test_more_than_one_in_a_hundred_bad_pictures_stops_the_run(pictures: Path, t
     assert json.loads((tmp_path / "bad/result.json").read_text())["status"] == "failed"
 
 
-def test_full_disk_keeps_what_was_written(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk fills while the second checkpoint is written: the first stays, and the run can go on later."""
+def test_full_disk_keeps_what_was_written_and_training_goes_on(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full from the second checkpoint on, and has room again for the last: nothing is lost but time."""
     from patchword.training import checkpoint
 
-    write, count = checkpoint.write_tensors, [0]
+    write, full = checkpoint.write_tensors, {6, 9}
 
     def filling(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-        count[0] += 1
-        if count[0] > 4:
+        if int(path.parent.name.split("-")[1].split(".")[0]) in full:
+            write(path, tensors)  # what is there of it must go
             raise FaultError(f"cannot write {path}: No space left on device")
         write(path, tensors)
 
     monkeypatch.setattr(checkpoint, "write_tensors", filling)
     recipe = tiny(pictures, checkpoint={"every_steps": 3})
-    with pytest.raises(FaultError, match="No space left on device"):
-        run(recipe, tmp_path / "full")
-    assert [path.name for path in (tmp_path / "full/checkpoints").iterdir()] == ["step-00000003"]
-    monkeypatch.setattr(checkpoint, "write_tensors", write)
-    run(recipe, tmp_path / "full")
-    quiet = run(recipe, tmp_path / "quiet")
-    assert weights_hash(tmp_path / "full") == weights_hash(quiet)
+    folder = run(recipe, tmp_path / "full")
+    assert capsys.readouterr().err.count("goes on and tries again") == 2
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000003", "step-00000012"]
+    assert weights_hash(folder) == weights_hash(run(recipe, tmp_path / "quiet"))
+    full.update({3, 12})
+    with pytest.raises(FaultError, match="No space left on device") as caught:
+        run(recipe, tmp_path / "never")
+    assert caught.value.exit_code == 4
+    assert not list((tmp_path / "never/checkpoints").iterdir())
+    assert json.loads((tmp_path / "never/result.json").read_text())["status"] == "failed"
+    full.clear()
+    run(recipe, tmp_path / "never")
+    assert weights_hash(tmp_path / "never") == weights_hash(folder)
+
+
+def test_a_log_that_cannot_be_written_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a line gets to the disk, then none, then all: every line is there once."""
+    path, record_of = tmp_path / "metrics.jsonl", Record
+    record = record_of(path, 0)
+    record.write("train", 1, loss=1.0)
+    fsync, refusing = os.fsync, [2]
+
+    def refuse(handle: int) -> None:
+        if refusing[0]:
+            refusing[0] -= 1
+            os.ftruncate(handle, os.fstat(handle).st_size - 7)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for step in (2, 3, 4, 5):
+        record.write("train", step, loss=1.0 / step)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    record.cut(3)
+    record.write("train", 4, loss=7.0)
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 0.5, 1 / 3, 7.0]
+    refusing[0] = 1
+    record.write("train", 5, loss=8.0)
+    with pytest.raises(FaultError, match="No space left"):
+        refusing[0] = 1
+        record.flush()
+    record.flush()
+    assert len(path.read_text().splitlines()) == 5
 
 
 def test_every_field_of_a_recipe_is_read_in_a_run(

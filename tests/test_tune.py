@@ -28,8 +28,9 @@ from patchword.training import loop
 from patchword.training import recipe as recipes
 from patchword.training.objectives import Softmax
 from patchword.training.optimizer import Average, OptimizerConfig, build_optimizer
-from patchword.training.parallel import Replicas
+from patchword.training.passes import Passes
 from patchword.training.run import run
+from patchword.training.step import train_step
 from patchword.training.tune import LowRank, merge, tune
 from patchword.weights.io import load_model, save_model
 
@@ -76,9 +77,9 @@ def steps(model: Model, count: int, threads: int = 1, **optimizer: Any) -> tuple
     settings = OptimizerConfig(**{"lr": 1e-2, "weight_decay": 0.1, **optimizer})
     recipe = dataclasses.replace(recipes.Recipe(micro_batch=2), optimizer=settings)
     made, norm = build_optimizer(recipe.optimizer, model), 0.0
-    with Replicas(model.train(), threads) as replicas:
+    with Passes(model.train(), Softmax(3), threads=threads) as passes:
         for step in range(count):
-            _, norm = loop.train_step(replicas, Softmax(3), made, batch(), recipe, step)
+            _, norm = train_step(passes, made, batch(), recipe, step)
     return made, norm
 
 
@@ -274,9 +275,9 @@ def test_replicas_share_what_stands_still_and_add_up_what_learns(what: str) -> N
         model.regularize(dropout=0.2)
         tune(model, what, 1)
         disturb(model)
-        with Replicas(model, threads) as replicas:
-            for mine, theirs in zip(model.named_parameters(), replicas.models[-1].named_parameters(), strict=True):
-                assert mine[0] == theirs[0]
+        with Passes(model, Softmax(3), threads=threads) as passes:
+            for mine, theirs in zip(model.named_parameters(), passes.losses[-1].named_parameters(), strict=True):
+                assert f"model.{mine[0]}" == theirs[0]
                 assert mine[1].data_ptr() == theirs[1].data_ptr(), mine[0]
                 assert mine[1].requires_grad == theirs[1].requires_grad, mine[0]
         _, norm = steps(model, 2, threads, name="sgd")  # Adam would blow up the rounding of gradients that are zero
@@ -415,18 +416,18 @@ def load_tensors(folder: Path) -> set[str]:
 def test_stop_and_resume_equals_an_uninterrupted_run(
     what: str, pictures: Path, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done, folder, step = run(tuned(pictures, init, what), tmp_path / "done"), tmp_path / "stopped", loop.train_step
+    done, folder, step = run(tuned(pictures, init, what), tmp_path / "done"), tmp_path / "stopped", loop.gradients
 
     def signalled(*arguments: Any) -> tuple[float, float]:
         if arguments[-1] == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "train_step", signalled)
+    monkeypatch.setattr(loop, "gradients", signalled)
     monkeypatch.setattr(loop, "seconds_per_step", lambda *arguments: 0.01)  # its steps would be signalled, too
     with pytest.raises(StoppedError, match="after step 5 of 8; the same command goes on"):
         run(tuned(pictures, init, what), folder)
-    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(loop, "gradients", step)
     run(tuned(pictures, init, what), folder)
     assert json.loads((folder / "result.json").read_text())["resumed_from"] == [5]
     assert digest(folder) == digest(done)

@@ -54,7 +54,8 @@ def run(arguments: list[str]) -> int:
         wanted = " ".join(arguments[:2]) if any(name.startswith(arguments[0] + " ") for name in VERBS) else arguments[0]
         raise UsageError(f"unknown verb {wanted!r}; {nearest(wanted, VERBS)}")
     except PatchwordError as error:
-        sys.stderr.write(f"patchword: {error}\n")
+        if not error.told:
+            sys.stderr.write(f"patchword: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("patchword: interrupted\n")

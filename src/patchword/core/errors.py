@@ -8,6 +8,8 @@ class PatchwordError(Exception):
     """The base of every error that patchword raises on purpose."""
 
     exit_code = 4
+    told = False
+    """Whether another process has said it already."""
 
 
 class UsageError(PatchwordError):

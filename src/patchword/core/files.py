@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import Any, BinaryIO
 
 from patchword.core.errors import DataError, FaultError
 
+# What `tempfile` adds to the names of what is written aside.
+_ASIDE = r"\.(?P<name>{})(?P<old>\.old)?\.[a-z0-9_]{{8}}"
 # No room left, over quota, file too large, read-only: the fault is the disk's, and what was there before must stay.
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -91,8 +94,7 @@ def new_directory(path: Path) -> Iterator[Path]:
             yield aside
             for file in sorted(aside.rglob("*")):
                 if file.is_file():
-                    with file.open("rb") as opened:
-                        os.fsync(opened.fileno())
+                    sync_file(file)
             sync_directory(aside)
             if path.exists():
                 old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
@@ -105,6 +107,30 @@ def new_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         sync_directory(path.parent)
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Clear away what a crash has left of files and folders that were being written aside, and nothing else.
+
+    `names` is a regular expression of what is written here. A folder that was just being replaced is put back. Only for
+    whoever alone writes in `folder`.
+    """
+    for path in sorted(folder.glob(".*")) if folder.is_dir() else ():
+        match = re.fullmatch(_ASIDE.format(names), path.name)
+        if match is None:
+            continue
+        if match["old"] and not (folder / match["name"]).exists() and (path / match["name"]).is_dir():
+            os.replace(path / match["name"], folder / match["name"])
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    with path.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def sync_directory(path: Path) -> None:

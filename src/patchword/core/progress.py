@@ -6,10 +6,20 @@ from types import TracebackType
 from typing import Self
 
 _SECONDS_BETWEEN_LINES = 15.0
+_quiet = False
+
+
+def quiet(yes: bool) -> bool:
+    """Show nothing from now on, or everything again: of several processes, one talks. Returns how it was before."""
+    global _quiet
+    before, _quiet = _quiet, yes
+    return before
 
 
 def say(sentence: str) -> None:
     """One line to the person at the terminal; results go to standard output, not here."""
+    if _quiet:
+        return
     sys.stderr.write(sentence + "\n")
     sys.stderr.flush()
 
@@ -48,7 +58,7 @@ class Progress:
         """`done` units are complete; `detail` is shown beside the bar."""
         self.done = done
         now = time.monotonic()
-        if now - self._begun < 0.5:
+        if _quiet or now - self._begun < 0.5:
             return
         if sys.stderr.isatty():
             self._show_bar(detail)

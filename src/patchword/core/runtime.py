@@ -153,6 +153,10 @@ class StopFlag:
     def __bool__(self) -> bool:
         return self.received is not None
 
+    def raise_it(self) -> None:
+        """As if a SIGTERM had come."""
+        self.received = signal.SIGTERM
+
     @contextmanager
     def listening(self) -> Iterator["StopFlag"]:
         """Listen for as long as the context lasts (in the main thread; elsewhere signals never arrive)."""

@@ -42,6 +42,8 @@ class Batch:
     """int64 (B,): the pictures' indices in their split."""
     epochs: np.ndarray
     """int64 (B,): how often the plan has gone through the split before; with `ids` the key of all chance."""
+    first: int = 0
+    """The place of the first of them in the whole batch, of which other processes may have the rest."""
 
 
 class TrainLoader:
@@ -68,7 +70,9 @@ class TrainLoader:
         store: Store | None,
         workers: int,
         first_step: int = 0,
+        places: range | None = None,
     ) -> None:
+        """`places`: the part of each batch that is wanted; None: all of it."""
         self.bad: dict[int, str] = {} if store is None else dict(store.bad)
         """Index in the split → why the picture could not be decoded, as far as is known by now."""
         self.split = split
@@ -76,13 +80,19 @@ class TrainLoader:
         if len(good) == 0:
             raise DataError("none of the training pictures can be decoded; `patchword data check` lists the reasons")
         source = _Source(split, store, preprocessing.channels, augment.source_side(preprocessing))
-        build = functools.partial(_train_batch, source, preprocessing, augment, Plan(len(good), batch_size, seed), good)
+        self._plan, self._good = Plan(len(good), batch_size, seed), good
+        places = range(batch_size) if places is None else places
+        build = functools.partial(_train_batch, source, preprocessing, augment, self._plan, good, places)
         self._feed = Feed(build, itertools.count(first_step), workers if store is None else 0)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch, bad in self._feed:
             self.bad.update(bad)
             yield batch
+
+    def ids(self, step: int) -> np.ndarray:
+        """The indices in the split of the whole batch of a step."""
+        return self._good[self._plan.batch(step)[0]]
 
     @property
     def wait_seconds(self) -> float:
@@ -101,16 +111,25 @@ class TrainLoader:
 
 
 def evaluation_batches(
-    split: Split, *, preprocessing: Preprocessing, batch_size: int, store: Store | None, workers: int
+    split: Split,
+    *,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    store: Store | None,
+    workers: int,
+    rank: int = 0,
+    count: int = 1,
 ) -> Generator[Batch, None, None]:
     """Every picture of the split exactly once, in order, as `preprocessing` fits it; the last batch may be short.
+
+    Of `count` processes that share the work, `rank` gets every so-manieth batch, from its own on.
 
     A picture that cannot be decoded is there, too, with weight 0. `store` and `workers` are as in `TrainLoader`, but JPEGs
     are always decoded at full size: a figure must not depend on whether the pictures fitted into memory.
     """
     source = _Source(split, store, preprocessing.channels, shrink_to=None)
     build = functools.partial(_evaluation_batch, source, preprocessing, batch_size)
-    feed = Feed(build, range(-(-len(split) // batch_size)), workers if store is None else 0)
+    feed = Feed(build, range(rank, -(-len(split) // batch_size), count), workers if store is None else 0)
     try:
         for batch, _ in feed:
             yield batch
@@ -145,7 +164,7 @@ class _Source:
                 pictures.append(np.zeros((1, 1, self.channels), np.uint8))
         return pictures, bad
 
-    def batch(self, images: Tensor, ids: np.ndarray, epochs: np.ndarray, bad: dict[int, str]) -> _Built:
+    def batch(self, images: Tensor, ids: np.ndarray, epochs: np.ndarray, bad: dict[int, str], first: int = 0) -> _Built:
         weights = torch.ones(len(ids))
         if bad:
             failed = torch.from_numpy(np.isin(ids, list(bad)))
@@ -153,7 +172,7 @@ class _Source:
             images[failed] = 0
         labels = torch.from_numpy(self.split.labels[ids])
         labels = labels.long() if labels.ndim == 1 else labels.float()
-        return Batch(images, labels, weights, ids, epochs), bad
+        return Batch(images, labels, weights, ids, epochs, first), bad
 
 
 def _train_batch(
@@ -162,14 +181,15 @@ def _train_batch(
     augment: Augment,
     plan: Plan,
     good: np.ndarray,
+    places: range,
     step: int,
     stop: Stop,
 ) -> _Built:
-    positions, epochs = plan.batch(step)
+    positions, epochs = (each[places.start : places.stop] for each in plan.batch(step))
     ids = good[positions]
     pictures, bad = source.pictures(ids, stop)
     images = augment(pictures, preprocessing, seed=plan.seed, epochs=epochs, ids=ids)
-    return source.batch(images, ids, epochs, bad)
+    return source.batch(images, ids, epochs, bad, places.start)
 
 
 def _evaluation_batch(source: _Source, preprocessing: Preprocessing, batch_size: int, step: int, stop: Stop) -> _Built:

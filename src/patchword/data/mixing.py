@@ -29,7 +29,10 @@ def erase(images: Tensor, augment: Augment, *, seed: int, epochs: np.ndarray, id
 
 
 def mix(images: Tensor, targets: Tensor, augment: Augment, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """MixUp or CutMix of each picture with its predecessor in the batch, as `augment` says; keyed by (seed, step).
+    """MixUp or CutMix of each picture with its neighbour, as `augment` says; keyed by (seed, step).
+
+    Picture 0 is mixed with 1, 2 with 3 …, each with the other; the last of an odd number stays itself. A part of a batch that
+    begins at an even place is therefore mixed as in the whole.
 
     `images`, float B×C×H×W, is overwritten and returned; `targets` is float B×K, and new targets are returned. Give a
     picture that must not count a target of zeros: then its share in a mixture adds nothing to a softmax loss.
@@ -51,9 +54,14 @@ def mix(images: Tensor, targets: Tensor, augment: Augment, *, seed: int, step: i
         middle = np.array(center) * [height, width]
         top, left = np.maximum(np.rint(middle - reach), 0).astype(int)
         bottom, right = np.minimum(np.rint(middle + reach), [height, width]).astype(int)
-        images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].roll(1, dims=0)
+        images[:, :, top:bottom, left:right] = _swapped(images[:, :, top:bottom, left:right])
         keep = 1 - (bottom - top) * (right - left) / (height * width)
     else:
         keep = max(keep, 1 - keep)
-        images.lerp_(images.roll(1, dims=0), 1 - keep)
-    return images, targets.lerp(targets.roll(1, dims=0), 1 - keep)
+        images.lerp_(_swapped(images), 1 - keep)
+    return images, targets.lerp(_swapped(targets), 1 - keep)
+
+
+def _swapped(batch: Tensor) -> Tensor:
+    """Every row changed with its neighbour's."""
+    return batch[[min(place ^ 1, len(batch) - 1) for place in range(len(batch))]]

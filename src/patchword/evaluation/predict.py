@@ -10,6 +10,7 @@ import torch
 
 from patchword.core.errors import FaultError, StoppedError
 from patchword.core.picture import DecodeError
+from patchword.core.processes import Processes
 from patchword.core.progress import Progress
 from patchword.core.runtime import MOST_REPLICAS, Crew
 from patchword.data.dataset import Split
@@ -29,12 +30,14 @@ def predict(
     workers: int = 0,
     what: str = "evaluating",
     stop: Callable[[], bool] = bool,
+    world: Processes | None = None,
 ) -> Predictions:
-    """Logits for each picture of a split, in evaluation mode.
+    """Logits for each picture of a split, in evaluation mode; the processes of `world` share the work and know it all.
 
     `store` holds the split's decoded pictures where they are in memory; `batch_size` 0 takes what suits the caches;
-    `stop` is asked between batches; when it says so, `StoppedError` is raised.
+    `stop` is asked between batches; when it says so to any process, all raise `StoppedError`.
     """
+    world = world or Processes()
     device = next(model.parameters()).device
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     crew = Crew(threads, most=MOST_REPLICAS if model.replicates else 1)
@@ -44,6 +47,8 @@ def predict(
         batch_size=batch_size or comfortable_batch(model),
         store=store,
         workers=workers,
+        rank=world.rank,
+        count=world.count,
     )
     logits = np.zeros((len(split), model.num_classes), dtype=np.float32)
     unreadable: dict[int, str] = {}
@@ -56,12 +61,16 @@ def predict(
     with evaluating(model), crew, closing(batches), Progress(what, len(split)) as progress:
         while group := list(itertools.islice(batches, crew.size)):
             if stop():
-                raise StoppedError(f"stopped by a signal while {what}; the same command goes on")
+                break
             crew.run([functools.partial(look, batch) for batch in group])
             for batch in group:
                 for index in batch.ids[batch.weights.numpy() == 0].tolist():
                     unreadable[index] = _reason(split, store, index)
             progress.update(int(group[-1].ids[-1]) + 1)
+    if world.sum(stop())[0]:
+        raise StoppedError(f"stopped by a signal while {what}; the same command goes on")
+    logits = world.add(logits)  # each row is zeros everywhere but in one process
+    unreadable = {int(index): reason for each in world.gather(unreadable) for index, reason in each.items()}
     if not np.isfinite(logits).all():
         raise FaultError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
     return Predictions(logits, split.labels, unreadable)

@@ -2,15 +2,19 @@
 
 import copy
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
-from patchword.models.layers import StochasticDepth
+from patchword.models.chance import Chance, Dropout, StochasticDepth, current, drawing_from
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,6 +46,8 @@ class Model(nn.Module, ABC):
     """Whether an image's activations in training depend on the others that pass through the model with it."""
     constant_body: bool = False
     """Whether all but the head is in training as in evaluation: no dropout, batch norm by its running figures."""
+    recompute: bool = False
+    """Whether training keeps the outputs of its blocks alone and computes what is in between twice: slower, in less memory."""
 
     def __init__(self, name: str, config: Any, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -89,9 +95,29 @@ class Model(nn.Module, ABC):
         other.preprocessing = self.preprocessing.with_image_size(image_size)
         return other
 
-    @abstractmethod
     def regularize(self, *, dropout: float = 0.0, stochastic_depth: float = 0.0) -> None:
-        """Set the regularisation that acts in training; a new or loaded model has none."""
+        """Set the regularisation that acts in training; a new or loaded model has none.
+
+        `dropout` of a ViT is after every dense layer but queries, keys and values, and after adding positions (Table 3), of
+        a convolutional network before the head. Branches are dropped more and more often from the first, never, to the
+        last, at the rate of `stochastic_depth`.
+        """
+        dropping = [module for module in self.modules() if isinstance(module, Dropout | StochasticDepth)]
+        for stream, module in enumerate(dropping):
+            module.stream = stream
+            if isinstance(module, Dropout):
+                module.p = dropout
+        branches = self.branches()
+        for i, branch in enumerate(branches):
+            branch.p = stochastic_depth * i / max(1, len(branches) - 1)
+
+    def run(self, part: nn.Module, *inputs: Any) -> Any:
+        """`part(*inputs)`; where the model recomputes, what happens in between is forgotten and computed again backwards."""
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return part(*inputs)
+        # The backward pass may run in a thread of its own, which must draw as this one did.
+        contexts = functools.partial(_same_draws, current())
+        return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
     def train(self, mode: bool = True) -> Self:
         """As in torch, but for a constant body, which stays in evaluation mode."""
@@ -199,8 +225,6 @@ class Model(nn.Module, ABC):
         """What may be dropped in training, from the input to the output."""
         return [module for module in self.modules() if isinstance(module, StochasticDepth)]
 
-    def set_stochastic_depth(self, rate: float) -> None:
-        """Let the branches be dropped more and more often from the first, never, to the last, at `rate`."""
-        branches = self.branches()
-        for i, module in enumerate(branches):
-            module.p = rate * i / max(1, len(branches) - 1)
+
+def _same_draws(chance: Chance | None) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), drawing_from(chance)

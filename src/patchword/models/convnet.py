@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from patchword.core.errors import UsageError
+from patchword.models.chance import Dropout
 from patchword.models.contract import Model
-from patchword.models.layers import Dropout
 
 ENCODED = "encoded"
 """The name of the trunk's last result, B×D×h×w."""
@@ -54,8 +54,3 @@ class ConvNet(Model):
     def pool(self, encoded: Tensor) -> Tensor:
         """B×D×h×w → B×D."""
         return self.dropout(encoded.mean(dim=(2, 3)))
-
-    def regularize(self, *, dropout: float = 0.0, stochastic_depth: float = 0.0) -> None:
-        """Dropout before the head; stochastic depth grows linearly from 0 in the first branch to its full rate in the last."""
-        self.dropout.p = dropout
-        self.set_stochastic_depth(stochastic_depth)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from patchword.core.errors import UsageError
 from patchword.core.preprocessing import Preprocessing
+from patchword.models.chance import StochasticDepth
 from patchword.models.convnet import ENCODED, ConvNet
-from patchword.models.layers import StochasticDepth
 
 
 class Scale(NamedTuple):
@@ -128,7 +128,7 @@ class EfficientNet(ConvNet):
         for i, stage in enumerate(stages, 1):
             assert isinstance(stage, nn.Sequential)
             for j, unit in enumerate(stage, 1):
-                x = unit(x)
+                x = self.run(unit, x)
                 yield f"stage{i}/unit{j}", x
         yield ENCODED, top(x)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
-from patchword.models.layers import StochasticDepth
+from patchword.models.chance import StochasticDepth
 from patchword.models.resnet import GROUPS, V1, Arithmetic, StemV1, stem_channels, stem_stride
 from patchword.models.vit import SIZES, ViT, ViTConfig, encoder
 
@@ -109,13 +109,13 @@ class Hybrid(ViT):
 
     def project(self, images: Tensor) -> Tensor:
         """B×C×H×W → B×N×D: the patches of the feature map, projected."""
-        return super().project(self.backbone(images))
+        return super().project(self.backbone(images, self.run))
 
     def walk(self, images: Tensor, *, attention: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Yield `backbone/root`, `backbone/stage1/unit1` … B×C×h×w, then as a ViT."""
         self.check_images(images)
         x = images
-        for name, x in self.backbone.walk(images):
+        for name, x in self.backbone.walk(images, self.run):
             yield f"backbone/{name}", x
         yield from self._walk_encoder(super().project(x), attention)
 

@@ -3,9 +3,6 @@
 Letters: B images, M tokens, Q tokens that ask, D width, H heads, K = D/H head width.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -13,57 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchword.models import onednn
+from patchword.models.chance import Dropout, StochasticDepth
 from patchword.models.onednn import Linear
 from patchword.models.position import RelativeKeys
 
 Gelu = Literal["tanh", "erf"]
-
-
-class _Chance(threading.local):
-    """Where the random numbers of dropout and stochastic depth come from, for each thread its own."""
-
-    generator: torch.Generator | None = None
-
-
-_chance = _Chance()
-
-
-@contextmanager
-def random_numbers(generator: torch.Generator) -> Iterator[None]:
-    """Draw from `generator` in this thread for as long as the context lasts, not from torch's global one."""
-    before, _chance.generator = _chance.generator, generator
-    try:
-        yield
-    finally:
-        _chance.generator = before
-
-
-def _drop(x: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
-    """x with a share p of zeros, drawn in `shape` and broadcast, and the rest scaled up to keep the expectation."""
-    kept = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p, generator=_chance.generator)
-    return x * kept.div_(1 - p)
-
-
-class Dropout(nn.Module):
-    """Dropout whose random numbers can be chosen (see `random_numbers`)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.p = 0.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _drop(x, tuple(x.shape), self.p) if self.training and self.p else x
-
-
-class StochasticDepth(nn.Module):
-    """In training, drop the whole branch of an image and scale the others up (arXiv 1603.09382)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.p = 0.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _drop(x, (len(x),) + (1,) * (x.ndim - 1), self.p) if self.training and self.p else x
 
 
 class Attention(nn.Module):
@@ -138,7 +89,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """B×M×D → B×M×D."""
         x = F.gelu(self.fc1(x), approximate="tanh" if self.gelu == "tanh" else "none")
-        return self.dropout(self.fc2(self.dropout(x)))
+        return self.dropout(self.fc2(self.dropout(x, 0)), 1)
 
 
 class Block(nn.Module):
@@ -180,17 +131,17 @@ class Block(nn.Module):
         if onednn.applies(self, x):
             return onednn.infer(self, x, rows)
         x = x[:, :rows] + self.branch(self.dropout(self.attention(self.norm1(x), rows, places)), self.scale1)
-        return x + self.branch(self.mlp(self.norm2(x)), self.scale2)
+        return x + self.branch(self.mlp(self.norm2(x)), self.scale2, 1)
 
     def explicit(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same as `forward`, with the attention weights B×H×M×M beside it."""
         attended, weights = self.attention.explicit(self.norm1(x))
         x = x + self.branch(self.dropout(attended), self.scale1)
-        return x + self.branch(self.mlp(self.norm2(x)), self.scale2), weights
+        return x + self.branch(self.mlp(self.norm2(x)), self.scale2, 1), weights
 
-    def branch(self, x: Tensor, scale: nn.Parameter | None) -> Tensor:
+    def branch(self, x: Tensor, scale: nn.Parameter | None, use: int = 0) -> Tensor:
         """What is added to the residual: B×Q×D, scaled for each of D where the block has LayerScale."""
-        return self.stochastic_depth(x if scale is None else x * scale)
+        return self.stochastic_depth(x if scale is None else x * scale, use)
 
 
 class AttentionPool(nn.Module):

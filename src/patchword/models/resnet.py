@@ -7,7 +7,7 @@ had (arXiv 1512.03385). Letters: B images, C channels, h×w places.
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
+from patchword.models.chance import StochasticDepth
 from patchword.models.convnet import ENCODED, ConvNet
-from patchword.models.layers import StochasticDepth
 
 UNITS: dict[str, tuple[int, ...]] = {
     # For small pictures and small budgets: ours.
@@ -171,6 +171,8 @@ class UnitV2(nn.Module):
 
 
 Unit = UnitV1 | UnitV2
+Run = Callable[[nn.Module, Tensor], Tensor]
+"""How a part is computed: plainly, or so that it is computed again in the backward pass (`Model.run`)."""
 
 
 def make_stages(kind: type[Unit], units: tuple[int, ...], width: int, numbers: Numbers) -> nn.ModuleList:
@@ -185,12 +187,12 @@ def make_stages(kind: type[Unit], units: tuple[int, ...], width: int, numbers: N
     return nn.ModuleList(stages)
 
 
-def through(stages: nn.ModuleList, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield `stage1/unit1` … as they are made."""
+def through(stages: nn.ModuleList, x: Tensor, run: Run) -> Iterator[tuple[str, Tensor]]:
+    """Yield `stage1/unit1` … as they are made, each by `run(unit, x)`."""
     for i, stage in enumerate(stages, 1):
         assert isinstance(stage, nn.ModuleList)
         for j, unit in enumerate(stage, 1):
-            x = unit(x)
+            x = run(unit, x)
             yield f"stage{i}/unit{j}", x
 
 
@@ -208,18 +210,18 @@ class StemV1(nn.Module):
         """Initial values as in the original code."""
         reset_layers(self)
 
-    def walk(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield `root`, `stage1/unit1` …, each B×C×h×w."""
+    def walk(self, images: Tensor, run: Run) -> Iterator[tuple[str, Tensor]]:
+        """Yield `root`, `stage1/unit1` …, each B×C×h×w; units by `run(unit, x)`."""
         # Zeros are no greater than what a ReLU gives, so they may pad a maximum.
         images = images.contiguous(memory_format=torch.channels_last)  # 5 % faster on a CPU, more on GPUs
         x = F.max_pool2d(pad_same(self.norm_root(self.conv_root(images)), 3, 2), 3, 2)
         yield "root", x
-        yield from through(self.units, x)
+        yield from through(self.units, x, run)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, run: Run) -> Tensor:
         """B×C×H×W → B×C'×h×w."""
         x = images
-        for _, x in self.walk(images):  # noqa: B007 (the last one is wanted, and no other kept)
+        for _, x in self.walk(images, run):  # noqa: B007 (the last one is wanted, and no other kept)
             pass
         return x
 
@@ -319,7 +321,7 @@ class ResNet(ConvNet):
             stem = F.max_pool2d(root, 3, 2, padding=1)
         yield "stem", stem
         x = stem
-        for name, x in through(self.units, stem):
+        for name, x in through(self.units, stem, self.run):
             yield name, x
         yield ENCODED, self.norm(x)
 

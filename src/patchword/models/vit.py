@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
+from patchword.models.chance import Dropout, StochasticDepth
 from patchword.models.contract import Model
-from patchword.models.layers import AttentionPool, Block, Dropout, Gelu, StochasticDepth
+from patchword.models.layers import AttentionPool, Block, Gelu
 from patchword.models.onednn import Linear
 from patchword.models.position import POSITIONS, Position, PositionEmbedding, RelativeKeys, Resampling
 
@@ -225,8 +226,8 @@ class ViT(Model):
         """As `encode`; of the last block only the first `rows`."""
         tokens, places = self._keep(tokens, keep)
         for block in self.blocks[:-1]:
-            tokens = block(tokens, places=places)
-        return self._final_norm(self.blocks[-1](tokens, rows, places))
+            tokens = self.run(block, tokens, None, places)
+        return self._final_norm(self.run(self.blocks[-1], tokens, rows, places))
 
     def _final_norm(self, tokens: Tensor) -> Tensor:
         return tokens if self.config.pool == "gap-norm" else self.norm(tokens)
@@ -297,16 +298,6 @@ class ViT(Model):
             name for name, _ in self.named_parameters() if any(part in name for part in spared)
         }
 
-    def regularize(self, *, dropout: float = 0.0, stochastic_depth: float = 0.0) -> None:
-        """Dropout after every dense layer but queries, keys and values, and after adding positions (Table 3).
-
-        Stochastic depth grows linearly from 0 in the first block to its full rate in the last.
-        """
-        for module in self.modules():
-            if isinstance(module, Dropout):
-                module.p = dropout
-        self.set_stochastic_depth(stochastic_depth)
-
     def with_image_size(self, image_size: tuple[int, int], mode: Resampling = "official") -> Self:
         """The same weights at another H×W: position embeddings are resampled in 2-D (section 3.2)."""
         with torch.device("meta"):
@@ -314,7 +305,7 @@ class ViT(Model):
         other.labels, other.multi_label, other.provenance = self.labels, self.multi_label, self.provenance
         for mine, theirs in zip(self.modules(), other.modules(), strict=True):
             if isinstance(mine, Dropout | StochasticDepth) and isinstance(theirs, Dropout | StochasticDepth):
-                theirs.p = mine.p
+                theirs.p, theirs.stream = mine.p, mine.stream
         where = {module for module in other.modules() if isinstance(module, PositionEmbedding | RelativeKeys)}
         tables = {name for name, module in other.named_modules() if module in where}
         shared = {k: v.clone() for k, v in self.state_dict().items() if k.rpartition(".")[0] not in tables}

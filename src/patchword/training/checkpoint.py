@@ -1,30 +1,37 @@
 """Training state that survives a crash: a folder written aside, hashed in a manifest, published by one rename.
 
-| file                     | what                                                                                   |
-|--------------------------|----------------------------------------------------------------------------------------|
-| `model.safetensors`      | weights                                                                                |
-| `average.safetensors`    | their moving average, where the recipe has one                                         |
-| `optimizer.safetensors`  | the optimizer's state, by parameter name                                               |
-| `state.json`             | step, seconds, unfinished log window, unreadable pictures, hashes of recipe and data   |
-| `manifest.json`          | size and SHA-256 of each of the others; without it the folder is not a checkpoint      |
+| file                       | what                                                                                  |
+|----------------------------|---------------------------------------------------------------------------------------|
+| `model.safetensors`        | weights and buffers                                                                   |
+| `average.safetensors`      | their moving average, where the recipe has one                                        |
+| `optimizer-*.safetensors`  | the optimizer's state, a file a kind (`exp_avg`, …), by parameter name                |
+| `state.json`               | everything else: the fields of `State`                                                |
+| `manifest.json`            | size and SHA-256 of each of the others; without it the folder is not a checkpoint     |
 
-The order of the data and all randomness are pure functions of the step, so the step is their whole state.
+The order of the data and all randomness are pure functions of the step, so the step is their whole state. Objectives have
+no parameters, and bfloat16 needs no loss scaler, so neither is here.
 """
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from patchword.core import files
-from patchword.core.errors import DataError
+from patchword.core.errors import DataError, FaultError
 from patchword.core.progress import say
 from patchword.models.contract import Model
 from patchword.training.optimizer import Average
+from patchword.training.passes import as_sharded, full, full_tensors
 from patchword.weights.folder import check_fit, read_tensors, write_tensors
 
 MANIFEST = "manifest.json"
+_MODEL, _AVERAGE, _STATE = "model.safetensors", "average.safetensors", "state.json"
 
 
 @dataclasses.dataclass
@@ -32,56 +39,129 @@ class State:
     """What the loop knows beside tensors."""
 
     step: int = 0
-    """Steps whose update is in the weights."""
+    """Steps that are done: their updates are in the weights."""
+    total_steps: int = 0
+    samples_seen: int = 0
+    """Pictures that these steps took, over all processes."""
     seconds: float = 0.0
     """Training time, over all the processes that took part."""
     window: list[float] = dataclasses.field(default_factory=list)
     """Losses since the last line of the log."""
+    losses: list[float] = dataclasses.field(default_factory=list)
+    """The newest losses, by which a spike is told."""
+    best: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The step and figures of the best look at validation. Nothing is chosen by it."""
+    left_out: list[int] = dataclasses.field(default_factory=list)
+    """Steps whose batch was left out after the training had gone wrong in them."""
     resumed_from: list[int] = dataclasses.field(default_factory=list)
     unreadable: dict[int, str] = dataclasses.field(default_factory=dict)
     """Index in the training split → reason, for pictures that turned out bad on the way."""
     recipe_hash: str = ""
     data_fingerprint: str = ""
+    classes: list[str] = dataclasses.field(default_factory=list)
+    processes: int = 1
+    threads: int = 1
+    """Of each process."""
+    most_at_once: int = 0
+    """Images that pass through the model at once, where a GPU has had no room for more; 0: no limit met."""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Of patchword, torch and Python, when it was saved."""
 
 
-def save(
-    folder: Path, state: State, model: Model, optimizer: torch.optim.Optimizer, average: Average | None, keep: int
-) -> None:
-    """Publish a checkpoint of this step in `folder`, then remove all but the newest `keep` that are whole."""
-    with files.new_directory(folder / f"step-{state.step:08d}") as aside:
-        write_tensors(aside / "model.safetensors", model.state_dict())
-        if average is not None:
-            write_tensors(aside / "average.safetensors", average.weights)
-        write_tensors(aside / "optimizer.safetensors", _optimizer_tensors(optimizer))
-        files.write_json(aside / "state.json", dataclasses.asdict(state))
-        manifest = {file.name: [file.stat().st_size, files.sha256(file)] for file in sorted(aside.iterdir())}
-        files.write_json(aside / MANIFEST, manifest)
+Tensors = dict[str, dict[str, Tensor]]
+"""The name of a file → its tensors, whole and by name."""
+
+
+def tensors_of(model: Model, optimizer: torch.optim.Optimizer, average: Average | None) -> Tensors:
+    """What a checkpoint holds of them. Where they are sharded every process must ask; one then saves."""
+    tensors = {_MODEL: full_tensors(model.state_dict())}
+    if average is not None:
+        tensors[_AVERAGE] = full_tensors(average.weights)
+    for name, parameter in _named(optimizer).items():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors.setdefault(_optimizer_file(kind), {})[name] = full(value)
+    return tensors
+
+
+def save(folder: Path, state: State, tensors: Tensors, keep: int) -> None:
+    """Publish a checkpoint of this step in `folder`, then remove all but the newest `keep` that are whole.
+
+    Raises `FaultError` where the disk refuses, or where weights are not finite: nothing is published then, and what was
+    there stays.
+    """
+    for name in (_MODEL, _AVERAGE):
+        _refuse_non_finite(tensors.get(name, {}), state.step)
+    # Files are hashed and brought to the disk while the next one is written.
+    with files.new_directory(folder / f"step-{state.step:08d}") as aside, ThreadPoolExecutor(1) as behind:
+        done: dict[str, Future[list[Any]]] = {}
+        for name, part in tensors.items():
+            write_tensors(aside / name, part)
+            done[name] = behind.submit(_seal, aside / name)
+        files.write_json(aside / _STATE, dataclasses.asdict(state))
+        done[_STATE] = behind.submit(_seal, aside / _STATE)
+        files.write_json(aside / MANIFEST, {name: done[name].result() for name in sorted(done)})
     whole = [path for path in _newest_first(folder) if (path / MANIFEST).is_file()]
     for old in whole[max(1, keep) :]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def restore(folder: Path, model: Model, optimizer: torch.optim.Optimizer, average: Average | None) -> State | None:
-    """Put the newest whole checkpoint into model, optimizer and average; None where there is none.
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint."""
+
+    path: Path
+    state: State
+
+    def weights(self) -> dict[str, Tensor]:
+        return read_tensors(self.path / _MODEL)
+
+    def fill_average(self, average: Average) -> None:
+        for name, value in read_tensors(self.path / _AVERAGE).items():
+            average.weights[name].copy_(as_sharded(value, average.weights[name]))
+
+    def fill_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.state.clear()
+        parameters = _named(optimizer)
+        for file in sorted(self.path.glob(_optimizer_file("*"))):
+            kind = file.name.removeprefix("optimizer-").removesuffix(".safetensors")
+            for name, value in read_tensors(file).items():
+                # Step counts stay on the CPU, where the optimizer keeps them; moments live with their parameter.
+                parameter = parameters[name]
+                optimizer.state[parameter][kind] = value if kind == "step" else as_sharded(value, parameter)
+
+
+def newest(folder: Path, model: Model) -> Saved | None:
+    """The newest checkpoint that is whole and fits the model; None where there is none.
 
     A damaged one is named and left where it is, and the one before it is taken.
     """
     for path in _newest_first(folder):
         try:
             _verify(path)
-            state = _read_state(path / "state.json")
-            tensors = read_tensors(path / "model.safetensors")
-            check_fit(model, tensors, str(path))
+            saved = Saved(path, _read_state(path / _STATE))
+            check_fit(model, read_tensors(path / _MODEL), str(path))
         except DataError as error:
             say(f"checkpoint {path.name} is passed over: {error}")
             continue
-        model.load_state_dict(tensors)  # in place: the optimizer holds these very parameters
-        if average is not None:
-            device = next(model.parameters()).device
-            average.weights = {k: v.to(device) for k, v in read_tensors(path / "average.safetensors").items()}
-        _restore_optimizer(optimizer, read_tensors(path / "optimizer.safetensors"))
-        return state
+        return saved
     return None
+
+
+def at(path: Path) -> Saved:
+    """A checkpoint that another process has found to be whole."""
+    return Saved(path, _read_state(path / _STATE))
+
+
+def _seal(file: Path) -> list[Any]:
+    """Bring a file to the disk; its size and SHA-256."""
+    digest = files.sha256(file)
+    files.sync_file(file)
+    return [file.stat().st_size, digest]
+
+
+def _optimizer_file(kind: str) -> str:
+    return f"optimizer-{kind}.safetensors"
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -90,12 +170,20 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _verify(path: Path) -> None:
     manifest = files.read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or "model.safetensors" not in manifest:
-        raise DataError(f"{path / MANIFEST} is not a manifest")
-    for name, (size, digest) in manifest.items():
+    entries = list(_entries(manifest, path / MANIFEST))
+    if not {_MODEL, _STATE} <= {name for name, _, _ in entries}:
+        raise DataError(f"{path / MANIFEST} is not a manifest: it lacks {_MODEL} or {_STATE}")
+    for name, size, digest in entries:
         file = path / name
         if not file.is_file() or file.stat().st_size != size or files.sha256(file) != digest:
             raise DataError(f"{file} is missing or not what its manifest says")
+
+
+def _entries(manifest: Any, where: Path) -> Iterator[tuple[str, int, str]]:
+    for name, entry in manifest.items() if isinstance(manifest, dict) else ():
+        if Path(name).name != name or not isinstance(entry, list) or len(entry) != 2:
+            raise DataError(f"{where} is not a manifest of files beside it with their size and SHA-256")
+        yield name, entry[0], entry[1]
 
 
 def _read_state(path: Path) -> State:
@@ -107,28 +195,16 @@ def _read_state(path: Path) -> State:
         raise DataError(f"{path} is not the state of a run ({error})") from error
 
 
+def _refuse_non_finite(tensors: dict[str, Tensor], step: int) -> None:
+    for name, value in tensors.items():
+        # A sum is finite where all of its terms are, unless they are huge: only then look at each.
+        if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
+            raise FaultError(f"{name} is not finite after step {step}: no checkpoint of it is written")
+
+
 def _named(optimizer: torch.optim.Optimizer) -> dict[str, torch.nn.Parameter]:
     return {
         name: parameter
         for group in optimizer.param_groups
         for name, parameter in zip(group["names"], group["params"], strict=True)
     }
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}/{key}": value
-        for name, parameter in _named(optimizer).items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    optimizer.state.clear()
-    parameters = _named(optimizer)
-    for path, value in tensors.items():
-        name, _, key = path.rpartition("/")
-        parameter = parameters[name]
-        # Step counts stay on the CPU, where the optimizer keeps them; moments live with their parameter.
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)

@@ -1,205 +1,318 @@
-"""THE loop: resume or begin, step, evaluate, save. Pre-training and fine-tuning differ in the recipe alone.
-
-Letters: B images of a batch, K classes, N patches, n patches that are kept.
-"""
+"""THE loop: resume or begin, step, evaluate, save. Pre-training and fine-tuning differ in the recipe alone."""
 
 import copy
+import math
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from patchword.core import files
 from patchword.core.errors import DataError, DivergedError, FaultError, StoppedError
-from patchword.core.progress import Progress
+from patchword.core.processes import Processes
+from patchword.core.progress import Progress, say
 from patchword.data.dataset import Split
-from patchword.data.loader import Batch, TrainLoader
-from patchword.data.mixing import erase, mix
-from patchword.data.plan import uniform
+from patchword.data.loader import TrainLoader
 from patchword.data.store import MOST_BAD
 from patchword.models.contract import Model
-from patchword.models.layers import random_numbers
 from patchword.training import checkpoint
 from patchword.training.checkpoint import State
 from patchword.training.objectives import Objective
 from patchword.training.optimizer import Average, build_optimizer, set_learning_rate
-from patchword.training.parallel import Replicas
+from patchword.training.passes import Passes
 from patchword.training.recipe import Recipe
-from patchword.training.record import SMALLER_RATE, Record, check_finite
+from patchword.training.record import Record
+from patchword.training.step import gradients, train_step, update
 
+CHECKPOINTS, LOG, DIVERGED = "checkpoints", "metrics.jsonl", "diverged.json"
+_SMALLER_RATE = "a smaller optimizer.lr or a longer schedule.warmup would be right"
 _THROWAWAY_STEPS = 20
 _LOG_LINES = 500
+_REMEMBERED_LOSSES = 100
 
 MakeLoader = Callable[[int], TrainLoader]
 Validate = Callable[[Model], dict[str, float]]
 
 
-def train(
+class Loop:
+    """One training on its way. `run` is the loop; the other methods are what it does, in the order of their use."""
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        recipe: Recipe,
+        make_loader: MakeLoader,
+        *,
+        folder: Path,
+        state: State,
+        validate: Validate | None = None,
+        stop: Callable[[], bool] = bool,
+        world: Processes | None = None,
+        sharded: bool = False,
+    ) -> None:
+        """Train `model` in place for `recipe.budget.steps` steps, from the newest checkpoint in `folder` if there is one.
+
+        `state` is a fresh one that knows recipe and data, and always says how far the weights are. `make_loader(step)`
+        gives batches from that step on; `validate` measures a model in between; `stop` is asked after every step.
+        """
+        self.recipe, self.folder, self.state, self.make_loader = recipe, folder, state, make_loader
+        self.validate, self.stop, self.world = validate, stop, world or Processes()
+        self.total, self.rollbacks = recipe.budget.steps, recipe.guard.rollbacks
+        self._loss = self._norm = self._lr = math.nan
+        saved = self._newest(model)
+        if saved is not None:
+            model.load_state_dict(saved.weights())  # before it is shared out over processes
+        self.passes = passes_for(model, objective, recipe, self.world, sharded=sharded)
+        self.optimizer = build_optimizer(recipe.optimizer, model)
+        decay = recipe.regularization.average_decay
+        self.average = Average(model, decay) if decay else None
+        if saved is not None:
+            self._fill(saved)
+            state.resumed_from.append(saved.state.step)
+        state.total_steps, state.processes, state.threads = self.total, self.world.count, torch.get_num_threads()
+        state.versions = {"patchword": version("patchword"), "torch": torch.__version__}
+        state.versions["python"] = platform.python_version()
+        self.record = Record(folder / LOG, state.step, writes=self.world.first)
+        self._load(state.step)
+
+    def run(self) -> Model:
+        """The trained model, in one piece (the average where the recipe has one).
+
+        Raises `StoppedError` after saving when told to stop, and `DivergedError` before an update that is not finite.
+        """
+        state, total = self.state, self.total
+        log_every = max(1, total // _LOG_LINES)
+        self._began = time.perf_counter() - state.seconds
+        images, last_line = 0, time.perf_counter()
+        self.passes.model.train()
+        try:
+            with self.passes, Progress("training", total, state.step) as progress:
+                self.look()  # a signal may have come between a step and its look
+                while state.step < total:
+                    before, stopping = state.step, self.step()
+                    images += self.recipe.batch_size
+                    advanced = state.step > before  # or it has gone back
+                    if advanced and (state.step % log_every == 0 or state.step == total):
+                        now = time.perf_counter()
+                        rate = images / (now - last_line)
+                        self.log(rate)
+                        progress.update(state.step, f"loss {self._loss:.3f}  {rate:,.0f} images/s")
+                        images, last_line = 0, now
+                    if stopping:
+                        raise StoppedError(
+                            f"stopped by a signal after step {state.step} of {total}; the same command goes on"
+                        )
+                    last_line += self.look()  # a look is no training: pictures a second leave it out
+                    if state.step < total and state.step % self.recipe.checkpoint.every_steps == 0:
+                        self.save(insist=False)
+                self.save(insist=True)
+        except (StoppedError, DivergedError):
+            self.save(insist=True)
+            raise
+        finally:
+            self.loader.close()
+        return self.passes.whole(None if self.average is None else self.average.weights)
+
+    def step(self) -> bool:
+        """One update, or none where the training has gone wrong in this step before; whether to stop after it."""
+        state, recipe = self.state, self.recipe
+        batch = next(self._batches)
+        if state.step in state.left_out:
+            state.step += 1
+            return bool(self.world.sum(self.stop())[0])
+        lr = recipe.optimizer.lr * recipe.schedule.factor(state.step, self.total)
+        set_learning_rate(self.optimizer, lr)
+        loss, norm = gradients(self.passes, batch, recipe, state.step)
+        loss, stopping, bad = self.world.sum(loss, self.stop(), len(self.loader.bad))
+        if bad > MOST_BAD * len(self.loader.split):
+            check_bad(self._all_bad(), self.loader.split)
+        if wrong := self._wrong(loss, norm):
+            self.diverge(wrong, loss, norm, lr)
+            return bool(stopping)
+        update(self.passes, self.optimizer, norm, recipe.optimizer.clip_norm)
+        if self.average is not None:
+            self.average.update(self.passes.model, state.step)
+        state.step += 1
+        state.samples_seen += recipe.batch_size
+        state.seconds = time.perf_counter() - self._began
+        state.window.append(loss)
+        if recipe.guard.spike:
+            state.losses = [*state.losses, loss][-_REMEMBERED_LOSSES:]
+        self._loss, self._norm, self._lr = loss, norm, lr
+        return bool(stopping)
+
+    def _wrong(self, loss: float, norm: float) -> str | None:
+        """What is wrong with a step, in words, before its update is made."""
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(norm):
+            return f"the gradient norm is {norm}"
+        losses, spike = self.state.losses, self.recipe.guard.spike
+        if spike and len(losses) == _REMEMBERED_LOSSES and loss > spike * statistics.median(losses):
+            return f"the loss is {loss:.4g}, {loss / statistics.median(losses):.2g} times as high as usual"
+        return None
+
+    def diverge(self, wrong: str, loss: float, norm: float, lr: float) -> None:
+        """Write down what the step has seen; then go back and leave it out, or stop: raises `DivergedError`."""
+        state = self.state
+        step, split = state.step, self.loader.split
+        ids = self.loader.ids(step).tolist()
+        if self.world.first:
+            story = {"step": step + 1, "reason": wrong, "loss": str(loss), "grad_norm": str(norm), "lr": lr}
+            pictures = [{"id": index, "name": split.name(index)} for index in ids]
+            files.write_json(self.folder / DIVERGED, {**story, "pictures": pictures})
+        where = f"training diverged in step {step + 1}: {wrong} at a learning rate of {lr:.3g}"
+        if len(state.left_out) >= self.rollbacks:
+            raise DivergedError(
+                f"{where}; the checkpoint keeps the weights of the step before, {self.folder / DIVERGED} names its "
+                f"pictures; {_SMALLER_RATE}"
+            )
+        left_out, resumed = [*state.left_out, step], state.resumed_from
+        if (saved := self._newest(self.passes.model)) is not None:
+            self.passes.fill(saved.weights())
+            self._fill(saved)
+        say(f"note: {where}; it is left out, and the training goes on from step {state.step}")
+        state.left_out, state.resumed_from = left_out, resumed
+        self.record.cut(state.step)
+        self.loader.close()
+        self._load(state.step)
+
+    def log(self, rate: float) -> None:
+        """One line about the steps since the last."""
+        state = self.state
+        if not state.window:  # all of them were left out
+            return
+        loss = statistics.fmean(state.window)
+        numbers = {"loss": round(loss, 6), "lr": self._lr, "grad_norm": round(self._norm, 6)}
+        clock = {"images_per_second": round(rate, 1), "seconds": round(state.seconds, 3)}
+        self.record.write("train", state.step, **numbers, **clock)
+        state.window = []
+
+    def look(self) -> float:
+        """Measure the model on validation, where it is due and has not been done; the seconds that it took."""
+        state, began = self.state, time.perf_counter()
+        due = state.step % self.recipe.evaluation.every_steps == 0 or state.step == self.total
+        if self.validate is None or not due or state.step <= self.record.last_validation:
+            return 0.0
+        if self.passes.model.has_batch_norm:
+            self.world.spread(self.passes.model.buffers())
+        try:
+            figures = self.validate(self.passes.whole(None if self.average is None else self.average.weights))
+        except FaultError as error:
+            raise FaultError(f"training diverged before step {state.step + 1}: {error}; {_SMALLER_RATE}") from error
+        self.record.write("validation", state.step, **figures)
+        metric = next(name for name in figures if name != "loss")
+        if figures[metric] > state.best.get(metric, -math.inf):
+            state.best = {"step": state.step, **figures}
+        return time.perf_counter() - began
+
+    def save(self, *, insist: bool) -> None:
+        """A checkpoint of now. A disk that refuses is a note, and the next time is tried again; an error where we `insist`."""
+        state = self.state
+        state.unreadable, state.most_at_once = self._all_bad(), self.passes.most_at_once
+        tensors = checkpoint.tensors_of(self.passes.model, self.optimizer, self.average)
+
+        def write() -> None:
+            self.record.flush()  # the log must never lack what the weights have
+            checkpoint.save(self.folder / CHECKPOINTS, state, tensors, self.recipe.checkpoint.keep)
+
+        try:
+            self.world.decide(write)
+        except FaultError as error:
+            if insist:
+                raise
+            say(f"note: no checkpoint at step {state.step}: {error}; the training goes on and tries again")
+
+    def _newest(self, model: Model) -> checkpoint.Saved | None:
+        """The newest whole checkpoint; one of other data or another recipe is an error."""
+        folder = self.folder / CHECKPOINTS
+
+        def find() -> str | None:
+            files.remove_leftovers(folder, r"step-\d+")
+            found = checkpoint.newest(folder, model)
+            return None if found is None else str(found.path)
+
+        path = self.world.decide(find)
+        if path is None:
+            return None
+        saved = checkpoint.at(Path(path))
+        for what, mine, theirs in (
+            ("recipe", self.state.recipe_hash, saved.state.recipe_hash),
+            ("data set", self.state.data_fingerprint, saved.state.data_fingerprint),
+        ):
+            if mine != theirs:
+                raise DataError(
+                    f"the {what} has changed since {folder} was written; --restart begins anew and keeps the old run"
+                )
+        return saved
+
+    def _fill(self, saved: checkpoint.Saved) -> None:
+        saved.fill_optimizer(self.optimizer)
+        if self.average is not None:
+            saved.fill_average(self.average)
+        vars(self.state).update(vars(saved.state))
+        self.passes.most_at_once = saved.state.most_at_once
+
+    def _load(self, step: int) -> None:
+        self.loader = self.make_loader(step)
+        self._batches = iter(self.loader)
+
+    def _all_bad(self) -> dict[int, str]:
+        """The unreadable pictures that any process has met, or that were known before."""
+        met = [{int(index): reason for index, reason in each.items()} for each in self.world.gather(self.loader.bad)]
+        return dict(sorted({**self.state.unreadable, **{k: v for each in met for k, v in each.items()}}.items()))
+
+
+def passes_for(model: Model, objective: Objective, recipe: Recipe, world: Processes, *, sharded: bool) -> Passes:
+    """All that computes, as the recipe says."""
+    compute = recipe.compute
+    model.recompute = compute.recompute
+    return Passes(
+        model,
+        objective,
+        world,
+        threads=torch.get_num_threads(),
+        precision="bfloat16" if compute.precision == "bfloat16" else "float32",
+        sharded=sharded,
+        compiled=compute.compile,
+    )
+
+
+def seconds_per_step(
     model: Model,
     objective: Objective,
     recipe: Recipe,
     make_loader: MakeLoader,
-    *,
-    folder: Path,
-    state: State,
-    validate: Validate | None,
-    stop: Callable[[], bool],
-) -> None:
-    """Train `model` in place for `recipe.budget.steps` steps, from the newest checkpoint in `folder` if there is one.
-
-    `state` is a fresh one, and always says how far the weights are. `make_loader(step)` gives batches from that step on;
-    `validate` measures the model in between; `stop` is asked after every step. At the end the model holds the weights to
-    keep (the average where the recipe has one). Raises `StoppedError` after saving when told to stop, and `FaultError`
-    before an update that is not finite.
-    """
-    total = recipe.budget.steps
-    decay = recipe.regularization.average_decay
-    average = Average(model, decay) if decay else None
-    optimizer = build_optimizer(recipe.optimizer, model)
-    _resume(folder / "checkpoints", state, model, optimizer, average)
-    record = Record(folder / "metrics.jsonl", state.step)
-    log_every = max(1, total // _LOG_LINES)
-    loader = make_loader(state.step)
-    model.train()
-
-    def save() -> None:
-        state.unreadable = dict(loader.bad)
-        checkpoint.save(folder / "checkpoints", state, model, optimizer, average, recipe.checkpoint.keep)
-
-    def look() -> float:
-        """Measure the model on validation, where it is due and has not been done; the seconds that it took."""
-        began = time.perf_counter()
-        due = state.step % recipe.evaluation.every_steps == 0 or state.step == total
-        if validate is None or not due or state.step <= record.last_validation:
-            return 0.0
-        try:
-            figures = validate(kept_weights(model, average))
-        except FaultError as error:
-            raise FaultError(f"training diverged before step {state.step + 1}: {error}; {SMALLER_RATE}") from error
-        record.write("validation", state.step, **figures)
-        return time.perf_counter() - began
-
-    began, images_since = time.perf_counter() - state.seconds, 0
-    last_line = time.perf_counter()
-    try:
-        with Replicas(model, recipe.threads) as replicas, Progress("training", total, state.step) as progress:
-            look()  # a signal may have come between a step and its look
-            for batch in loader if state.step < total else ():
-                factor = recipe.schedule.factor(state.step, total)
-                set_learning_rate(optimizer, recipe.optimizer.lr * factor)
-                loss, norm = train_step(replicas, objective, optimizer, batch, recipe, state.step)
-                if average is not None:
-                    average.update(model, state.step)
-                state.step += 1
-                state.seconds = time.perf_counter() - began
-                state.window.append(loss)
-                images_since += len(batch.ids)
-                check_bad(loader.bad, loader.split)
-                if state.step % log_every == 0 or state.step == total:
-                    now = time.perf_counter()
-                    mean_loss, rate = statistics.fmean(state.window), images_since / (now - last_line)
-                    record.write(
-                        "train",
-                        state.step,
-                        loss=round(mean_loss, 6),
-                        lr=recipe.optimizer.lr * factor,
-                        grad_norm=round(norm, 6),
-                        images_per_second=round(rate, 1),
-                        seconds=round(state.seconds, 3),
-                    )
-                    progress.update(state.step, f"loss {mean_loss:.3f}  {rate:,.0f} images/s")
-                    state.window, images_since, last_line = [], 0, now
-                if stop():
-                    raise StoppedError(
-                        f"stopped by a signal after step {state.step} of {total}; the same command goes on"
-                    )
-                last_line += look()  # a look is no training: pictures a second leave it out
-                if state.step == total:
-                    break
-                if state.step % recipe.checkpoint.every_steps == 0:
-                    save()
-        save()
-    except (StoppedError, DivergedError):
-        save()
-        raise
-    finally:
-        loader.close()
-    if average is not None:
-        model.load_state_dict(average.weights)
-
-
-def train_step(
-    replicas: Replicas, objective: Objective, optimizer: torch.optim.Optimizer, batch: Batch, recipe: Recipe, step: int
-) -> tuple[float, float]:
-    """One update: the mean loss of the batch before it, and the norm of its gradient before clipping.
-
-    The batch passes through the model in parts of `recipe.micro_batch` images whose gradients add up: the caches hold the
-    activations of a part, and the update is the same. A loss or norm that is not finite raises before anything changes.
-    """
-    model = replicas.model
-    device = next(model.parameters()).device
-    augment, seed = recipe.augment, recipe.seed
-    images = model.preprocessing.normalize(batch.images.to(device))
-    images = erase(images, augment, seed=seed, epochs=batch.epochs, ids=batch.ids)
-    weights = batch.weights.to(device)
-    # A bad picture has no label either: none of it is mixed into another's.
-    targets = objective.targets(batch.labels.to(device)) * weights[:, None]
-    images, targets = mix(images, targets, augment, seed=seed, step=step)
-    total_weight = weights.sum().clamp(min=1)
-
-    parts = list(zip(*(each.split(recipe.micro_batch) for each in (images, targets, weights)), strict=True))
-
-    def loss_of(replica: Model, part: int) -> Tensor:
-        image, target, weight = parts[part]
-        # Dropout and its kin are pure functions of these three, whichever replica the part falls to.
-        key = uniform(seed, "regularization", step, np.array([part])).item()
-        generator = torch.Generator(device).manual_seed(int(key * 2**53))
-        keep = _kept_patches(model, len(image), recipe.regularization.patch_dropout, generator)
-        with random_numbers(generator):
-            return (objective(replica, image, target, keep) * weight).sum() / total_weight
-
-    optimizer.zero_grad(set_to_none=True)
-    loss = replicas.backward(len(parts), loss_of)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    check_finite(loss, norm.item(), step + 1, optimizer.param_groups[-1]["lr"])
-    if recipe.optimizer.clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, recipe.optimizer.clip_norm, norm)
-    optimizer.step()
-    return loss, norm.item()
-
-
-def seconds_per_step(
-    model: Model, objective: Objective, recipe: Recipe, make_loader: MakeLoader, most_seconds: float
+    most_seconds: float,
+    world: Processes | None = None,
+    sharded: bool = False,
 ) -> float:
     """The typical time of a step, from at most 20 throw-away steps on a copy: nothing of the run itself is touched."""
+    world = world or Processes()
     trial = copy.deepcopy(model).train()
+    passes = passes_for(trial, objective, recipe, world, sharded=sharded)
     optimizer = build_optimizer(recipe.optimizer, trial)
     set_learning_rate(optimizer, 0.0)
     loader = make_loader(0)
     times, began = [], time.perf_counter()
     try:
-        with Replicas(trial, recipe.threads) as replicas:
+        with passes:
             for step, batch in enumerate(loader):
-                train_step(replicas, objective, optimizer, batch, recipe, step)
+                train_step(passes, optimizer, batch, recipe, step)
                 times.append(time.perf_counter() - began - sum(times))
-                if step + 1 == _THROWAWAY_STEPS or (step >= 2 and time.perf_counter() - began > most_seconds):
+                enough = step >= 2 and time.perf_counter() - began > most_seconds
+                if step + 1 == _THROWAWAY_STEPS or world.sum(enough)[0]:
                     break
     finally:
         loader.close()
-    return statistics.median(times[1:])  # the first step pays for what is made once
-
-
-def kept_weights(model: Model, average: Average | None) -> Model:
-    """The model to evaluate: itself, or a copy that holds the average."""
-    if average is None:
-        return model
-    averaged = copy.deepcopy(model)
-    averaged.load_state_dict(average.weights)
-    return averaged
+    seconds = np.array(world.sum(statistics.median(times[1:])))  # the first step pays for what is made once
+    return float(seconds[0]) / world.count
 
 
 def check_bad(bad: dict[int, str], split: Split) -> None:
@@ -210,32 +323,3 @@ def check_bad(bad: dict[int, str], split: Split) -> None:
             f"{len(bad)} of {len(split)} training pictures cannot be read, more than {MOST_BAD:.0%} "
             f"({split.name(index)} {reason}); 'patchword data check' lists them"
         )
-
-
-def _resume(
-    checkpoints: Path, state: State, model: Model, optimizer: torch.optim.Optimizer, average: Average | None
-) -> None:
-    """Go on from the newest checkpoint, if there is one; one of other data or another recipe is an error."""
-    saved = checkpoint.restore(checkpoints, model, optimizer, average)
-    if saved is None:
-        return
-    for what, mine, theirs in (
-        ("recipe", state.recipe_hash, saved.recipe_hash),
-        ("data set", state.data_fingerprint, saved.data_fingerprint),
-    ):
-        if mine != theirs:
-            raise DataError(
-                f"the {what} has changed since {checkpoints} was written; --restart begins anew and keeps the old run"
-            )
-    vars(state).update(vars(saved))
-    state.resumed_from.append(saved.step)
-
-
-def _kept_patches(model: Model, num_images: int, patch_dropout: float, generator: torch.Generator) -> Tensor | None:
-    """For each image a random choice of patches, int64 B×n in raster order; None to keep all."""
-    if not patch_dropout or model.grid is None:
-        return None
-    num_patches = model.grid[0] * model.grid[1]
-    kept = max(1, round(num_patches * (1 - patch_dropout)))
-    draws = torch.rand(num_images, num_patches, generator=generator, device=generator.device)
-    return draws.topk(kept).indices.sort().values

@@ -12,14 +12,16 @@ from patchword.core import config
 from patchword.core.errors import DataError, UsageError
 from patchword.core.picture import DecodeError
 from patchword.core.preprocessing import Preprocessing
+from patchword.core.processes import Processes
 from patchword.core.progress import Progress, say, size
-from patchword.core.runtime import available_memory, choose_device
+from patchword.core.runtime import MOST_REPLICAS, available_memory, choose_device
 from patchword.data.dataset import Dataset, Split
 from patchword.data.decode import header
 from patchword.data.duplicates import find_duplicates, without_leaks
 from patchword.data.sources import open_data
 from patchword.data.store import Store, estimated_bytes
 from patchword.models.contract import Model
+from patchword.models.cost import Cost
 from patchword.models.names import create_model, parse_name
 from patchword.training.choice import SMALL_PICTURE, choose_model
 from patchword.training.recipe import Recipe
@@ -35,6 +37,8 @@ _PIXELS = 1_000_000
 """Of all images of a micro-batch together, in a convolutional network."""
 _NORM_BATCH = 16
 """The fewest images whose statistics batch norm takes together, however large they are."""
+_ROOM = 0.8
+"""The share of a device's free memory that may be planned with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,37 +143,98 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     return Prepared(model, decided, origin, pictures.small)
 
 
-def decide_machine(recipe: Recipe, model: Model, dataset: Dataset) -> Recipe:
-    """Device, threads, batch and micro-batch where the recipe leaves them open."""
+def decide_machine(recipe: Recipe, model: Model, cost: Cost, dataset: Dataset, world: Processes) -> Recipe:
+    """Device, precision, threads, batch and micro-batch where the recipe leaves them open."""
     device = choose_device(recipe.device)
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    batch_size = min(recipe.batch_size, len(dataset.splits["train"]))
-    micro_batch = recipe.micro_batch or (
-        comfortable_micro_batch(model, batch_size, torch.get_num_threads()) if device.type == "cpu" else batch_size
-    )
     cores = len(_usable_cores())
+    # A launcher tells each process to use one thread; what all of them together may use is what the machine has.
+    threads = recipe.threads or (cores if world.count > 1 else torch.get_num_threads())
+    torch.set_num_threads(max(1, threads // world.local_count))
+    batch_size = min(recipe.batch_size, len(dataset.splits["train"]))
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    compute = recipe.compute
+    if compute.precision == "auto":
+        compute = dataclasses.replace(compute, precision="bfloat16" if half else "float32")
+    if compute.recompute and model.has_batch_norm:
+        raise UsageError(
+            f"compute.recompute=true would count every picture of {model.name}'s batch norms twice; false is right"
+        )
+    micro_batch = recipe.micro_batch or (
+        comfortable_micro_batch(model, batch_size, threads) if device.type == "cpu" else _room(device, cost, batch_size)
+    )
     return dataclasses.replace(
         recipe,
         device=str(device),
-        threads=torch.get_num_threads(),
+        threads=threads,
         batch_size=batch_size,
         micro_batch=min(micro_batch, batch_size),
+        compute=compute,
         loading=dataclasses.replace(
             recipe.loading, workers=cores - 1 if recipe.loading.workers < 0 else recipe.loading.workers
         ),
     )
 
 
-def fill_stores(recipe: Recipe, dataset: Dataset, channels: int) -> dict[str, Store]:
-    """The decoded pictures of every split, or nothing where the recipe or the free memory asks for a stream."""
-    if recipe.loading.in_memory == "no":
-        return {}
+def shards(recipe: Recipe, cost: Cost, world: Processes) -> bool:
+    """Whether the processes share out weights, gradients and moments: where asked, or where one has no room for them."""
+    wanted = recipe.compute.sharded
+    if world.count == 1 or wanted == "no":
+        return False
+    device = torch.device(recipe.device)
+    free = available_memory() // world.local_count if device.type == "cpu" else torch.cuda.mem_get_info()[0]
+    needed = _state_bytes(recipe, cost, cost.params)
+    return bool(world.decide(lambda: wanted == "yes" or needed > _ROOM * free))
+
+
+def memory_needed(recipe: Recipe, cost: Cost, learning: int, world: Processes, *, sharded: bool) -> int:
+    """Bytes that training takes in each process beside the pictures; `learning` parameters have gradients and moments."""
+    on_cpu = torch.device(recipe.device).type == "cpu"
+    passes = min(torch.get_num_threads(), MOST_REPLICAS) if on_cpu and world.count == 1 else 1
+    share = world.count if sharded else 1
+    state = _state_bytes(recipe, cost, learning)
+    return round(state / share + cost.activation_bytes * min(recipe.micro_batch, recipe.batch_size) * passes)
+
+
+def check_memory(needed: int) -> None:
+    """Raise `UsageError` where the machine has not so many bytes."""
+    if needed > (free := available_memory()):
+        raise UsageError(
+            f"training would need about {size(needed)} of memory, of which {size(free)} are free; "
+            "a smaller model, image size or micro_batch would be right"
+        )
+
+
+def _state_bytes(recipe: Recipe, cost: Cost, learning: int) -> int:
+    """Weights and their average; gradient and two moments of what learns."""
+    return 4 * (cost.params * (1 + bool(recipe.regularization.average_decay)) + 3 * learning)
+
+
+def _room(device: torch.device, cost: Cost, batch_size: int) -> int:
+    """Images whose activations the device has room for beside weights, average, gradients and moments."""
+    if device.type != "cuda":
+        return batch_size
+    free = _ROOM * torch.cuda.mem_get_info(device)[0] - 5 * 4 * cost.params
+    return max(1, min(batch_size, int(free / cost.activation_bytes)))
+
+
+def fetch(recipe: Recipe) -> None:
+    """Find, or download, the recipe's data set."""
+    open_data(recipe.data)
+
+
+def held_in_memory(recipe: Recipe, dataset: Dataset, channels: int, world: Processes) -> bool:
+    """Whether the decoded pictures are held, and not streamed: as the recipe says, or as far as there is room."""
+    if recipe.loading.in_memory != "auto":
+        return recipe.loading.in_memory == "yes"
     needed = sum(estimated_bytes(split, channels=channels) for split in dataset.splits.values())
-    limit = recipe.loading.memory_share * available_memory()
-    if needed > limit and recipe.loading.in_memory == "auto":
+    limit = recipe.loading.memory_share * available_memory() / world.local_count
+    if needed > limit:
         say(f"pictures are streamed: decoded they would take about {size(needed)} (limit {size(limit)})")
-        return {}
+    return needed <= limit
+
+
+def fill_stores(dataset: Dataset, channels: int) -> dict[str, Store]:
+    """The decoded pictures of every split."""
     stores = {}
     for name, split in dataset.splits.items():
         with Progress(f"decoding {name}", len(split)) as progress:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from patchword.core import config
 from patchword.core.errors import DataError, UsageError, nearest
+from patchword.core.processes import TIMEOUT
 from patchword.data.augment import AUGREG_LEVELS, Augment
 from patchword.data.store import MEMORY_SHARE
 from patchword.models.names import config_type, parse_name
@@ -106,6 +107,44 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How the arithmetic is done: for speed and memory, not for what is computed."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of products in training: auto takes bfloat16 on GPUs that have it. Weights and their updates are always float32."""
+    recompute: bool = False
+    """Keep the outputs of blocks alone and compute what is in between again in the backward pass (activation
+    checkpointing): about a third more time, far less memory, the same gradients."""
+    compile: bool = False
+    """Let `torch.compile` fuse each block. It needs a C++ compiler, takes a minute or more at the start, rounds otherwise."""
+    sharded: Literal["auto", "yes", "no"] = "auto"
+    """Share weights, gradients and the optimizer's state out over all processes (FSDP2); auto does where one device has no
+    room for them. With a single process nothing is shared."""
+    timeout: float = TIMEOUT
+    """Seconds that a process waits for the others before it gives them up."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.timeout <= 86400:
+            raise UsageError(f"compute.timeout={self.timeout} must lie in 1…86400 seconds")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What happens when the training goes wrong. By default it stops before the update that would spoil the weights."""
+
+    spike: float = 0.0
+    """A loss so many times the median of the last hundred steps counts as wrong, as one that is not finite always does;
+    0 looks for none."""
+    rollbacks: int = 0
+    """How many times to answer by going back to the newest checkpoint and leaving the step's pictures out."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, "guard", rollbacks=0)
+        if not (self.spike == 0 or 1 < self.spike <= _MOST):
+            raise UsageError(f"guard.spike={self.spike} must be 0 or more than 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """What survives a crash."""
 
@@ -156,7 +195,7 @@ class Recipe:
     device: str = "auto"
     """One of torch's names; auto is the first GPU, or else the CPU."""
     threads: int = 0
-    """CPU threads; 0 takes torch's choice. Another number rounds sums differently."""
+    """CPU threads of all processes on a machine together; 0 takes torch's choice. Another number rounds sums differently."""
     budget: Budget = Budget()
     augment: Augment = Augment()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -165,6 +204,8 @@ class Recipe:
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     loading: Loading = Loading()
+    compute: Compute = Compute()
+    guard: Guard = Guard()
 
     def __post_init__(self) -> None:
         for field, least in (("batch_size", 1), ("micro_batch", 0), ("threads", 0), ("seed", 0)):
@@ -203,6 +244,7 @@ LEFT_OPEN: dict[str, Any] = {
     "evaluation.every_steps": 0,
     "evaluation.batch_size": 0,
     "checkpoint.every_steps": 0,
+    "compute.precision": "auto",
     "loading.in_memory": "auto",
     "loading.workers": -1,
     "loading.duplicates": "auto",
@@ -258,6 +300,14 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
     if "budget" in changes:
         values.pop("budget", None)  # a budget is replaced as a whole: 5 minutes do not mix with the preset's epochs
     return config.build(Recipe, config.merge(values, changes))
+
+
+def loads(text: str, where: str) -> Recipe:
+    """The recipe in a text that `to_toml` has written, which lies at `where`."""
+    try:
+        return config.build(Recipe, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"recipe {where} cannot be read: {error}") from error
 
 
 def _without_strange_fields(values: dict[str, Any], name: Any) -> dict[str, Any]:

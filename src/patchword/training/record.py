@@ -1,45 +1,71 @@
 """The run's log, one JSON object a line, which always agrees with the weights."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 from patchword.core import files
-from patchword.core.errors import DivergedError
-
-SMALLER_RATE = "a smaller optimizer.lr or a longer schedule.warmup would be right"
+from patchword.core.errors import FaultError
+from patchword.core.progress import say
 
 
 class Record:
-    """`metrics.jsonl`: lines of kind `train` and `validation`, in the order of their steps."""
+    """`metrics.jsonl`: lines of kind `train` and `validation`, in the order of their steps.
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Open the log to go on after `step`: lines of later steps, and a torn last line, are cut off."""
-        self.path = path
+    Lines that the disk does not take are kept and written with the next; `flush` insists.
+    """
+
+    def __init__(self, path: Path, step: int, *, writes: bool = True) -> None:
+        """Open the log to go on after `step`: lines of later steps, and a torn last line, are cut off.
+
+        Of several processes, one `writes`; the others read what they need to know alike.
+        """
+        self.path, self.writes = path, writes
         kept = [line for line in _whole_lines(path) if line["step"] <= step]
         self.last_validation = max((line["step"] for line in kept if line.get("kind") == "validation"), default=0)
         """The newest step that has a line of validation."""
-        files.write_text(path, "".join(_dump(line) for line in kept))
+        self._waiting = ""
+        content = "".join(_dump(line) for line in kept).encode()
+        self._size = len(content)
+        """Bytes of whole lines: what a failed write adds is cut off again."""
+        if writes and not (path.exists() and path.read_bytes() == content):
+            files.write_bytes(path, content)
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Append one line."""
-        with files.disk_faults(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(_dump({"kind": kind, "step": step, **values}))
+        if kind == "validation":
+            self.last_validation = step
+        if not self.writes:
+            return
+        first = not self._waiting
+        self._waiting += _dump({"kind": kind, "step": step, **values})
+        try:
+            self.flush()
+        except FaultError as error:
+            if first:
+                say(f"note: {error}; the log's lines wait until it can be written")
+
+    def flush(self) -> None:
+        """Write what waits; raises `FaultError` where the disk refuses."""
+        if not self._waiting:
+            return
+        content = self._waiting.encode()
+        with files.disk_faults(self.path), self.path.open("r+b") as file:
+            file.truncate(self._size)
+            file.seek(self._size)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        self._size += len(content)
+        self._waiting = ""
 
-
-def check_finite(loss: float, gradient_norm: float, step: int, lr: float) -> None:
-    """Stop before the update that would spoil the weights, and name the step."""
-    if math.isfinite(loss) and math.isfinite(gradient_norm):
-        return
-    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {gradient_norm}"
-    raise DivergedError(
-        f"training diverged in step {step}: the {what} at a learning rate of {lr:.3g}; "
-        f"the checkpoint keeps the weights of the step before; {SMALLER_RATE}"
-    )
+    def cut(self, step: int) -> None:
+        """Forget the lines after `step`, to which the training has gone back."""
+        waiting = [json.loads(line) for line in self._waiting.splitlines()]
+        self._waiting = "".join(_dump(line) for line in waiting if line["step"] <= step)
+        again = Record(self.path, step, writes=self.writes)
+        self._size, self.last_validation = again._size, again.last_validation
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

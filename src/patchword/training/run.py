@@ -13,9 +13,11 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
 import math
 import platform
+import re
 import shlex
 import shutil
 import time
@@ -28,11 +30,10 @@ import torch
 
 from patchword.core import files
 from patchword.core.errors import FaultError, PatchwordError, StoppedError, UsageError
+from patchword.core.processes import Processes, joined
 from patchword.core.progress import duration, say, size
 from patchword.core.runtime import (
-    MOST_REPLICAS,
     StopFlag,
-    available_memory,
     describe_device,
     keep_memory,
     only_writer,
@@ -48,13 +49,14 @@ from patchword.models.contract import Model
 from patchword.models.cost import Cost, cost
 from patchword.training import loop, prepare
 from patchword.training.checkpoint import State
+from patchword.training.loop import CHECKPOINTS, DIVERGED, LOG
 from patchword.training.objectives import OBJECTIVES, Objective
-from patchword.training.recipe import Recipe, load
+from patchword.training.recipe import Recipe, load, loads
 from patchword.training.tune import merge
 from patchword.weights import folder as model_folder
 
 RECIPE, RESULT, EVALUATION, MODEL = "recipe.toml", "result.json", "evaluation.json", "model"
-_LEFT_BY_US = {RECIPE, RESULT, EVALUATION, MODEL, "metrics.jsonl", "checkpoints", "report.html", ".lock"}
+_LEFT_BY_US = {RECIPE, RESULT, EVALUATION, MODEL, LOG, DIVERGED, CHECKPOINTS, "report.html", ".lock"}
 _TIMES_LOOKED = 10
 _LOOKING = 0.2
 _NOTICES = 5
@@ -70,34 +72,70 @@ def run(
     raised. `publish` is called with the folder whenever it has a new result: it writes the page.
     """
     keep_memory()
+    flag = StopFlag()
+    with joined(recipe.compute.timeout, on_orphaned=flag.raise_it) as world:
+        return _run(recipe, out, restart, publish, flag, world)
+
+
+def _run(
+    recipe: Recipe,
+    out: Path | None,
+    restart: bool,
+    publish: Callable[[Path], object] | None,
+    flag: StopFlag,
+    world: Processes,
+) -> Path:
     if out is not None:
-        _check_folder(out)  # before the data is looked through
+        world.decide(functools.partial(_check_folder, out))  # before the data is looked through
+    if world.count > 1 and not Path(recipe.data).expanduser().exists():
+        world.decide(lambda: prepare.fetch(recipe))  # one downloads, the others find it
     opened = prepare.open_training_data(recipe)
     dataset = opened.dataset
     if Path(recipe.data).expanduser().exists():  # a named set keeps its name, a path works from anywhere
         recipe = dataclasses.replace(recipe, data=str(Path(recipe.data).expanduser().resolve()))
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(dataset.splits["train"])))
+    if recipe.batch_size < 2 * world.count:
+        raise UsageError(
+            f"batch_size={recipe.batch_size} is too small to be shared by {world.count} processes; "
+            f"{2 * world.count} or more would be right"
+        )
     prepared = prepare.prepare_model(recipe, dataset)
     out = out or prepare.default_out(recipe, dataset, prepared.model.name)
     for notice in dataset.notices[:_NOTICES]:
         say(f"note: {notice.sentence}")
     if len(dataset.notices) > _NOTICES:
         say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
+    with contextlib.ExitStack() as held:
+        stored = world.decide(lambda: _take_folder(out, recipe, restart, held))
+        if stored == _FINISHED:
+            say(f"{out} holds this run, finished; --restart trains again")
+            return out
+        with flag.listening():
+            of_before = None if stored is None else loads(stored, str(out / RECIPE))
+            _Run(out, opened, prepared, of_before, flag, publish, world).go(resuming=stored is not None)
+    return out
+
+
+_FINISHED = "finished"
+
+
+def _take_folder(out: Path, asked: Recipe, restart: bool, held: contextlib.ExitStack) -> str | None:
+    """Make `out` ours until `held` is closed; the recipe of the run in it as TOML, or that it is finished; None: a new run."""
     if restart and (out / RECIPE).is_file():
         with only_writer(out):  # not while another process writes there
             _move_aside(out)
     _check_folder(out)
-    with only_writer(out), _removed_if_empty(out):
-        stored = _stored_recipe(out, recipe)
-        if stored is not None and _status(out) == "finished":
-            say(f"{out} holds this run, finished; --restart trains again")
-            return out
-        if stored is not None and not any((out / "checkpoints").glob("step-*")):
-            say(f"{out} holds this run without a checkpoint: it begins again at step 0")
-        flag = StopFlag()
-        with flag.listening():
-            _Run(out, opened, prepared, stored, flag, publish).go(resuming=stored is not None)
-    return out
+    held.enter_context(only_writer(out))
+    held.enter_context(_removed_if_empty(out))
+    files.remove_leftovers(out, "|".join(map(re.escape, sorted(_LEFT_BY_US))))
+    if not (out / RECIPE).is_file():
+        return None
+    _check_same(out, asked)
+    if _status(out) == "finished":
+        return _FINISHED
+    if not any((out / CHECKPOINTS).glob("step-*")):
+        say(f"{out} holds this run without a checkpoint: it begins again at step 0")
+    return (out / RECIPE).read_text("utf-8")
 
 
 class _Run:
@@ -111,13 +149,16 @@ class _Run:
         stored: Recipe | None,
         flag: StopFlag,
         publish: Callable[[Path], object] | None,
+        world: Processes,
     ) -> None:
         self.out, self.opened, self.prepared, self.flag, self.publish = out, opened, prepared, flag, publish
+        self.world = world
         self.dataset = dataset = opened.dataset
         model = prepared.model
-        self.recipe = prepare.decide_machine(stored or prepared.recipe, model, dataset)
-        self.model = model.to(self.recipe.device)
         self.cost: Cost = cost(model)
+        self.recipe = prepare.decide_machine(stored or prepared.recipe, model, self.cost, dataset, world)
+        self.sharded = prepare.shards(self.recipe, self.cost, world)
+        self.model = model if self.sharded else model.to(self.recipe.device)
         self.objective: Objective = OBJECTIVES[self.recipe.objective](
             len(dataset.classes), self.recipe.regularization.label_smoothing
         )
@@ -126,22 +167,28 @@ class _Run:
 
     def go(self, *, resuming: bool) -> None:
         try:
-            self.stores = prepare.fill_stores(self.recipe, self.dataset, self.model.in_channels)
-            # Written down: a later run with more or less free memory must see the same pixels.
-            held = dataclasses.replace(self.recipe.loading, in_memory="yes" if self.stores else "no")
-            self.recipe = dataclasses.replace(self.recipe, loading=held)
-            if "train" in self.stores:
-                loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
-            if not resuming:
-                self.recipe = self.fix_steps()
-                files.write_text(self.out / RECIPE, self.recipe.to_toml())
-            self.announce()
-            self.train()
-            self.evaluate()
+            with self.world.naming_the_missing():
+                self.load_pictures()
+                if not resuming:
+                    self.recipe = self.fix_steps()
+                    self.world.decide(lambda: files.write_text(self.out / RECIPE, self.recipe.to_toml()))
+                self.announce()
+                self.train()
+                self.evaluate()
         except PatchwordError as error:
             status = "stopped" if isinstance(error, StoppedError) else "failed"
             self.write_result(status, reason=str(error))
             raise
+
+    def load_pictures(self) -> None:
+        """Decode what is held in memory, and write down whether it is: a later run must see the same pixels."""
+        recipe, channels = self.recipe, self.model.in_channels
+        fits = self.world.decide(lambda: prepare.held_in_memory(recipe, self.dataset, channels, self.world))
+        if fits:
+            self.stores = prepare.fill_stores(self.dataset, channels)
+            loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
+        held = dataclasses.replace(recipe.loading, in_memory="yes" if fits else "no")
+        self.recipe = dataclasses.replace(recipe, loading=held)
 
     def fix_steps(self) -> Recipe:
         """The number of steps that the budget comes to, and the intervals that follow from it."""
@@ -180,7 +227,7 @@ class _Run:
 
     def steps_in(self, seconds: float) -> int:
         """How many steps, with the looks at validation between them, fit in `seconds`."""
-        step = loop.seconds_per_step(self.model, self.objective, self.recipe, self.make_loader, min(20.0, seconds / 20))
+        step = self.seconds_per_step(min(20.0, seconds / 20))
         passes = self.passes_per_picture * seconds / step * self.recipe.batch_size
         looking = self.looks(passes) * len(self.dataset.splits.get("validation", ())) / passes
         return int(seconds * max(1 - looking, 0.5) / step)
@@ -203,34 +250,35 @@ class _Run:
         """One line before the run: what, on what, how long, how much memory."""
         recipe, total = self.recipe, self.recipe.budget.steps
         learning = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        # Weights and their average; gradient and two moments of what learns.
-        weights = 4 * (self.cost.params * (1 + bool(recipe.regularization.average_decay)) + 3 * learning)
-        at_once = (
-            recipe.micro_batch * min(self.recipe.threads, MOST_REPLICAS)
-            if recipe.device == "cpu"
-            else recipe.batch_size
-        )
-        needed = weights + self.cost.activation_bytes * at_once
-        if recipe.device == "cpu" and needed > available_memory():
-            raise UsageError(
-                f"training would need about {size(needed)} of memory, of which {size(available_memory())} are free; "
-                "a smaller model, image size or micro_batch would be right"
-            )
+        needed = prepare.memory_needed(recipe, self.cost, learning, self.world, sharded=self.sharded)
+        if recipe.device == "cpu":
+            self.world.decide(lambda: prepare.check_memory(needed * self.world.local_count))
         memory = needed + sum(store.nbytes for store in self.stores.values())
         flops = total * recipe.batch_size * self.train_flops_per_image
         time_needed = f"about {recipe.budget.minutes:g} min" if recipe.budget.minutes else self.estimate(total)
         height, width = self.model.image_size
         tuned = "" if recipe.tune == "all" else f", {learning / 1e6:.3g} M learn"
+        each = "" if self.world.count == 1 else f" in each of {self.world.count} processes"
         say(
             f"{self.model.name} ({self.cost.params / 1e6:.2f} M parameters{tuned}) at {height}×{width} on "
             f"{len(self.dataset.splits['train']):,} pictures of {len(self.dataset.classes)} classes: {total:,} steps of "
-            f"{recipe.batch_size}, {flops / 1e15:.3g} PFLOP, {time_needed} and about {size(memory)} beside Python itself"
+            f"{recipe.batch_size}, {flops / 1e15:.3g} PFLOP, {time_needed} and about {size(memory)} beside Python itself{each}"
         )
+        if self.world.count > 1 and self.model.has_batch_norm:
+            say(
+                f"note: the statistics of {self.model.name}'s batch norms depend on the pictures that each process sees, so "
+                "another number of processes trains another model; those of the first process are saved"
+            )
 
     def estimate(self, total: int) -> str:
         """The time for `total` steps, from a few throw-away ones."""
-        step = loop.seconds_per_step(self.model, self.objective, self.recipe, self.make_loader, 1.0)
+        step = self.seconds_per_step(1.0)
         return "under 1 s" if step * total < 0.95 else f"about {duration(step * total)}"
+
+    def seconds_per_step(self, most_seconds: float) -> float:
+        return loop.seconds_per_step(
+            self.model, self.objective, self.recipe, self.make_loader, most_seconds, self.world, self.sharded
+        )
 
     def augment(self, looks: float) -> Augment:
         """The recipe's augmentation with nothing left open, for training that sees each picture so often."""
@@ -246,6 +294,7 @@ class _Run:
             store=self.stores.get("train"),
             workers=self.recipe.loading.workers,
             first_step=first_step,
+            places=self.world.share(self.recipe.batch_size),
         )
 
     def train(self) -> None:
@@ -253,8 +302,8 @@ class _Run:
             self.validate if "validation" in self.dataset.splits else None
         )
         self.state.recipe_hash = hashlib.sha256(self.recipe.to_toml().encode()).hexdigest()
-        self.state.data_fingerprint = self.opened.fingerprint
-        loop.train(
+        self.state.data_fingerprint, self.state.classes = self.opened.fingerprint, list(self.dataset.classes)
+        training = loop.Loop(
             self.model,
             self.objective,
             self.recipe,
@@ -263,7 +312,10 @@ class _Run:
             state=self.state,
             validate=validate,
             stop=lambda: bool(self.flag),
+            world=self.world,
+            sharded=self.sharded,
         )
+        self.model = training.run()
         self.model.multi_label = self.recipe.objective == "sigmoid"
         merge(self.model)
         seen = set(self.model.provenance.get("pictures_seen", [])) | set(self.dataset.splits["train"].sketch())
@@ -275,7 +327,7 @@ class _Run:
             "steps": self.state.step,
             "pictures_seen": sorted(seen),
         }
-        model_folder.save(self.model, self.out / MODEL)
+        self.world.decide(lambda: model_folder.save(self.model, self.out / MODEL))
 
     def validate(self, model: Model) -> dict[str, float]:
         figures = measure(self.predict(model, "validation"), self.dataset.classes, interval=False)
@@ -289,6 +341,7 @@ class _Run:
             batch_size=self.recipe.evaluation.batch_size,
             workers=self.recipe.loading.workers,
             stop=lambda: bool(self.flag),
+            world=self.world,
         )
 
     def evaluate(self) -> None:
@@ -306,7 +359,7 @@ class _Run:
         ]
         if not self.dataset.multi_label:
             figures["mistakes"] = confident_mistakes(predictions, pictures, classes)
-        files.write_json(self.out / EVALUATION, figures)
+        self.world.decide(lambda: files.write_json(self.out / EVALUATION, figures))
         measured = {"split": split, **{key: figures[key] for key in ("n", "metric", "value", "value_ci95")}}
         if figures["metric"] == "accuracy":
             measured |= {"accuracy": figures["value"], "accuracy_ci95": figures["value_ci95"]}
@@ -318,6 +371,8 @@ class _Run:
         return shlex.join(["patchword", "train", self.recipe.data, "--recipe", str(recipe), "--out", again])
 
     def write_result(self, status: str, reason: str | None = None, **measured: Any) -> None:
+        if not self.world.first:
+            return
         recipe, dataset = self.recipe, self.dataset
         train_images = len(dataset.splits["train"]) - len(self.state.unreadable)
         result = {
@@ -332,6 +387,8 @@ class _Run:
             "train_flops": self.state.step * recipe.batch_size * self.train_flops_per_image,
             "peak_memory": peak_memory(torch.device(recipe.device)),
             "resumed_from": self.state.resumed_from,
+            "left_out_steps": self.state.left_out,
+            "processes": self.world.count,
             **measured,
             "seed": recipe.seed,
             "image_size": list(self.model.image_size),
@@ -368,17 +425,12 @@ class _Run:
             # The disk that stopped the run cannot take its story either; the error itself is about to be shown.
 
 
-def _stored_recipe(out: Path, asked: Recipe) -> Recipe | None:
-    """The recipe of the run that `out` holds, once it is clear that the request is for the same run; None in a new folder."""
-    if not (out / RECIPE).is_file():
-        return None
-    stored = load(str(out / RECIPE))
-    difference = asked.difference(stored)
-    if difference is not None:
+def _check_same(out: Path, asked: Recipe) -> None:
+    """Raise `UsageError` unless the request is for the run that `out` holds."""
+    if difference := asked.difference(load(str(out / RECIPE))):
         raise UsageError(
             f"{out} holds another run ({difference}); choose another --out or move it aside with --restart"
         )
-    return stored
 
 
 def _status(out: Path) -> str:

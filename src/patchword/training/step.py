@@ -1,0 +1,85 @@
+"""One update: a batch → gradients → new weights.
+
+Letters: B images of this process's share of a batch, K classes, N patches, n patches that are kept.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchword.data.loader import Batch
+from patchword.data.mixing import erase, mix
+from patchword.data.plan import uniform
+from patchword.models.chance import Chance
+from patchword.models.contract import Model
+from patchword.training.passes import Part, Passes, full
+from patchword.training.recipe import Recipe
+
+_PATCHES = 2**40
+"""The stream of patch dropout, beyond those of the model's modules."""
+
+
+def gradients(passes: Passes, batch: Batch, recipe: Recipe, step: int) -> tuple[float, float]:
+    """Give the model the gradient of the mean loss over the whole batch; this process's share of that mean, and the norm.
+
+    The batch passes through the model in parts of `recipe.micro_batch` images whose gradients add up: the caches hold the
+    activations of a part. Nothing that is drawn depends on how it is parted, or on how many processes share it.
+    """
+    model, augment, seed = passes.model, recipe.augment, recipe.seed
+    images = model.preprocessing.normalize(batch.images.to(passes.device))
+    images = erase(images, augment, seed=seed, epochs=batch.epochs, ids=batch.ids)
+    weights = batch.weights.to(passes.device)
+    # A bad picture has no label either: none of it is mixed into another's.
+    targets = passes.objective.targets(batch.labels.to(passes.device)) * weights[:, None]
+    images, targets = mix(images, targets, augment, seed=seed, step=step)
+    [total_weight] = passes.world.sum(weights.sum().item())
+    weights = weights / max(1.0, total_weight)
+
+    key = int(uniform(seed, "regularization", step, np.zeros(1, np.int64)).item() * 2**53)
+    keep = _kept_patches(model, images, recipe.regularization.patch_dropout, Chance(key, batch.first))
+    parts = []
+    for rows in _parts(len(images), recipe, passes):
+        kept = None if keep is None else keep[rows]
+        chance = Chance(key, batch.first + rows.start)
+        parts.append(Part(images[rows], targets[rows], weights[rows], kept, chance))
+    for parameter in passes.learning:
+        parameter.grad = None
+    loss = passes.backward(parts)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in passes.learning if p.grad is not None])
+    return loss, full(norm).item()
+
+
+def update(passes: Passes, optimizer: torch.optim.Optimizer, norm: float, clip_norm: float) -> None:
+    """Change the weights by their gradients, whose global norm is known."""
+    if clip_norm:
+        total = torch.tensor(norm, device=passes.device)
+        torch.nn.utils.clip_grads_with_norm_(passes.learning, clip_norm, total)
+    optimizer.step()
+
+
+def train_step(
+    passes: Passes, optimizer: torch.optim.Optimizer, batch: Batch, recipe: Recipe, step: int
+) -> tuple[float, float]:
+    """Both, unguarded: the mean loss (this process's share of it) before the update, and the gradient norm before clipping."""
+    loss, norm = gradients(passes, batch, recipe, step)
+    update(passes, optimizer, norm, recipe.optimizer.clip_norm)
+    return loss, norm
+
+
+def _parts(count: int, recipe: Recipe, passes: Passes) -> list[slice]:
+    """The rows of each part; as many parts as the process with the largest share has."""
+    size, world = recipe.micro_batch, passes.world
+    bounds = list(range(0, count, size))
+    if world.count > 1 and len(bounds) < -(-world.largest_share(recipe.batch_size) // size):
+        bounds = [count * part // (len(bounds) + 1) for part in range(len(bounds) + 1)]
+    return [slice(low, high) for low, high in zip(bounds, [*bounds[1:], count], strict=True)]
+
+
+def _kept_patches(model: Model, images: Tensor, patch_dropout: float, chance: Chance) -> Tensor | None:
+    """For each image a random choice of patches, int64 B×n in raster order; None to keep all."""
+    if not patch_dropout or model.grid is None:
+        return None
+    N = model.grid[0] * model.grid[1]
+    kept = max(1, round(N * (1 - patch_dropout)))
+    draws = chance.fill(_PATCHES, (len(images), N), images, lambda rows, source: rows.uniform_(generator=source))
+    return draws.topk(kept).indices.sort().values
