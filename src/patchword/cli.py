@@ -89,6 +89,8 @@ def overview() -> str:
 def _call(verb: Verb, called: list[str], arguments: list[str]) -> int:
     import tyro
 
+    from patchword.core.progress import is_quiet
+
     module = importlib.import_module(f"patchword.verbs.{verb.module}")
     function: Callable[..., Any] = getattr(module, verb.function)
     result = tyro.cli(
@@ -98,7 +100,7 @@ def _call(verb: Verb, called: list[str], arguments: list[str]) -> int:
         config=(tyro.conf.UseAppendAction,),
     )
     show = getattr(module, "show", str)
-    if result is not None:
+    if result is not None and not is_quiet():
         sys.stdout.write(show(result) + "\n")
     rows = result if isinstance(result, list) else [result]
     failed = any(isinstance(row, dict) and "error" in row for row in rows)

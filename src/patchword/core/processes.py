@@ -196,12 +196,11 @@ def joined(timeout: float = TIMEOUT, on_orphaned: Callable[[], object] = lambda:
     beating = threading.Thread(target=_beat, args=(world, stop, on_orphaned), name="patchword-alive", daemon=True)
     world._store.set(f"alive/{rank}", "0")
     beating.start()
-    before = progress.quiet(not world.first)
+    progress.quiet(not world.first)  # for good: what comes after is said once, too
     try:
         with world.naming_the_missing():
             yield world
     finally:
-        progress.quiet(before)
         stop.set()
         beating.join()
         dist.destroy_process_group()

@@ -9,11 +9,15 @@ _SECONDS_BETWEEN_LINES = 15.0
 _quiet = False
 
 
-def quiet(yes: bool) -> bool:
-    """Show nothing from now on, or everything again: of several processes, one talks. Returns how it was before."""
+def quiet(yes: bool) -> None:
+    """Show nothing from now on, or everything again: of several processes, one talks."""
     global _quiet
-    before, _quiet = _quiet, yes
-    return before
+    _quiet = yes
+
+
+def is_quiet() -> bool:
+    """Whether another process talks."""
+    return _quiet
 
 
 def say(sentence: str) -> None:

@@ -41,7 +41,7 @@ class PositionEmbedding(nn.Module):
             self.columns = nn.Parameter(torch.empty(width, embed_dim - embed_dim // 2))
         elif kind == "sincos":
             # Saved with the model: on another grid it is not what the formula gives there, but what the blocks learned to read.
-            self.register_buffer("fixed", sincos(grid, embed_dim))
+            self.register_buffer("fixed", torch.empty(height * width, embed_dim).copy_(sincos(grid, embed_dim)))
 
     def reset(self) -> None:
         """Normal with standard deviation 0.02, as BERT and the original code."""
@@ -96,8 +96,9 @@ class PositionEmbedding(nn.Module):
 
 def sincos(grid: tuple[int, int], embed_dim: int, temperature: float = 10_000.0) -> Tensor:
     """Fixed 2-D sines and cosines, N×D (MoCo v3, as used by "Better plain ViT baselines")."""
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
-    steps = torch.arange(embed_dim // 4, dtype=torch.float32)
+    # On the CPU even where new tensors are made on the meta device, on which torch counts by a program of a second's import.
+    h, w, steps = (torch.arange(n, dtype=torch.float32, device="cpu") for n in (*grid, embed_dim // 4))
+    rows, columns = torch.meshgrid(h, w, indexing="ij")
     frequencies = temperature ** -(steps / (embed_dim // 4 - 1))
     x, y = columns.reshape(-1, 1) * frequencies, rows.reshape(-1, 1) * frequencies
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)

@@ -118,8 +118,14 @@ class Average:
         mine, theirs = [], []
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                mine.append(self.weights[name])
-                theirs.append(value)
+                mine.append(_here(self.weights[name]))
+                theirs.append(_here(value))
             else:
                 self.weights[name].copy_(value)
         torch._foreach_lerp_(mine, theirs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _here(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process has of a tensor that may be shared out."""
+    local: Any = getattr(tensor, "to_local", None)
+    return tensor if local is None else local()

@@ -20,7 +20,7 @@ from patchword.core.errors import FaultError
 from patchword.core.processes import Processes
 from patchword.core.progress import say
 from patchword.core.runtime import MOST_REPLICAS, Crew
-from patchword.models.chance import Chance, drawing_from
+from patchword.models.chance import Chance, Dropout, StochasticDepth, drawing_from
 from patchword.models.contract import Model
 from patchword.training.objectives import Objective
 
@@ -95,8 +95,7 @@ class Passes:
         self.sharded = sharded
         self._plain = copy.deepcopy(model).to("meta") if sharded else model
         if compiled:
-            for block in blocks(model):
-                block.compile()
+            _compile(model)
         replicas = [model, *(_sharing(model) for _ in range(self.crew.size - 1))]
         self.losses: list[nn.Module] = [Loss(each, objective) for each in replicas]
         self.most_at_once = 0
@@ -228,6 +227,14 @@ class Passes:
 def blocks(model: Model) -> list[nn.Module]:
     """The parts of a model that repeat, each of which is sharded or compiled by itself."""
     return list(getattr(model, "blocks", ()))
+
+
+def _compile(model: Model) -> None:
+    for module in model.modules():
+        if isinstance(module, Dropout | StochasticDepth):  # seeds generators, which the compiler does not follow
+            module.forward = torch.compiler.disable(module.forward)
+    for block in blocks(model):
+        block.compile()
 
 
 def full_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

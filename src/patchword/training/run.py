@@ -177,7 +177,8 @@ class _Run:
                 self.evaluate()
         except PatchwordError as error:
             status = "stopped" if isinstance(error, StoppedError) else "failed"
-            self.write_result(status, reason=str(error))
+            if self.world.first:
+                self.write_result(status, reason=str(error))
             raise
 
     def load_pictures(self) -> None:
@@ -349,7 +350,7 @@ class _Run:
         split = "test" if "test" in self.dataset.splits else "validation"
         if split not in self.dataset.splits:
             say("the data set has neither test nor validation pictures: the model is not evaluated")
-            self.write_result("finished")
+            self.world.decide(lambda: self.write_result("finished"))
             return
         predictions = self.predict(self.model, split)
         pictures, classes = self.dataset.splits[split], self.dataset.classes
@@ -363,7 +364,7 @@ class _Run:
         measured = {"split": split, **{key: figures[key] for key in ("n", "metric", "value", "value_ci95")}}
         if figures["metric"] == "accuracy":
             measured |= {"accuracy": figures["value"], "accuracy_ci95": figures["value_ci95"]}
-        self.write_result("finished", **measured)
+        self.world.decide(lambda: self.write_result("finished", **measured))
 
     def command(self) -> str:
         """What repeats the run, bit for bit on the same machine."""
@@ -371,8 +372,6 @@ class _Run:
         return shlex.join(["patchword", "train", self.recipe.data, "--recipe", str(recipe), "--out", again])
 
     def write_result(self, status: str, reason: str | None = None, **measured: Any) -> None:
-        if not self.world.first:
-            return
         recipe, dataset = self.recipe, self.dataset
         train_images = len(dataset.splits["train"]) - len(self.state.unreadable)
         result = {
