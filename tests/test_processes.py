@@ -17,7 +17,7 @@ from patchword.weights.folder import read_tensors
 from test_crash import said, victim
 from victims import Victim, end, finish, log_lines, result, start, weights_hash
 
-CLOSE = {"rtol": 2e-3, "atol": 1e-4}
+CLOSE: Any = {"rtol": 2e-3, "atol": 1e-4}
 """The tolerance that docs/reliability.md states. Sums are made in another order, and where a gradient is zero but for
 rounding (the biases of keys), Adam makes steps of it: a thirtieth of one of the twelve is allowed."""
 

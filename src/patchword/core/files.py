@@ -45,7 +45,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Fill a file aside, then publish it under `path` by one rename; on any failure only the file aside is removed."""
     with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_directories(path.parent)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -87,7 +87,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     A folder already at `path` is replaced once the new one is complete.
     """
     with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_directories(path.parent)
         aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:
             os.chmod(aside, 0o777 & ~_umask())
@@ -125,6 +125,14 @@ def remove_leftovers(folder: Path, names: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _make_directories(path: Path) -> None:
+    """Make a folder and those above it, durably: the name of a new folder is lost with the power as that of a file is."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_directory(each.parent)
 
 
 def sync_file(path: Path) -> None:
