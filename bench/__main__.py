@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench import startup
+from bench import engine, startup
 from bench.shapes import CONVOLUTIONS, FORWARD, THREADS, TRAINING, Job
 from bench.systems import EAGER, GEMM_FLOPS, ours
 from bench.timing import Timings, measure, ratio, workers
@@ -33,13 +33,16 @@ PACKAGES = ("torch", "timm", "transformers", "torchvision", "onnxruntime")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("mode", choices=("quick", "full"))
-    parser.add_argument("--only", choices=("train", "forward", "convolutions", "other"), help="one part of it")
+    parser.add_argument(
+        "--only", choices=("train", "forward", "convolutions", "engine", "other"), help="one part of it"
+    )
     arguments = parser.parse_args()
     full = arguments.mode == "full"
     parts = {
         "train": functools.partial(_compare, TRAINING, full=full),
         "forward": functools.partial(_compare, FORWARD, full=full),
         "convolutions": functools.partial(_compare, CONVOLUTIONS, full=full, eager=("patchword", "timm")),
+        "engine": functools.partial(_engine, rounds=5 if full else 3),
         "other": functools.partial(_other, rounds=7 if full else 3),
     }
     machine = _machine()
@@ -119,6 +122,15 @@ def _show(row: dict[str, Any]) -> None:
             f"{each['share_of_roofline']:10.0%}   {faster}",
             flush=True,
         )
+
+
+def _engine(rounds: int) -> list[dict[str, Any]]:
+    print()
+    rows = []
+    for sentence, figures in engine.lines(rounds):
+        print(sentence, flush=True)
+        rows.append({"sentence": sentence, **figures})
+    return rows
 
 
 def _other(rounds: int) -> dict[str, Any]:

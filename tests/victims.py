@@ -103,6 +103,7 @@ def result(folder: Path) -> dict[str, Any]:
 def run(victim: Victim, rank: int) -> None:
     """In the process: the run, with what is to befall it."""
     os.environ.update(victim.environment)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that was started the usual way
     log = os.open(victim.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -16,8 +16,8 @@ from PIL import Image
 from patchword.core.errors import DataError
 from patchword.core.files import read_json, write_text
 from patchword.reports import figures, page
+from patchword.training.run_folder import EVALUATION, LOG, PAGE, RECIPE, RESULT
 
-PAGE = "report.html"
 _MATRIX_CLASSES = 100  # beyond it a confusion matrix is a grey square; its largest cells are listed instead
 _PICTURE = re.compile(r"data:image/(?:jpeg|png|webp);base64,([A-Za-z0-9+/]+=*)")
 
@@ -38,12 +38,12 @@ def write_report(run: Path) -> Path:
     A pure function of `result.json`, `recipe.toml`, `metrics.jsonl` and `evaluation.json`: the same files give the same
     bytes. Only `result.json` must exist (DataError otherwise); what the others would have told is left out with a word.
     """
-    result = _read(run / "result.json")
+    result = _read(run / RESULT)
     # Only a finished run has an evaluation of its own; a file from before would speak of other weights.
-    evaluated = result["status"] == "finished" and (run / "evaluation.json").exists()
-    evaluation = _read(run / "evaluation.json") if evaluated else Fields({})
-    recipe = (run / "recipe.toml").read_text(encoding="utf-8") if (run / "recipe.toml").exists() else None
-    records = read_metrics(run / "metrics.jsonl")
+    evaluated = result["status"] == "finished" and (run / EVALUATION).exists()
+    evaluation = _read(run / EVALUATION) if evaluated else Fields({})
+    recipe = (run / RECIPE).read_text(encoding="utf-8") if (run / RECIPE).exists() else None
+    records = read_metrics(run / LOG)
 
     data = result["data"] or Fields({})
     headline = _headline(result, data, evaluation, _planned_steps(recipe))

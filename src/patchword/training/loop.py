@@ -27,9 +27,9 @@ from patchword.training.optimizer import Average, build_optimizer, set_learning_
 from patchword.training.passes import Passes
 from patchword.training.recipe import Recipe
 from patchword.training.record import Record
+from patchword.training.run_folder import CHECKPOINTS, DIVERGED, LOG
 from patchword.training.step import gradients, train_step, update
 
-CHECKPOINTS, LOG, DIVERGED = "checkpoints", "metrics.jsonl", "diverged.json"
 _SMALLER_RATE = "a smaller optimizer.lr or a longer schedule.warmup would be right"
 _THROWAWAY_STEPS = 20
 _LOG_LINES = 500

@@ -1,14 +1,4 @@
-"""A recipe → a run folder: everything but its page.
-
-| file              | what                                                                       |
-|-------------------|----------------------------------------------------------------------------|
-| `recipe.toml`     | the recipe with nothing left open, written before the first step           |
-| `metrics.jsonl`   | the log                                                                    |
-| `checkpoints/`    | training state, the newest few                                             |
-| `model/`          | the final model                                                            |
-| `evaluation.json` | all figures of the final model on the test split (validation if none)      |
-| `result.json`     | what came of it, also when it stopped or failed                            |
-"""
+"""A recipe → a run folder (`run_folder.py` says what it holds): everything but its page."""
 
 import contextlib
 import dataclasses
@@ -17,11 +7,8 @@ import functools
 import hashlib
 import math
 import platform
-import re
 import shlex
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,7 +23,6 @@ from patchword.core.runtime import (
     StopFlag,
     describe_device,
     keep_memory,
-    only_writer,
     peak_memory,
 )
 from patchword.data.augment import Augment
@@ -47,16 +33,14 @@ from patchword.evaluation.mistakes import confident_mistakes
 from patchword.evaluation.predict import predict
 from patchword.models.contract import Model
 from patchword.models.cost import Cost, cost
-from patchword.training import loop, prepare
+from patchword.training import loop, prepare, run_folder
 from patchword.training.checkpoint import State
-from patchword.training.loop import CHECKPOINTS, DIVERGED, LOG
 from patchword.training.objectives import OBJECTIVES, Objective
-from patchword.training.recipe import Recipe, load, loads
+from patchword.training.recipe import Recipe, loads
+from patchword.training.run_folder import EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT
 from patchword.training.tune import merge
 from patchword.weights import folder as model_folder
 
-RECIPE, RESULT, EVALUATION, MODEL = "recipe.toml", "result.json", "evaluation.json", "model"
-_LEFT_BY_US = {RECIPE, RESULT, EVALUATION, MODEL, LOG, DIVERGED, CHECKPOINTS, "report.html", ".lock"}
 _TIMES_LOOKED = 10
 _LOOKING = 0.2
 _NOTICES = 5
@@ -86,7 +70,7 @@ def _run(
     world: Processes,
 ) -> Path:
     if out is not None:
-        world.decide(functools.partial(_check_folder, out))  # before the data is looked through
+        world.decide(functools.partial(run_folder.check, out))  # before the data is looked through
     if world.count > 1 and not Path(recipe.data).expanduser().exists():
         world.decide(lambda: prepare.fetch(recipe))  # one downloads, the others find it
     opened = prepare.open_training_data(recipe)
@@ -106,36 +90,16 @@ def _run(
     if len(dataset.notices) > _NOTICES:
         say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
     with contextlib.ExitStack() as held:
-        stored = world.decide(lambda: _take_folder(out, recipe, restart, held))
-        if stored == _FINISHED:
+        stored = world.decide(lambda: run_folder.take(out, recipe, restart, held))
+        if stored == FINISHED:
             say(f"{out} holds this run, finished; --restart trains again")
+            if publish is not None and world.first and not (out / PAGE).exists():  # killed just before
+                publish(out)
             return out
         with flag.listening():
             of_before = None if stored is None else loads(stored, str(out / RECIPE))
             _Run(out, opened, prepared, of_before, flag, publish, world).go(resuming=stored is not None)
     return out
-
-
-_FINISHED = "finished"
-
-
-def _take_folder(out: Path, asked: Recipe, restart: bool, held: contextlib.ExitStack) -> str | None:
-    """Make `out` ours until `held` is closed; the recipe of the run in it as TOML, or that it is finished; None: a new run."""
-    if restart and (out / RECIPE).is_file():
-        with only_writer(out):  # not while another process writes there
-            _move_aside(out)
-    _check_folder(out)
-    held.enter_context(only_writer(out))
-    held.enter_context(_removed_if_empty(out))
-    files.remove_leftovers(out, "|".join(map(re.escape, sorted(_LEFT_BY_US))))
-    if not (out / RECIPE).is_file():
-        return None
-    _check_same(out, asked)
-    if _status(out) == "finished":
-        return _FINISHED
-    if not any((out / CHECKPOINTS).glob("step-*")):
-        say(f"{out} holds this run without a checkpoint: it begins again at step 0")
-    return (out / RECIPE).read_text("utf-8")
 
 
 class _Run:
@@ -422,45 +386,6 @@ class _Run:
             if status == "finished":
                 raise
             # The disk that stopped the run cannot take its story either; the error itself is about to be shown.
-
-
-def _check_same(out: Path, asked: Recipe) -> None:
-    """Raise `UsageError` unless the request is for the run that `out` holds."""
-    if difference := asked.difference(load(str(out / RECIPE))):
-        raise UsageError(
-            f"{out} holds another run ({difference}); choose another --out or move it aside with --restart"
-        )
-
-
-def _status(out: Path) -> str:
-    return str(files.read_json(out / RESULT).get("status")) if (out / RESULT).is_file() else "unfinished"
-
-
-def _check_folder(out: Path) -> None:
-    """A folder of other things is not ours to write in."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; a run needs a folder")
-    foreign = (
-        {path.name for path in out.iterdir() if not path.name.startswith(".")} - _LEFT_BY_US if out.exists() else set()
-    )
-    if foreign and not (out / RECIPE).is_file():
-        raise UsageError(f"{out} holds other things ({min(foreign)}, …); a new folder would be right")
-
-
-def _move_aside(out: Path) -> None:
-    aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-    out.rename(aside)
-    say(f"{out} was moved to {aside}")
-
-
-@contextlib.contextmanager
-def _removed_if_empty(out: Path) -> Iterator[None]:
-    """A run that was refused before it wrote anything leaves no folder."""
-    try:
-        yield
-    finally:
-        if [path.name for path in out.iterdir()] == [".lock"]:
-            shutil.rmtree(out)
 
 
 def result_sentence(folder: Path) -> str:

@@ -68,9 +68,10 @@ def train(
     """
     from patchword.core import config
     from patchword.core.progress import say
-    from patchword.reports.run import PAGE, write_report
+    from patchword.reports.run import write_report
     from patchword.training import recipe as recipes
     from patchword.training.run import result_sentence, run
+    from patchword.training.run_folder import PAGE
 
     changes: dict[str, Any] = config.parse_assignments(_assignments(set))
     named = changes.get("model")

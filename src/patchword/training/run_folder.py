@@ -1,0 +1,91 @@
+"""A run folder: the names of what it holds, whose it is, and how one process at a time gets hold of it.
+
+| file              | what                                                                       |
+|-------------------|----------------------------------------------------------------------------|
+| `recipe.toml`     | the recipe with nothing left open, written before the first step           |
+| `metrics.jsonl`   | the log                                                                    |
+| `checkpoints/`    | training state, the newest few                                             |
+| `model/`          | the final model                                                            |
+| `evaluation.json` | all figures of the final model on the test split (validation if none)      |
+| `result.json`     | what came of it, also when it stopped or failed                            |
+| `diverged.json`   | the pictures of the newest step in which training went wrong, if one did   |
+| `report.html`     | the page, made of the others                                               |
+"""
+
+import contextlib
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from patchword.core import files
+from patchword.core.errors import UsageError
+from patchword.core.progress import say
+from patchword.core.runtime import only_writer
+from patchword.training.recipe import Recipe, load
+
+RECIPE, LOG, CHECKPOINTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "model"
+EVALUATION, RESULT, DIVERGED, PAGE = "evaluation.json", "result.json", "diverged.json", "report.html"
+_LEFT_BY_US = {RECIPE, LOG, CHECKPOINTS, MODEL, EVALUATION, RESULT, DIVERGED, PAGE, ".lock"}
+
+FINISHED = "finished"
+"""The status of a run that needs nothing more."""
+
+
+def take(out: Path, asked: Recipe, restart: bool, held: contextlib.ExitStack) -> str | None:
+    """Make `out` ours until `held` is closed; the recipe of the run in it as TOML, or that it is finished; None: a new run."""
+    if restart and (out / RECIPE).is_file():
+        with only_writer(out):  # not while another process writes there
+            _move_aside(out)
+    check(out)
+    held.enter_context(only_writer(out))
+    held.enter_context(_removed_if_empty(out))
+    files.remove_leftovers(out, "|".join(map(re.escape, sorted(_LEFT_BY_US))))
+    if not (out / RECIPE).is_file():
+        return None
+    _check_same(out, asked)
+    if _status(out) == FINISHED:
+        return FINISHED
+    if not any((out / CHECKPOINTS).glob("step-*")):
+        say(f"{out} holds this run without a checkpoint: it begins again at step 0")
+    return (out / RECIPE).read_text("utf-8")
+
+
+def _check_same(out: Path, asked: Recipe) -> None:
+    """Raise `UsageError` unless the request is for the run that `out` holds."""
+    if difference := asked.difference(load(str(out / RECIPE))):
+        raise UsageError(
+            f"{out} holds another run ({difference}); choose another --out or move it aside with --restart"
+        )
+
+
+def _status(out: Path) -> str:
+    return str(files.read_json(out / RESULT).get("status")) if (out / RESULT).is_file() else "unfinished"
+
+
+def check(out: Path) -> None:
+    """A folder of other things is not ours to write in."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; a run needs a folder")
+    foreign = (
+        {path.name for path in out.iterdir() if not path.name.startswith(".")} - _LEFT_BY_US if out.exists() else set()
+    )
+    if foreign and not (out / RECIPE).is_file():
+        raise UsageError(f"{out} holds other things ({min(foreign)}, …); a new folder would be right")
+
+
+def _move_aside(out: Path) -> None:
+    aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    out.rename(aside)
+    say(f"{out} was moved to {aside}")
+
+
+@contextlib.contextmanager
+def _removed_if_empty(out: Path) -> Iterator[None]:
+    """A run that was refused before it wrote anything leaves no folder."""
+    try:
+        yield
+    finally:
+        if [path.name for path in out.iterdir()] == [".lock"]:
+            shutil.rmtree(out)
