@@ -110,6 +110,7 @@ def run(victim: Victim, rank: int) -> None:
     import torch
 
     from patchword.core.errors import PatchwordError
+    from patchword.core.progress import say
     from patchword.reports.run import write_report
     from patchword.training import loop, recipe
     from patchword.training import run as runs
@@ -130,10 +131,8 @@ def run(victim: Victim, rank: int) -> None:
     try:
         runs.run(recipe.load(str(victim.recipe)), victim.out, publish=write_report)
     except PatchwordError as error:
-        sys.stderr.write(f"patchword: {error}\n")
-        sys.stderr.flush()
+        say(f"patchword: {error}")
         os._exit(error.exit_code)
-    sys.stderr.flush()
     os._exit(0)
 
 

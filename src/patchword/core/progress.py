@@ -1,5 +1,6 @@
 """What a person sees while they wait: a bar on a terminal, a line now and then elsewhere, always on standard error."""
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -24,8 +25,10 @@ def say(sentence: str) -> None:
     """One line to the person at the terminal; results go to standard output, not here."""
     if _quiet:
         return
-    sys.stderr.write(sentence + "\n")
-    sys.stderr.flush()
+    # Where standard error goes to a file, its disk may be full: what cannot be said must not end the work.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(sentence + "\n")
+        sys.stderr.flush()
 
 
 def duration(seconds: float) -> str:

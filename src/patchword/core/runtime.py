@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ T = TypeVar("T")
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+# From Linux's prctl.h.
+_PR_SET_PDEATHSIG = 1
+
+_LOCK_TRIES, _LOCK_PAUSE = 10, 0.1
+"""How often to ask for a folder's lock, and the seconds between: a process that was just killed takes its own down with it."""
 
 
 def choose_device(name: str = "auto") -> "torch.device":
@@ -62,6 +68,14 @@ def keep_memory() -> None:
         return
     for option, value in ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
         mallopt(option, value)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends, however it ends; only Linux can."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return
 
 
 def peak_memory(device: "torch.device") -> int:
@@ -186,10 +200,14 @@ def only_writer(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{folder} is being written by another process; wait for it or choose another --out"
-            ) from error
+        for tries in range(1, _LOCK_TRIES + 1):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if tries == _LOCK_TRIES:
+                    raise UsageError(
+                        f"{folder} is being written by another process; wait for it or choose another --out"
+                    ) from error
+                time.sleep(_LOCK_PAUSE)
         yield

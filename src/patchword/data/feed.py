@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from patchword.core.errors import FaultError, PatchwordError
+from patchword.core.runtime import die_with_parent
 
 AHEAD = 2
 """Results that the thread, or each worker, prepares before the consumer asks for them."""
@@ -201,9 +202,13 @@ def _as_it_is(result: Any) -> Any:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: the parent must be able to finish its step and save."""
+    """Ctrl-C reaches the whole process group: the parent must be able to finish its step and save.
+
+    When the parent is killed, so is the worker (on Linux): it would hold the lock of the run's folder for some seconds more.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent()
 
 
 def _portable(error: BaseException) -> BaseException:
