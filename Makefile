@@ -7,12 +7,13 @@ PAGES  := README.md CONTRIBUTING.md CHANGELOG.md $(wildcard docs/*.md)
 TOOLS  := $(wildcard tools/*)
 BENCH  ?= quick
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench soak clean
 help:
 	@echo "make demo    train a small ViT on Fashion-MNIST, fine-tune it at a higher resolution, write both reports"
 	@echo "make test    run the tests"
 	@echo "make check   style, types, spelling and the order of the rooms"
 	@echo "make bench   speed against timm, transformers, torchvision and ONNX Runtime (BENCH=quick or full)"
+	@echo "make soak    kill, starve and signal training hundreds of times; the table goes to docs/reliability.md"
 	@echo "make setup   a .venv with everything the others need"
 
 setup: .venv/ready
@@ -42,6 +43,9 @@ check: .venv/checked
 
 bench: .venv/ready
 	$(BIN)/python -m bench $(BENCH)
+
+soak: .venv/ready
+	$(BIN)/python tools/soak
 
 clean:
 	rm -rf .venv runs

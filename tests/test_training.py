@@ -593,6 +593,18 @@ def test_full_disk_keeps_what_was_written_and_training_goes_on(
     assert weights_hash(tmp_path / "never") == weights_hash(folder)
 
 
+def test_weights_that_are_not_finite_are_not_published(tmp_path: Path) -> None:
+    from patchword.training import checkpoint
+
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    tensors = checkpoint.tensors_of(model, build_optimizer(Recipe().optimizer, model), None)
+    with torch.no_grad():
+        model.get_parameter("blocks.0.mlp.fc1.bias")[3] = -torch.inf
+    with pytest.raises(FaultError, match="fc1.bias is not finite after step 7: no checkpoint of it is written"):
+        checkpoint.save(tmp_path / "checkpoints", checkpoint.State(step=7), tensors, keep=2)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_log_that_cannot_be_written_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a line gets to the disk, then none, then all: every line is there once."""
     path, record_of = tmp_path / "metrics.jsonl", Record
