@@ -435,11 +435,7 @@ def _with_table(model: ViT) -> ViT:
         return model
     if patches is None:
         patches = torch.zeros(model.grid[0] * model.grid[1], model.config.embed_dim)
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith("position.")}
-    state["position.table"] = _with_slot(patches.detach(), int(token))
-    twin = build_model({**model.architecture, "position": "1d"}, model.preprocessing)
-    twin.load_state_dict(state, assign=True)
-    return cast("ViT", twin)
+    return mapping.with_table(model, patches)
 
 
 # Kinds of rows

@@ -12,7 +12,9 @@ from torch import Tensor
 from patchword.core.errors import DataError, UsageError
 from patchword.models.contract import Model
 from patchword.models.layers import Gelu
+from patchword.models.names import build_model
 from patchword.models.position import Position
+from patchword.models.vit import ViT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,18 @@ def write(rows: Iterable[Row], model: Model) -> dict[str, Tensor]:
     if left := sorted(set(state) - done):
         raise UsageError(f"{model.name}: {left[0]} has no place in that format")
     return written
+
+
+def with_table(model: ViT, patches: Tensor) -> ViT:
+    """The same function of images with learned 1-D positions: `patches`, N×D, and zeros for the class token."""
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("position.")}
+    slot = patches.new_zeros(int(model.config.pool == "token"), patches.shape[1])
+    state["position.table"] = torch.cat([slot, patches.detach()])
+    twin = build_model({**model.architecture, "position": "1d"}, model.preprocessing)
+    twin.load_state_dict(state, assign=True)
+    twin.labels, twin.multi_label = model.labels, model.multi_label
+    assert isinstance(twin, ViT)
+    return twin
 
 
 def _number(tensor: Tensor, name: str, where: str) -> Tensor:
