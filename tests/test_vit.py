@@ -389,7 +389,7 @@ def test_dropout_comes_after_positions_attention_gelu_and_each_dense_layer(
     model = small(pool=pool, depth=2, hidden_head=True)
     batch = images(model)
     calls: list[nn.Module] = []
-    monkeypatch.setattr(Dropout, "forward", lambda self, x: (calls.append(self), 2 * x)[1])
+    monkeypatch.setattr(Dropout, "forward", lambda self, x, use=0: (calls.append(self), 2 * x)[1])
 
     def mlp(part: MLP, x: Tensor) -> Tensor:
         return 2 * part.fc2(2 * nn.functional.gelu(part.fc1(x), approximate="tanh"))

@@ -110,7 +110,6 @@ def run(victim: Victim, rank: int) -> None:
     import torch
 
     from patchword.core.errors import PatchwordError
-    from patchword.core.progress import say
     from patchword.reports.run import write_report
     from patchword.training import loop, recipe
     from patchword.training import run as runs
@@ -131,7 +130,9 @@ def run(victim: Victim, rank: int) -> None:
     try:
         runs.run(recipe.load(str(victim.recipe)), victim.out, publish=write_report)
     except PatchwordError as error:
-        say(f"patchword: {error}")
+        with contextlib.suppress(OSError):  # as with the other files
+            sys.stderr.write(f"patchword: {error}\n")
+            sys.stderr.flush()
         os._exit(error.exit_code)
     os._exit(0)
 

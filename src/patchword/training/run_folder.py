@@ -18,12 +18,15 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from patchword.core import files
 from patchword.core.errors import UsageError
 from patchword.core.progress import say
 from patchword.core.runtime import only_writer
-from patchword.training.recipe import Recipe, load
+
+if TYPE_CHECKING:
+    from patchword.training.recipe import Recipe
 
 RECIPE, LOG, CHECKPOINTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "model"
 EVALUATION, RESULT, DIVERGED, PAGE = "evaluation.json", "result.json", "diverged.json", "report.html"
@@ -33,7 +36,7 @@ FINISHED = "finished"
 """The status of a run that needs nothing more."""
 
 
-def take(out: Path, asked: Recipe, restart: bool, held: contextlib.ExitStack) -> str | None:
+def take(out: Path, asked: "Recipe", restart: bool, held: contextlib.ExitStack) -> str | None:
     """Make `out` ours until `held` is closed; the recipe of the run in it as TOML, or that it is finished; None: a new run."""
     if restart and (out / RECIPE).is_file():
         with only_writer(out):  # not while another process writes there
@@ -52,8 +55,10 @@ def take(out: Path, asked: Recipe, restart: bool, held: contextlib.ExitStack) ->
     return (out / RECIPE).read_text("utf-8")
 
 
-def _check_same(out: Path, asked: Recipe) -> None:
+def _check_same(out: Path, asked: "Recipe") -> None:
     """Raise `UsageError` unless the request is for the run that `out` holds."""
+    from patchword.training.recipe import load  # and torch, which whoever only wants the names does not need
+
     if difference := asked.difference(load(str(out / RECIPE))):
         raise UsageError(
             f"{out} holds another run ({difference}); choose another --out or move it aside with --restart"
