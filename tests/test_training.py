@@ -20,12 +20,13 @@ from PIL import Image
 
 from patchword.core import config
 from patchword.core.errors import DataError, FaultError, StoppedError, UsageError
+from patchword.core.processes import Processes
 from patchword.core.runtime import only_writer
 from patchword.data.loader import Batch
 from patchword.models.chance import Chance
 from patchword.models.cost import cost
 from patchword.models.names import create_model
-from patchword.training import loop
+from patchword.training import loop, prepare
 from patchword.training import recipe as recipes
 from patchword.training.objectives import Sigmoid, Softmax
 from patchword.training.optimizer import build_optimizer
@@ -411,6 +412,36 @@ def test_nothing_that_is_drawn_depends_on_the_parts(family: str, micro_batch: in
         assert len(other) == len(found[0])
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(b, a, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [False, pytest.param(True, marks=pytest.mark.filterwarnings("ignore"))],  # the compiler warns of its own doings
+)
+def test_other_arithmetic_learns_about_the_same(compiled: bool, pictures: Path, tmp_path: Path, done: Path) -> None:
+    """Bfloat16 products, or fused blocks: losses close to those of plain float32, weights kept in float32."""
+    changes = {"compile": True} if compiled else {"precision": "bfloat16"}
+    folder = run(tiny(pictures, compute=changes), tmp_path / "out")
+    assert weights_hash(folder) != weights_hash(done)
+    for mine, theirs in zip(lines(folder), lines(done), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5 if mine["step"] == 1 else 0.02)
+    assert {value.dtype for value in load_model(folder).state_dict().values()} == {torch.float32}
+
+
+def test_weights_are_shared_out_where_one_device_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 bytes for each parameter of 0.2 M: 4.3 MB, of which a machine with two processes has half its memory for each."""
+    model = create_model("ViT-At/8", 3, 16)
+    world = Processes(0, 2, 0, 2)
+    monkeypatch.setattr(world, "decide", lambda decision: decision())
+    averaged = dataclasses.replace(Recipe(device="cpu"), regularization=recipes.Regularization(average_decay=0.9))
+    needed = 20 * cost(model).params
+    for free, wanted in ((int(needed * 2 / 0.8) - 10**4, True), (int(needed * 2 / 0.8) + 10**4, False)):
+        monkeypatch.setattr(prepare, "available_memory", lambda free=free: free)
+        assert prepare.shards(averaged, cost(model), world) == wanted
+        assert not prepare.shards(averaged, cost(model), Processes())
+        for told in ("yes", "no"):
+            asked = dataclasses.replace(averaged, compute=recipes.Compute(sharded=told))
+            assert prepare.shards(asked, cost(model), world) == (told == "yes")
 
 
 def test_a_gpu_without_room_gets_smaller_parts_and_the_same_pictures() -> None:

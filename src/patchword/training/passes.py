@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Self
 
@@ -105,6 +106,8 @@ class Passes:
         if sharded:
             self._shard()
         elif self.world.count > 1:
+            # Depthwise kernels of one channel have two spellings of the same strides.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             self.losses = [nn.parallel.DistributedDataParallel(self.losses[0], gradient_as_bucket_view=True)]
 
         self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
