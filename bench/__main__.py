@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench import engine, startup
+from bench import engine, pictures, startup
 from bench.shapes import CONVOLUTIONS, FORWARD, THREADS, TRAINING, Job
 from bench.systems import EAGER, GEMM_FLOPS, ours
 from bench.timing import Timings, measure, ratio, workers
@@ -127,7 +127,7 @@ def _show(row: dict[str, Any]) -> None:
 def _engine(rounds: int) -> list[dict[str, Any]]:
     print()
     rows = []
-    for sentence, figures in engine.lines(rounds):
+    for sentence, figures in [*pictures.lines(2 * rounds + 1), *engine.lines(rounds)]:
         print(sentence, flush=True)
         rows.append({"sentence": sentence, **figures})
     return rows

@@ -89,11 +89,23 @@ def test_other_arrays_are_refused(array: np.ndarray) -> None:
     ("shrink_to", "size"), [(200, (200, 300)), (101, (200, 300)), (100, (100, 150)), (25, (25, 38))]
 )
 def test_shrink_to_keeps_the_short_side(shrink_to: int, size: tuple[int, int]) -> None:
-    assert decode(encoded("JPEG", 200, 300), 3, shrink_to=shrink_to).shape[:2] == size
+    assert decode(encoded("JPEG", 200, 300), 3, shrink_to=lambda height, width: shrink_to).shape[:2] == size
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_shrink_to_is_asked_for_the_upright_picture(turn: int) -> None:
+    asked: list[tuple[int, int]] = []
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    content = io.BytesIO()
+    Image.new("RGB", (211, 151)).save(content, "JPEG", exif=exif)
+    pixels = decode(content.getvalue(), 3, shrink_to=lambda height, width: asked.append((height, width)) or 30)
+    assert asked == [(151, 211) if turn < 5 else (211, 151)]
+    assert pixels.shape[:2] == ((38, 53) if turn < 5 else (53, 38))
 
 
 def test_shrink_to_leaves_other_formats_alone() -> None:
-    assert decode(encoded("PNG", 200, 300), 3, shrink_to=10).shape == (200, 300, 3)
+    assert decode(encoded("PNG", 200, 300), 3, shrink_to=lambda height, width: 10).shape == (200, 300, 3)
 
 
 def test_reasons() -> None:

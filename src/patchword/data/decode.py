@@ -2,9 +2,11 @@
 
 import io
 import logging
+import math
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import (
@@ -22,7 +24,7 @@ from PIL import (
 
 from patchword.core.picture import DecodeError, orientation, to_pixels
 
-__all__ = ["PIXEL_LIMIT", "SUFFIXES", "DecodeError", "decode", "header"]
+__all__ = ["PIXEL_LIMIT", "SUFFIXES", "DecodeError", "Side", "decode", "header"]
 
 PIXEL_LIMIT = 128_000_000
 """Larger pictures are refused from their header: the largest phone photographs in use have 108 million pixels."""
@@ -61,12 +63,16 @@ _DAMAGE = (
 )
 
 
-def decode(item: bytes | np.ndarray, channels: int, *, shrink_to: int | None = None) -> np.ndarray:
+Side = Callable[[int, int], float]
+"""Height and width of a picture → the fewest pixels that its short side needs."""
+
+
+def decode(item: bytes | np.ndarray, channels: int, *, shrink_to: Side | None = None) -> np.ndarray:
     """One picture as uint8 H×W×C, upright, on white (see `core.picture.to_pixels`); C = `channels` is 1 or 3.
 
     `item` is the content of a picture file, or pixels already: uint8 H×W or H×W×C, of which only the channels change.
     `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size (the DCT does it almost for free) as long as its
-    short side keeps at least that many pixels; other pictures ignore it.
+    short side keeps at least the pixels that it says for the upright picture's height and width; other pictures ignore it.
 
     Raises `DecodeError` with a `reason`. Safe in threads.
     """
@@ -75,7 +81,9 @@ def decode(item: bytes | np.ndarray, channels: int, *, shrink_to: int | None = N
     image = _open(item)
     try:
         if shrink_to is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-            image.draft(None, (shrink_to, shrink_to))
+            height, width = _upright(image)
+            side = math.ceil(shrink_to(height, width))
+            image.draft(None, (side, side))
         return to_pixels(image, channels)
     except DecodeError:
         raise
@@ -92,9 +100,12 @@ def header(item: bytes | np.ndarray) -> tuple[int, int, bool]:
         _check_array(item)
         return item.shape[0], item.shape[1], item.ndim == 2 or item.shape[2] == 1
     image = _open(item)
-    turned = orientation(image) >= 5
-    height, width = (image.width, image.height) if turned else (image.height, image.width)
-    return height, width, image.mode in _GREY_MODES
+    return *_upright(image), image.mode in _GREY_MODES
+
+
+def _upright(image: Image.Image) -> tuple[int, int]:
+    """Height and width as a person sees them."""
+    return (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:

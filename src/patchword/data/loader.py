@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Generator, Iterator
+import math
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -16,8 +17,9 @@ from patchword.core.errors import DataError
 from patchword.core.picture import DecodeError
 from patchword.core.preprocessing import Preprocessing
 from patchword.data.augment import Augment, Pictures, fit_all
-from patchword.data.decode import decode
+from patchword.data.decode import PIXEL_LIMIT, Side, decode
 from patchword.data.feed import Feed, Stop
+from patchword.data.jpeg import decode_plain, plain_size
 from patchword.data.plan import Plan
 
 if TYPE_CHECKING:
@@ -79,11 +81,12 @@ class TrainLoader:
         good = np.setdiff1d(np.arange(len(split)), np.fromiter(self.bad, np.int64, len(self.bad)))
         if len(good) == 0:
             raise DataError("none of the training pictures can be decoded; `patchword data check` lists the reasons")
-        source = _Source(split, store, preprocessing.channels, augment.source_side(preprocessing))
+        source = _Source(split, store, preprocessing.channels)
         self._plan, self._good = Plan(len(good), batch_size, seed), good
         places = range(batch_size) if places is None else places
-        build = functools.partial(_train_batch, source, preprocessing, augment, self._plan, good, places)
-        self._feed = Feed(build, itertools.count(first_step), workers if store is None else 0)
+        self.build = functools.partial(_train_batch, source, preprocessing, augment, self._plan, good, places)
+        """(step, stop) → the batch of the step and its bad pictures, here and now."""
+        self._feed = Feed(self.build, itertools.count(first_step), workers if store is None else 0)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch, bad in self._feed:
@@ -127,7 +130,7 @@ def evaluation_batches(
     A picture that cannot be decoded is there, too, with weight 0. `store` and `workers` are as in `TrainLoader`, but JPEGs
     are always decoded at full size: a figure must not depend on whether the pictures fitted into memory.
     """
-    source = _Source(split, store, preprocessing.channels, shrink_to=None)
+    source = _Source(split, store, preprocessing.channels)
     build = functools.partial(_evaluation_batch, source, preprocessing, batch_size)
     feed = Feed(build, range(rank, -(-len(split) // batch_size), count), workers if store is None else 0)
     try:
@@ -144,21 +147,26 @@ class _Source:
     split: Split
     store: Store | None
     channels: int
-    shrink_to: int | None
 
-    def pictures(self, ids: np.ndarray, stop: Stop) -> tuple[Pictures, dict[int, str]]:
-        """uint8 h×w×C for each of `ids`, one array where all shapes are equal, and why some of them failed."""
+    def pictures(
+        self, ids: np.ndarray, stop: Stop, shrink_to: Sequence[Side] | None = None
+    ) -> tuple[Pictures, dict[int, str]]:
+        """uint8 h×w×C for each of `ids`, one array where all shapes are equal, and why some of them failed.
+
+        `shrink_to` says for each how far a decoder may shrink it.
+        """
         if self.store is not None and self.store.same_shape and not self.store.bad:
             return self.store.stacked()[ids], {}
         pictures, bad = [], {}
-        for index in ids.tolist():
+        for place, index in enumerate(ids.tolist()):
             if stop.is_set():
                 raise InterruptedError("the loader was closed")
             try:
                 if self.store is not None:
                     pictures.append(self.store.pixels(index))
                 else:
-                    pictures.append(decode(self.split.read(index), self.channels, shrink_to=self.shrink_to))
+                    side = None if shrink_to is None else shrink_to[place]
+                    pictures.append(_decode(self.split.read(index), self.channels, side))
             except DecodeError as error:
                 bad[index] = error.reason
                 pictures.append(np.zeros((1, 1, self.channels), np.uint8))
@@ -175,6 +183,15 @@ class _Source:
         return Batch(images, labels, weights, ids, epochs, first), bad
 
 
+def _decode(item: bytes | np.ndarray, channels: int, shrink_to: Side | None) -> np.ndarray:
+    """As `decode`; a plain JPEG that does not shrink takes a shorter way to the same pixels."""
+    if isinstance(item, bytes) and (size := plain_size(item)) is not None and math.prod(size) <= PIXEL_LIMIT:
+        shrinks = shrink_to is not None and min(size) >= 2 * shrink_to(*size)
+        if not shrinks and (pixels := decode_plain(item, channels)) is not None:
+            return pixels
+    return decode(item, channels, shrink_to=shrink_to)
+
+
 def _train_batch(
     source: _Source,
     preprocessing: Preprocessing,
@@ -187,7 +204,9 @@ def _train_batch(
 ) -> _Built:
     positions, epochs = (each[places.start : places.stop] for each in plan.batch(step))
     ids = good[positions]
-    pictures, bad = source.pictures(ids, stop)
+    keys = zip(epochs.tolist(), ids.tolist(), strict=True)
+    shrink_to = [augment.source_side(preprocessing, plan.seed, epoch, index) for epoch, index in keys]
+    pictures, bad = source.pictures(ids, stop, shrink_to)
     images = augment(pictures, preprocessing, seed=plan.seed, epochs=epochs, ids=ids)
     return source.batch(images, ids, epochs, bad, places.start)
 
