@@ -20,7 +20,7 @@ from patchword.models.hybrid import Hybrid
 from patchword.models.names import create_model
 from patchword.models.resnet import ResNet
 from patchword.models.vit import ViT
-from patchword.weights import timm as dialect_of
+from patchword.weights import timm_config
 from patchword.weights.io import load_model, save_model
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -311,9 +311,14 @@ def test_what_timm_cannot_hold_is_refused(name: str, options: dict[str, Any], wh
 
 
 def test_names_that_the_writer_gives_are_timms() -> None:
-    depths = dialect_of._BIT_DEPTHS.values()
+    depths = timm_config._BIT_DEPTHS.values()
     bits = [f"resnetv2_{depth}x{factor}_bit" for depth, factors in depths for factor in factors]
-    named = [*dialect_of._ARCHITECTURES.values(), dialect_of._ANY, dialect_of._ANY_CLIP, *dialect_of._STEMS.values()]
+    named = [
+        *timm_config._ARCHITECTURES.values(),
+        timm_config._ANY,
+        timm_config._ANY_CLIP,
+        *timm_config._STEMS.values(),
+    ]
     for name in [*named, *bits]:
         assert timm.is_model(name), name
 
@@ -543,16 +548,16 @@ def test_what_architectures_fix_is_what_timm_fixes(monkeypatch: pytest.MonkeyPat
                 module, "build_model_with_cfg", lambda kind, *_, **options: made.append((kind, options))
             )
     taken = refused = 0
-    for name in filter(dialect_of._VITS.fullmatch, timm.list_models()):
+    for name in filter(timm_config._VITS.fullmatch, timm.list_models()):
         made.clear()
         with contextlib.suppress(AttributeError, TypeError):  # builders that go on with the model they did not get
             model_entrypoint(name)()
         kind, options = made[0]
         act, block = options.get("act_layer", "gelu"), options.get("block_fn", Block)
         plain = getattr(kind, "__name__", "") == "VisionTransformer" and act in ("gelu", "gelu_tanh") and block is Block
-        said = dialect_of._Said(name, {}, {}, None)
+        said = timm_config.Said(name, {}, {}, None)
         try:
-            dialect_of._refuse_strangers({}, said, name)
+            timm_config.refuse_architecture(said, False, name)
         except DataError:
             assert not plain, name  # what is one of ours is not refused
             refused += 1
@@ -562,7 +567,7 @@ def test_what_architectures_fix_is_what_timm_fixes(monkeypatch: pytest.MonkeyPat
             norm = options.get("norm_layer")
             eps = norm.keywords["eps"] if isinstance(norm, functools.partial) else 1e-6
             gelu = "tanh" if act == "gelu_tanh" else "erf"
-            told = dialect_of._told(said, options.get("embed_dim", 768))
+            told = timm_config.fixed(said, options.get("embed_dim", 768))
             assert told == {"num_heads": options["num_heads"], "gelu": gelu, "norm_eps": eps}, name
             taken += 1
     assert (taken > 130, refused > 60) == (True, True), (taken, refused)
