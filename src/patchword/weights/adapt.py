@@ -17,6 +17,7 @@ from patchword.models.contract import Model
 from patchword.models.names import build_model
 from patchword.models.position import Resampling
 from patchword.models.vit import ViT
+from patchword.weights.mapping import by
 
 FIRST = {
     "vit": "patch_embed.weight",
@@ -106,7 +107,7 @@ def _with_patch(model: Model, patch_size: int, image_size: tuple[int, int]) -> t
     kernels = model.patch_embed.weight.detach().unflatten(1, (model.in_channels, old, old))
     changed = {FIRST["vit"]: resize_projection(kernels, patch_size).flatten(1)}
     preprocessing = model.preprocessing.with_image_size((model.grid[0] * patch_size, model.grid[1] * patch_size))
-    change = f"patch size {_by((old, old))} → {_by((patch_size, patch_size))}, projection resampled"
+    change = f"patch size {by((old, old))} → {by((patch_size, patch_size))}, projection resampled"
     return _rebuilt(model, changed, preprocessing, fields), change
 
 
@@ -153,15 +154,11 @@ def _rebuilt(
 
 
 def _size_change(old: tuple[int, int], new: tuple[int, int]) -> list[str]:
-    return [] if old == new else [f"image size {_by(old)} → {_by(new)}"]
+    return [] if old == new else [f"image size {by(old)} → {by(new)}"]
 
 
 def _grid_change(model: Model, old: tuple[int, int] | None, resampling: Resampling) -> list[str]:
     if not isinstance(model, ViT) or old is None or old == model.grid or model.config.position == "none":
         return []
     way = "linear" if model.config.position == "relative" else resampling
-    return [f"position embedding resampled in 2-D from {_by(old)} to {_by(model.grid)} patches ({way})"]
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}×{size[1]}"
+    return [f"position embedding resampled in 2-D from {by(old)} to {by(model.grid)} patches ({way})"]

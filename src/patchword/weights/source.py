@@ -17,7 +17,9 @@ from patchword.weights import folder, npz
 Dialect = Literal["patchword", "google", "timm", "huggingface"]
 DIALECTS: tuple[Dialect, ...] = ("patchword", "google", "timm", "huggingface")
 
-_DESCRIPTION, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
+"""What timm and transformers write beside the tensors."""
+_PREPROCESSOR = "preprocessor_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.pt")
 # The keys under which training programs keep a model's weights among other things.
@@ -53,7 +55,7 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
         raise UsageError(f"{path} holds no model: it does not exist")
     home = path if path.is_dir() else path.parent
     described = path.is_dir() or path.name == _WEIGHTS or path.name in _PICKLES
-    description = _json(home / _DESCRIPTION) if described else {}
+    description = _json(home / CONFIG) if described else {}
     preprocessor = _json(home / _PREPROCESSOR) if described else {}
     tensors = _shards(path, trust_pickle) if path.is_dir() else _file(path, trust_pickle)
     return Source(path, recognize(tensors, path), tensors, description, preprocessor)

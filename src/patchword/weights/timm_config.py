@@ -17,10 +17,9 @@ from patchword.models.hybrid import HybridConfig
 from patchword.models.names import name_of
 from patchword.models.resnet import ResNet, ResNetConfig, stem_stride
 from patchword.models.vit import ViT
-from patchword.weights.labels import imagenet_labels
-from patchword.weights.source import Source
-
-NAME = "config.json"
+from patchword.weights import mapping
+from patchword.weights.reading import Fields, Reading
+from patchword.weights.source import CONFIG, Source
 
 # What builders in timm fix
 
@@ -65,8 +64,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 """Arguments that may change a ViT's arithmetic, and the values with which it is one of ours."""
 _COMPARED = ("in_chans", "num_classes", "patch_size", "embed_dim", "depth", "class_token", "reg_tokens", "qkv_bias")
 _COMPARED = (*_COMPARED, "init_values", "mlp_ratio", "fc_norm", "no_embed_class", "pos_embed")
+_PLAIN_BIT: dict[str, tuple[Any, ...]] = {"global_pool": ("avg",)}
 _READ = {*_PLAIN, *_COMPARED, "img_size", "num_heads", "pool_include_prefix"}
-_READ_BIT = {"in_chans", "num_classes", "global_pool", "img_size", "channels", "stem_chs"}
+_READ_BIT = {*_PLAIN_BIT, "in_chans", "num_classes", "img_size", "channels", "stem_chs"}
 _IDLE = re.compile(
     r".*drop_rate|weight_init|fix_init|dynamic_img_size|dynamic_img_pad|strict_img_size|pretrained_strict"
 )
@@ -128,7 +128,7 @@ class Said:
 
     architecture: str | None
     """None for bare tensors."""
-    args: dict[str, Any]
+    args: Fields
     """`model_args`, and under the same names what stands elsewhere in the file."""
     picture: dict[str, Any]
     """`pretrained_cfg`: mean, std, crop and their like."""
@@ -141,7 +141,7 @@ def parse(source: Source) -> Said:
     nested = description.get("pretrained_cfg", description)  # old files have everything in one table
     args = description.get("model_args") or {}
     if not isinstance(nested, dict) or not isinstance(args, dict):
-        raise DataError(f"{source.where}: pretrained_cfg and model_args of {NAME} must be tables")
+        raise DataError(f"{source.where}: pretrained_cfg and model_args of {CONFIG} must be tables")
     tables = (args, description, nested)
     architecture = _first(tables, "architecture")
     args = dict(args)
@@ -151,46 +151,41 @@ def parse(source: Source) -> Said:
         args.setdefault("img_size", size[1:])
     for name in ("num_classes", "global_pool"):
         args.setdefault(name, _first(tables, name))
-    args = {name: value for name, value in args.items() if value is not None}
+    said = Fields({name: value for name, value in args.items() if value is not None}, f"{source.where}: {CONFIG}")
     labels = _first((description, nested), "label_names", "labels")
-    return Said(None if architecture is None else str(architecture).partition(".")[0], args, nested, labels)
+    return Said(None if architecture is None else str(architecture).partition(".")[0], said, nested, labels)
 
 
 def _first(tables: Iterable[dict[str, Any]], *names: str) -> Any:
     return next((table[name] for table in tables for name in names if table.get(name) is not None), None)
 
 
-def refuse_architecture(said: Said, bit: bool, where: str) -> None:
-    """Raise `DataError` for an architecture that is none of our models."""
+def refuse_architecture(reading: Reading, said: Said, bit: bool) -> None:
+    """Refuse an architecture that is none of our models."""
     name = said.architecture
     if name is None:
         return
     for pattern, what in _STRANGE_VITS:
         if name.startswith(("vit", "test_vit")) and re.search(pattern, name):
-            raise stranger(where, name, what)
+            raise reading.stranger(name, what)
     if not (_BITS if bit else _VITS).fullmatch(name):
         kinds = "vit_*, vit_*_r*_s*, deit_*, deit3_* and resnetv2_*_bit are read"
-        raise DataError(f"{where} holds timm's {name}, which is none of our models; {kinds}")
+        raise DataError(f"{reading.where} holds timm's {name}, which is none of our models; {kinds}")
 
 
-def refuse_arguments(said: Said, bit: bool, where: str) -> None:
-    """Raise `DataError` for an argument that is not known, or with which it is none of our models."""
-    for name, value in said.args.items():
+def refuse_arguments(said: Said, bit: bool) -> None:
+    """Refuse an argument that is not known, or with which it is none of our models."""
+    plain = _PLAIN_BIT if bit else _PLAIN
+    for name, value in said.args.values.items():
         if name not in (_READ_BIT if bit else _READ) and not _IDLE.fullmatch(name):
-            raise DataError(f"{where}: {NAME} says {name}={value!r}, which is not known")
-        if not bit and name in _PLAIN and value not in _PLAIN[name]:
-            plain = " or ".join(map(repr, _PLAIN[name]))
-            raise DataError(f"{where}: {NAME} says {name}={value!r}, which none of our models has; {plain} is right")
-    if bit and said.args.get("global_pool", "avg") != "avg":
-        raise DataError(f"{where}: {NAME} says global_pool={said.args['global_pool']!r}; a BiT takes the average")
+            raise DataError(f"{said.args.where} says {name}={value!r}, which is not known")
+        if name in plain and value not in plain[name]:
+            right = " or ".join(map(repr, plain[name]))
+            raise DataError(f"{said.args.where} says {name}={value!r}, which none of our models has; {right} is right")
 
 
-def stranger(where: str, which: str, what: str) -> DataError:
-    return DataError(f"{where} ({which}) has {what}, which none of our models has")
-
-
-def refuse_contradiction(said: Said, found: dict[str, Any], where: str) -> None:
-    """Raise `DataError` where `config.json` says something else than the tensors."""
+def refuse_contradiction(said: Said, found: dict[str, Any]) -> None:
+    """Refuse a description that says something else than the tensors."""
     for name in _COMPARED:
         value = said.args.get(name)
         if name not in found or value is None:
@@ -205,58 +200,41 @@ def refuse_contradiction(said: Said, found: dict[str, Any], where: str) -> None:
             same = (bool(value) if name == "init_values" else value) == found[name]
         if not same:
             what = f"MLPs of {found[name]}" if name == "mlp_ratio" else f"{name}={found[name]!r}"
-            raise DataError(f"{where}: {NAME} says {name}={value!r}, but the tensors are of {what}")
+            raise DataError(f"{said.args.where} says {name}={value!r}, but the tensors are of {what}")
 
 
 def fixed(said: Said, embed_dim: int) -> dict[str, Any]:
     """What arguments and architecture fix of what tensors cannot say; None where they do not."""
     name, args = said.architecture, said.args
-    heads, gelu, norm_eps = args.get("num_heads"), _GELUS.get(args.get("act_layer", "")), None
-    if "norm_layer" in args:
-        norm_eps = NORM_EPS
+    heads, gelu = args.get("num_heads", int), _GELUS.get(args.get("act_layer"))
+    norm_eps = None if args.get("norm_layer") is None else NORM_EPS
     if name is not None:
-        listed = next((heads for pattern, heads in _HEADS if re.fullmatch(pattern, name)), None)
-        heads = heads or listed or (None if embed_dim % 64 else embed_dim // 64)
+        if heads is None:
+            listed = next((heads for pattern, heads in _HEADS if re.fullmatch(pattern, name)), None)
+            heads = listed or (None if embed_dim % 64 else embed_dim // 64)
         gelu = gelu or ("tanh" if _TANH.fullmatch(name) else "erf")
         norm_eps = norm_eps or (_CLIP_NORM_EPS if _CLIP.fullmatch(name) else NORM_EPS)
     return {"num_heads": heads, "gelu": gelu, "norm_eps": norm_eps}
 
 
-def image_size(said: Said, where: str) -> tuple[int, int] | None:
-    """H×W as the description has it."""
-    told = said.args.get("img_size")
-    sides = [told, told] if isinstance(told, int) else told
-    if sides is None:
-        return None
-    if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
-        raise DataError(f"{where}: {NAME} has images of {told!r}; height and width in pixels are right")
-    return sides[0], sides[1]
-
-
 def preprocessing(
-    said: Said,
-    image_size: tuple[int, int],
-    channels: int,
-    undescribed: dict[str, Any],
-    assumed: list[str],
-    where: str,
+    reading: Reading, said: Said, image_size: tuple[int, int], channels: int, undescribed: dict[str, Any]
 ) -> Preprocessing:
     """What `pretrained_cfg` says of pictures; of bare tensors what most of their kind have."""
-    if channels not in (1, 3):
-        raise stranger(where, f"{channels} channels", "images that are neither grey nor RGB")
+    reading.check_channels(channels)
     picture = {**_DESCRIBED, **{key: value for key, value in said.picture.items() if value is not None}}
     if not said.picture:
         picture = undescribed
         told = ", ".join(f"{key}={value}" for key, value in picture.items())
-        assumed.append(f"preprocessing is assumed: {told}")
+        reading.assumed.append(f"preprocessing is assumed: {told}")
     filters = ("bilinear", "bicubic")
     if picture["interpolation"] not in filters:
-        assumed.append(f"interpolation=bicubic is taken for {picture['interpolation']!r}")
+        reading.assumed.append(f"interpolation=bicubic is taken for {picture['interpolation']!r}")
         picture = {**picture, "interpolation": "bicubic"}
     squash, fraction = picture.get("crop_mode") == "squash", picture["crop_pct"]
     if picture.get("crop_mode") == "border" or (squash and fraction != 1):
         how = "without its edges" if squash else "on a border"
-        assumed.append(f"pictures are {'stretched' if squash else 'cropped'}, where timm puts them {how}")
+        reading.assumed.append(f"pictures are {'stretched' if squash else 'cropped'}, where timm puts them {how}")
     try:
         return Preprocessing(
             image_size=image_size,
@@ -267,7 +245,7 @@ def preprocessing(
             std=_per_channel(picture["std"], channels),
         )
     except (UsageError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: pretrained_cfg of {NAME} is out of range ({error})") from error
+        raise DataError(f"{reading.where}: pretrained_cfg of {CONFIG} is out of range ({error})") from error
 
 
 def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
@@ -276,37 +254,34 @@ def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def labels(said: Said, num_classes: int, assumed: list[str], where: str) -> tuple[str, ...] | None:
-    """The names of the classes: the file's, or ImageNet-1k's for a thousand without names."""
-    if not num_classes:
-        return None
-    if said.labels is not None:
-        labels = said.labels
-        if isinstance(labels, dict):  # index → name, where some have none
-            labels = [labels.get(str(i), str(i)) for i in range(max(num_classes, len(labels)))]
-        if not isinstance(labels, list) or len(labels) != num_classes:
-            count = len(labels) if isinstance(labels, list) else "no list of"
-            raise DataError(f"{where}: {NAME} has {count} label_names for {num_classes} classes")
-        return tuple(map(str, labels))
-    labels = imagenet_labels(num_classes)
-    what = (
-        f"its {num_classes} classes have no names" if labels is None else "its 1000 classes are taken for ImageNet-1k's"
-    )
-    assumed.append(f"the file has no labels: {what}")
-    return labels
+def labels(reading: Reading, said: Said, num_classes: int) -> tuple[str, ...] | None:
+    """The names of the classes, where there are any."""
+    labels = said.labels
+    if labels is None or not num_classes:
+        return reading.unnamed(num_classes)
+    if isinstance(labels, dict):  # index → name, where some have none
+        labels = [labels.get(str(i), str(i)) for i in range(max(num_classes, len(labels)))]
+    if not isinstance(labels, list) or len(labels) != num_classes:
+        count = len(labels) if isinstance(labels, list) else "no list of"
+        raise DataError(f"{said.args.where} has {count} label_names for {num_classes} classes")
+    return tuple(map(str, labels))
 
 
 # Configuration → file
 
 
-def unheld(model: Model) -> str | None:
-    """What of the model no configuration of timm's says, in words."""
+def refuse_unheld(model: Model) -> None:
+    """Raise `UsageError` for what of the model no configuration of timm's says."""
+    reasons = {f"the family {model.family}": not isinstance(model, ResNet | ViT)}
     if isinstance(model, ResNet):
-        stem, built = model.config.arithmetic, _bit_depth(model.config.units) is not None
-        reasons = {f"the units {model.config.units}": not built, f"the epsilons of {stem}'s arithmetic": stem != "timm"}
+        units, stem = model.config.units, model.config.arithmetic
+        reasons |= {
+            f"the units {units}": _bit_depth(units) is None,
+            f"the epsilons of {stem}'s arithmetic": stem != "timm",
+        }
     elif isinstance(model, ViT):
         config = model.config
-        reasons = {
+        reasons |= {
             "the relative positions": config.position == "relative",
             "the hidden layer before the head": config.hidden_head,
             f"the norm epsilon of {config.norm_eps:g}": config.norm_eps not in (NORM_EPS, _CLIP_NORM_EPS),
@@ -319,9 +294,7 @@ def unheld(model: Model) -> str | None:
                 f"the epsilons of {stem}'s arithmetic": stem != "timm",
                 f"the norm epsilon of {config.norm_eps:g} in a hybrid": config.norm_eps != NORM_EPS,
             }
-    else:
-        return f"the family {model.family}"
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    mapping.refuse("timm's", model, reasons)
 
 
 def describe(model: Model, first_conv: str, classifier: str) -> dict[str, Any]:
