@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchword.core import files
-from patchword.core.errors import DataError, UsageError
+from patchword.core.errors import DataError, UsageError, brief
 from patchword.weights import folder, npz
 
 Dialect = Literal["patchword", "google", "timm", "huggingface"]
@@ -128,8 +128,10 @@ def _pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        # Around its reason, torch says at length how a file that is trusted could be opened all the same.
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0].partition(". ")[0]
         raise DataError(
-            f"{path} holds more than tensors, or is damaged; it was not opened ({_first_line(error)})"
+            f"{path} holds more than tensors, or is damaged; it was not opened ({brief(reason or type(error).__name__)})"
         ) from error
     for key in _NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -154,7 +156,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} is not an object of fields")
     return content
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
