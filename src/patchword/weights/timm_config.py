@@ -15,7 +15,7 @@ from patchword.core.preprocessing import Preprocessing
 from patchword.models.contract import Model
 from patchword.models.hybrid import HybridConfig
 from patchword.models.names import name_of
-from patchword.models.resnet import ResNet, ResNetConfig, stem_stride
+from patchword.models.resnet import UNITS, WIDTHS, ResNet, ResNetConfig, stem_stride
 from patchword.models.vit import ViT
 from patchword.weights import mapping
 from patchword.weights.reading import Fields, Reading
@@ -105,17 +105,13 @@ _ARCHITECTURES = {
 _ANY, _ANY_CLIP = "vit_base_patch16_224", "vit_base_patch32_clip_224"
 _STEMS: dict[tuple[int, ...], str] = {
     (): "vit_tiny_r_s16_p8_224",
-    (2, 2, 2, 2): "vit_small_r26_s32_224",
-    (3, 4, 9): "vit_base_r50_s16_224",
-    (3, 4, 6, 3): "vit_large_r50_s32_224",
+    UNITS["R26"]: "vit_small_r26_s32_224",
+    (3, 4, 9): "vit_base_r50_s16_224",  # an R50 whose last units moved to the third stage
+    UNITS["R50"]: "vit_large_r50_s32_224",
 }
 """Units of the stems that timm can build; each has 64 channels after the root."""
 _STEM_WIDTH = 64
-_BIT_DEPTHS: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {
-    (3, 4, 6, 3): (50, (1, 3)),
-    (3, 4, 23, 3): (101, (1, 3)),
-    (3, 8, 36, 3): (152, (2, 4)),
-}
+_BIT_DEPTHS = {UNITS[size]: (size.removeprefix("R"), WIDTHS[size]) for size in ("R50", "R101", "R152")}
 """Units of the ResNets that timm can build → the depth and the width factors in their names."""
 
 
@@ -377,6 +373,6 @@ def _bit_arguments(config: ResNetConfig) -> tuple[str, dict[str, Any]]:
     factor, rest = divmod(config.width, _STEM_WIDTH)
     if whole == config.units and factor in factors and not rest:
         return f"resnetv2_{depth}x{factor}_bit", {}
-    factor, stages = factors[0], range(len(config.units))
+    factor, stages = int(factors[0]), range(len(config.units))
     widths = [4 * config.width * 2**i // factor for i in stages]
     return f"resnetv2_{depth}x{factor}_bit", {"stem_chs": config.width // factor, "channels": widths}
