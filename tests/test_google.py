@@ -216,6 +216,9 @@ def test_a_slot_for_a_token_that_the_model_lacks_is_left_out(
     path = saved(tmp_path / "m.npz", content)
     assert torch.equal(logits(path, batch), logits(fixture("bigvision_vit_map"), batch))
     assert "the first of its positions is a class token's, which is left out" in capsys.readouterr().err
+    # Of the two ways to see 37 positions, 6×6 and 4×9 after the token's, the caller chooses.
+    assert load_model(path, image_size=(32, 72)).grid == (4, 9)
+    assert "the first of its positions is a class token's, which is left out" in capsys.readouterr().err
 
 
 def test_layers_stacked_by_scan(tmp_path: Path) -> None:

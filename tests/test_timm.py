@@ -362,6 +362,18 @@ def test_assumptions_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "labels" not in said  # there is no head
 
 
+def test_half_and_double_precision_are_widened_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = build("vit_base_patch16_224", **{**TINY, "num_classes": 0})
+    for kind, wide in ((torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        tensors = {name: tensor.to(kind) for name, tensor in theirs.state_dict().items()}
+        save_file(tensors, tmp_path / "w.safetensors")
+        ours = load_model(tmp_path / "w.safetensors", num_heads=HEADS, image_size=SIZE)
+        assert torch.equal(ours.state_dict()["norm.weight"], tensors["norm.weight"].to(wide))
+        assert {value.dtype for value in ours.state_dict().values()} == {wide}
+        said = f"{str(kind).removeprefix('torch.')} tensors are widened to float32, which is exact"
+        assert (said in capsys.readouterr().err) == (kind != wide)
+
+
 def test_another_size_is_resampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(build("vit_base_patch16_224", **TINY), tmp_path / "m")
     assert load_model(folder, image_size=(28, 20)).grid == (7, 5)
