@@ -188,6 +188,9 @@ def test_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in cli.VERBS.values():
         assert verb.shown in shown
         assert verb.summary in shown
+    assert call("weights", "--help") == 0
+    shown = capsys.readouterr().out
+    assert [name for name, verb in cli.VERBS.items() if verb.shown in shown] == ["weights check", "weights convert"]
     assert call("--version") == 0
     assert re.fullmatch(r"patchword \d+\.\d+\.\d+\n", capsys.readouterr().out)
 

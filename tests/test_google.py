@@ -156,9 +156,11 @@ def test_what_the_files_say(capsys: pytest.CaptureFixture[str]) -> None:
     assert model.labels is None
     said = capsys.readouterr().err
     for sentence in (
-        "taken for a square grid of 6×6 after the class token's",
-        "as in Google's code: tanh GELU, norm epsilon 1e-06, pictures stretched to 48×48",
-        "no labels for its 7 classes",
+        "image_size=48×48 is assumed: 6×6 of its 37 positions are patches'",
+        "gelu=tanh is assumed, as in Google's code",
+        "norm_eps=1e-06 is assumed, as in Google's code",
+        "pictures are stretched to 48×48, with values from −1 to 1, as in Google's code",
+        "the file has no labels: its 7 classes have no names",
     ):
         assert sentence in said
     assert load_model(fixture("vit_token_prelogits")).config.hidden_head
@@ -166,8 +168,8 @@ def test_what_the_files_say(capsys: pytest.CaptureFixture[str]) -> None:
     model = load_model(fixture("bigvision_vit_gap_sincos2d"))
     assert (model.config.pool, model.config.position, model.image_size) == ("gap", "sincos", (224, 224))
     said = capsys.readouterr().err
-    assert "no position embedding: fixed sin-cos positions are taken, as in big_vision" in said
-    assert "does not say its image size: 224×224 is taken" in said
+    assert "position=sincos is assumed, as in big_vision, for the file has no position embedding" in said
+    assert "image_size=224×224 is assumed, for nothing in the file depends on it" in said
 
 
 def test_what_hybrids_and_bit_say() -> None:
@@ -213,7 +215,10 @@ def test_a_slot_for_a_token_that_the_model_lacks_is_left_out(
     content["pos_embedding"] = np.concatenate([np.full((1, 1, 24), 7.0, np.float32), content["pos_embedding"]], axis=1)
     path = saved(tmp_path / "m.npz", content)
     assert torch.equal(logits(path, batch), logits(fixture("bigvision_vit_map"), batch))
-    assert "6×6 after a class token's, which is left out" in capsys.readouterr().err
+    assert "the first of its positions is a class token's, which is left out" in capsys.readouterr().err
+    # Of the two ways to see 37 positions, 6×6 and 4×9 after the token's, the caller chooses.
+    assert load_model(path, image_size=(32, 72)).grid == (4, 9)
+    assert "the first of its positions is a class token's, which is left out" in capsys.readouterr().err
 
 
 def test_layers_stacked_by_scan(tmp_path: Path) -> None:
@@ -309,10 +314,10 @@ def test_another_size_is_resampled_from_the_files(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("name", "said", "message"),
     [
-        ("vit_token", {"num_heads": 4}, "says itself that it has 3 heads; num_heads=4 is wrong"),
-        ("vit_token", {"position": "sincos"}, "its positions are learned; position='sincos' is wrong"),
+        ("vit_token", {"num_heads": 4}, "says itself that num_heads is 3; num_heads=4 is wrong"),
+        ("vit_token", {"position": "sincos"}, "says itself that position is 1d; position=sincos is wrong"),
         ("bigvision_vit_gap_sincos2d", {"position": "1d"}, "no learned positions; position='sincos' or 'none' would"),
-        ("bit_r_1121", {"gelu": "erf"}, "holds a BiT, in which there is no gelu to choose"),
+        ("bit_r_1121", {"gelu": "erf"}, "holds a BiT, which has nothing that gelu could say"),
     ],
 )
 def test_what_contradicts_the_file_is_refused(name: str, said: dict[str, Any], message: str) -> None:
@@ -513,7 +518,7 @@ POSITIONS = "Transformer/posembed_input/pos_embedding"
     ("change", "message"),
     [
         (without("head/bias"), "lacks the tensor head/bias, which vit-custom needs for its head.bias"),
-        (without("embedding/kernel"), "lacks the tensor embedding/kernel, which says how large the model is"),
+        (without("embedding/kernel"), "lacks the tensor embedding/kernel, which every such model has"),
         (
             without("Transformer/encoderblock_1/LayerNorm_2/scale"),
             "lacks the tensor Transformer/encoderblock_1/LayerNorm_2",
@@ -536,13 +541,13 @@ POSITIONS = "Transformer/posembed_input/pos_embedding"
         (replaced("head/kernel", lambda array: array[:23]), "head/kernel is 23×7, which does not fit"),
         (replaced("head/bias", lambda array: array[:5]), "head/bias gives 5 for head.bias, of which vit-custom has 7"),
         (replaced("embedding/kernel", lambda array: array[:4]), "has patches of 4×8; square ones are right"),
-        (replaced("embedding/kernel", lambda array: array[:, :, :2]), "describes a model that cannot be: .*2 means"),
-        (replaced("embedding/kernel", lambda array: array[0]), "embedding/kernel is 8×3×24, but should have 4 axes"),
+        (replaced("embedding/kernel", lambda array: array[:, :, :2]), "takes images of 2 channels"),
+        (replaced("embedding/kernel", lambda array: array[0]), "embedding/kernel is 8×3×24; 4 axes are right"),
         (replaced(POSITIONS, lambda array: array[:, :-2]), "has 35 positions, which are no square grid"),
-        (replaced(POSITIONS, lambda array: array[:, :0]), "has 0 positions"),
+        (replaced(POSITIONS, lambda array: array[:, :0]), "pos_embedding is 1×0×24; no axis may be empty"),
         (
             replaced(POSITIONS, lambda array: np.repeat(array, 2, axis=0)),
-            "pos_embedding is 2×37×24, which does not fit",
+            "pos_embedding is 2×37×24; 1×positions×24 is right",
         ),
         (replaced("head/bias", lambda array: array * np.nan), "head.bias holds values that are not finite"),
         (replaced("cls", lambda array: array / 0), "cls holds values that are not finite"),

@@ -22,6 +22,8 @@ from patchword.models.resnet import ResNet
 from patchword.models.vit import ViT
 from patchword.weights import timm_config
 from patchword.weights.io import load_model, save_model
+from patchword.weights.mapping import Hints
+from patchword.weights.reading import Fields, Reading
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 
@@ -326,9 +328,9 @@ def test_names_that_the_writer_gives_are_timms() -> None:
 def test_bare_tensors_need_what_they_cannot_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs = build("vit_base_patch16_224", **{**TINY, "act_layer": "gelu_tanh"})
     save_file(theirs.state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(UsageError, match=r"has 34 positions, which make no square; image_size=\(height, width\)"):
+    with pytest.raises(DataError, match="has 34 positions, which are no square grid; image_size=HEIGHT×WIDTH"):
         load_model(tmp_path / "w.safetensors", num_heads=HEADS)
-    with pytest.raises(UsageError, match="its width 21 has not 64 for each; give num_heads"):
+    with pytest.raises(UsageError, match="its width of 21 is no multiple of 64; give num_heads"):
         load_model(tmp_path / "w.safetensors", image_size=SIZE)
     capsys.readouterr()
     ours = load_model(tmp_path / "w.safetensors", image_size=SIZE, num_heads=HEADS, gelu="tanh", norm_eps=1e-6)
@@ -339,7 +341,7 @@ def test_bare_tensors_need_what_they_cannot_say(tmp_path: Path, capsys: pytest.C
     assert "it is assumed to pool from the class token" in said
     assert "preprocessing is assumed: mean=0.5, std=0.5, interpolation=bicubic, crop_pct=0.9" in said
     assert "the file has no labels: its 5 classes have no names" in said
-    with pytest.raises(UsageError, match="says itself that its position is 1d; position=sincos is wrong"):
+    with pytest.raises(UsageError, match="says itself that position is 1d; position=sincos is wrong"):
         load_model(tmp_path / "w.safetensors", image_size=SIZE, position="sincos")
 
 
@@ -354,10 +356,22 @@ def test_assumptions_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "num_heads=3 is assumed, 64 channels a head",
         "gelu=erf is assumed",
         "norm_eps=1e-06 is assumed",
-        "image_size=20×20 is assumed, for 5×5 patches",
+        "image_size=20×20 is assumed: 5×5 of its 28 positions are patches'",
     ):
         assert sentence in said
     assert "labels" not in said  # there is no head
+
+
+def test_half_and_double_precision_are_widened_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = build("vit_base_patch16_224", **{**TINY, "num_classes": 0})
+    for kind, wide in ((torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        tensors = {name: tensor.to(kind) for name, tensor in theirs.state_dict().items()}
+        save_file(tensors, tmp_path / "w.safetensors")
+        ours = load_model(tmp_path / "w.safetensors", num_heads=HEADS, image_size=SIZE)
+        assert torch.equal(ours.state_dict()["norm.weight"], tensors["norm.weight"].to(wide))
+        assert {value.dtype for value in ours.state_dict().values()} == {wide}
+        said = f"{str(kind).removeprefix('torch.')} tensors are widened to float32, which is exact"
+        assert (said in capsys.readouterr().err) == (kind != wide)
 
 
 def test_another_size_is_resampled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -484,7 +498,7 @@ STRANGERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "prr": ("vit_base_patch16_224", {"global_pool": "prr"}, "global_pool='prr'"),
     "all-tokens": ("vit_base_patch16_siglip_224", {"class_token": True, "pool_include_prefix": True}, "all tokens"),
     "map-fc-norm": ("vit_base_patch16_siglip_224", {"fc_norm": True}, "a norm after the attention pooling"),
-    "five-channels": ("vit_base_patch16_224", {"in_chans": 5}, "neither grey nor RGB"),
+    "five-channels": ("vit_base_patch16_224", {"in_chans": 5}, "images of 5 channels"),
 }
 
 
@@ -555,9 +569,9 @@ def test_what_architectures_fix_is_what_timm_fixes(monkeypatch: pytest.MonkeyPat
         kind, options = made[0]
         act, block = options.get("act_layer", "gelu"), options.get("block_fn", Block)
         plain = getattr(kind, "__name__", "") == "VisionTransformer" and act in ("gelu", "gelu_tanh") and block is Block
-        said = timm_config.Said(name, {}, {}, None)
+        said = timm_config.Said(name, Fields({}, name), {}, None)
         try:
-            timm_config.refuse_strangers({}, said, name)
+            timm_config.refuse_architecture(Reading(name, {}, Hints()), said, False)
         except DataError:
             assert not plain, name  # what is one of ours is not refused
             refused += 1
@@ -606,14 +620,17 @@ def spoil(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
         (lambda t: t.update({"pos_embed": torch.ones(1, 34, 20)}), "pos_embed is 1×34×20; 1×positions×21 is right"),
         (
             lambda t: t.update({"pos_embed": torch.ones(1, 35, WIDTH)}),
-            "images of 12×44, which are 3×11 patches, but .* 35",
+            "says image_size 12×44, which is 3×11 patches, but .* 35",
         ),
         (lambda t: t.update({"head.weight": torch.ones(WIDTH)}), "head.weight is 21; 2 axes are right"),
         (
             lambda t: t["blocks.0.mlp.fc1.weight"].fill_(float("nan")),
             "blocks.0.mlp.fc1.weight holds values .* not finite",
         ),
-        (lambda t: t.update({"norm.bias": torch.ones(WIDTH, dtype=torch.int8)}), "norm.bias holds int8, not real"),
+        (
+            lambda t: t.update({"norm.bias": torch.ones(WIDTH, dtype=torch.int8)}),
+            "norm.bias holds int8; weights of 16, 32 or 64 bits are right",
+        ),
         (lambda t: t["pos_embed"].fill_(float("inf")), "pos_embed holds values that are not finite"),
     ],
 )
@@ -641,12 +658,12 @@ def test_damage_is_named(change: Callable[[dict[str, Tensor]], Any], sentence: s
         (lambda d: d["model_args"].update(global_pool="map"), "says global_pool='map', but the file lacks attn_pool"),
         (
             lambda d: d["model_args"].update(img_size=[20, 20]),
-            "images of 20×20, which are 5×5 patches, but pos_embed has 34",
+            "says image_size 20×20, which is 5×5 patches, but pos_embed has 34",
         ),
-        (lambda d: d["model_args"].update(img_size="big"), "has images of 'big'; height and width in pixels are right"),
+        (lambda d: d["model_args"].update(img_size="big"), "img_size='big' is not of the right type"),
         (lambda d: d["model_args"].update(act_layer="relu"), "says act_layer='relu', which none of our models has"),
-        (lambda d: d["model_args"].update(num_heads=4), "says num_heads=4, which does not divide the width 21"),
-        (lambda d: d["model_args"].update(num_heads="3"), "says num_heads='3', which does not divide"),
+        (lambda d: d["model_args"].update(num_heads=4), "says 4 heads, which do not divide the width of 21"),
+        (lambda d: d["model_args"].update(num_heads="3"), "num_heads='3' is not of the right type"),
         (lambda d: d["model_args"].update(mlp_ratio="2"), "says mlp_ratio='2', but"),
         (lambda d: d["model_args"].update(whirl=3), "says whirl=3, which is not known"),
         (lambda d: d.update(model_args=[]) or d.update(model_args=[1]), "model_args of config.json must be tables"),

@@ -51,7 +51,11 @@ def run(arguments: list[str]) -> int:
             verb = VERBS.get(" ".join(arguments[:length]))
             if verb is not None:
                 return _call(verb, arguments[:length], arguments[length:])
-        wanted = " ".join(arguments[:2]) if any(name.startswith(arguments[0] + " ") for name in VERBS) else arguments[0]
+        several = any(name.startswith(f"{arguments[0]} ") for name in VERBS)
+        if several and arguments[1:2] in (["-h"], ["--help"]):
+            sys.stdout.write(overview(arguments[0]))
+            return 0
+        wanted = " ".join(arguments[:2]) if several else arguments[0]
         raise UsageError(f"unknown verb {wanted!r}; {nearest(wanted, VERBS)}")
     except PatchwordError as error:
         if not error.told:
@@ -76,10 +80,11 @@ def run(arguments: list[str]) -> int:
         return 4
 
 
-def overview() -> str:
-    """What is shown without a verb."""
-    width = max(len(verb.shown) for verb in VERBS.values())
-    rows = "\n".join(f"  patchword {verb.shown:<{width}}  {verb.summary}" for verb in VERBS.values())
+def overview(first_word: str = "") -> str:
+    """What is shown without a verb, or with the first word of several."""
+    verbs = [verb for name, verb in VERBS.items() if name.startswith(first_word)]
+    width = max(len(verb.shown) for verb in verbs)
+    rows = "\n".join(f"  patchword {verb.shown:<{width}}  {verb.summary}" for verb in verbs)
     return (
         f"patchword: the Vision Transformer, whole.\n\n{rows}\n\n"
         "'patchword VERB --help' explains a verb; 'patchword --version' names the release.\n"

@@ -1,6 +1,7 @@
 """Errors as one sentence: what is wrong, where, and what would be right; each kind has its exit code."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -41,6 +42,8 @@ class StoppedError(PatchwordError):
 
 
 _SHOWN = 12
+_MOST_SIGNS = 200
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -56,3 +59,9 @@ def nearest(name: str, choices: Iterable[str]) -> str:
         return f"did you mean {folded[close[0]]!r}?"
     shown = known if len(known) <= _SHOWN + 2 else [*known[:_SHOWN], f"… and {len(known) - _SHOWN} more"]
     return "known: " + ", ".join(shown)
+
+
+def brief(error: object) -> str:
+    """What another library says of a fault, on one line, for the brackets at the end of a sentence of ours."""
+    words = " ".join(_COLOUR.sub("", str(error)).split())
+    return words[:_MOST_SIGNS].rstrip(". ") or type(error).__name__

@@ -10,7 +10,7 @@ from torch import Tensor
 from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.chance import StochasticDepth
-from patchword.models.resnet import GROUPS, V1, Arithmetic, StemV1, stem_channels, stem_stride
+from patchword.models.resnet import GROUPS, NUMERICS_V1, UNITS, Arithmetic, StemV1, stem_channels, stem_stride
 from patchword.models.vit import SIZES, ViT, ViTConfig, encoder
 
 STEMS: dict[str, tuple[tuple[int, ...], int]] = {
@@ -19,9 +19,9 @@ STEMS: dict[str, tuple[tuple[int, ...], int]] = {
     "R8": ((1, 1), 32),
     # "How to train your ViT" (arXiv 2106.10270), section 3.2; plain R is the root alone.
     "R": ((), 64),
-    "R26": ((2, 2, 2, 2), 64),
+    "R26": (UNITS["R26"], 64),
     # The paper's appendix B.1.
-    "R50": ((3, 4, 6, 3), 64),
+    "R50": (UNITS["R50"], 64),
 }
 """Units of each stage, and channels after the root; the number counts three convolutions a unit, the root and the head."""
 NAMED = ("R5+ViT-Fe/4", "R8+ViT-Pi/8", "R+ViT-Ti/16", "R26+ViT-S/32", "R50+ViT-B/16", "R50+ViT-B/32", "R50+ViT-L/16")
@@ -51,8 +51,10 @@ class HybridConfig(ViTConfig):
             raise UsageError(
                 f"model.stem_width={self.stem_width} must be a multiple of the {GROUPS} groups of its norms"
             )
-        if self.stem_arithmetic not in V1:
-            raise UsageError(f"model.stem_arithmetic is {self.stem_arithmetic!r}; {nearest(self.stem_arithmetic, V1)}")
+        if self.stem_arithmetic not in NUMERICS_V1:
+            raise UsageError(
+                f"model.stem_arithmetic is {self.stem_arithmetic!r}; {nearest(self.stem_arithmetic, NUMERICS_V1)}"
+            )
 
 
 class Hybrid(ViT):

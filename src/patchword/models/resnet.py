@@ -36,19 +36,25 @@ GROUPS = 32
 Arithmetic = Literal["google", "timm"]
 
 
-class Numbers(NamedTuple):
+class Numerics(NamedTuple):
     """Where the code that trained the released weights differs in arithmetic."""
 
     weight_eps: float
-    outside_root: bool
+    eps_outside_sqrt: bool
     """Whether a kernel is divided by √variance + eps, else by √(variance + eps)."""
     norm_eps: float
-    zero_border: bool = True
+    zero_padded_pool: bool = True
     """Whether the zeros around BiT's first feature map take part in its maximum (in v1 no number is below them)."""
 
 
-V1: dict[Arithmetic, Numbers] = {"google": Numbers(1e-5, True, 1e-6), "timm": Numbers(1e-8, False, 1e-5)}
-V2: dict[Arithmetic, Numbers] = {"google": Numbers(1e-10, False, 1e-5, False), "timm": Numbers(1e-8, False, 1e-5)}
+NUMERICS_V1: dict[Arithmetic, Numerics] = {
+    "google": Numerics(weight_eps=1e-5, eps_outside_sqrt=True, norm_eps=1e-6),
+    "timm": Numerics(weight_eps=1e-8, eps_outside_sqrt=False, norm_eps=1e-5),
+}
+NUMERICS_V2: dict[Arithmetic, Numerics] = {
+    "google": Numerics(weight_eps=1e-10, eps_outside_sqrt=False, norm_eps=1e-5, zero_padded_pool=False),
+    "timm": Numerics(weight_eps=1e-8, eps_outside_sqrt=False, norm_eps=1e-5),
+}
 """Google's JAX code (big_vision, models/bit_paper.py) takes the maximum of what is in the map; its TensorFlow code, which
 trained the released files, and timm count the zeros in. They differ by a little at the border alone."""
 
@@ -56,9 +62,9 @@ trained the released files, and timm count the zeros in. They differ by a little
 class StandardizedConv(nn.Conv2d):
     """A convolution whose kernels have mean 0 and variance 1, each on its own (arXiv 1903.10520)."""
 
-    def __init__(self, in_channels: int, out_channels: int, side: int, numbers: Numbers, *, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, side: int, numerics: Numerics, *, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, side, stride, padding=side // 2, bias=False)
-        self.numbers = numbers
+        self.numerics = numerics
         self._standardized: tuple[Tensor, int, int, Tensor] | None = None
         """The weights, their address and version, and the kernels made of them: a second copy, held for inference."""
 
@@ -80,12 +86,12 @@ class StandardizedConv(nn.Conv2d):
         return held[3]
 
     def _standardize(self) -> Tensor:
-        weight, numbers = self.weight, self.numbers
-        if numbers.outside_root:
+        weight, numerics = self.weight, self.numerics
+        if numerics.eps_outside_sqrt:
             variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
-            return (weight - mean) / (variance.sqrt() + numbers.weight_eps)
+            return (weight - mean) / (variance.sqrt() + numerics.weight_eps)
         rows = weight.flatten(1)
-        return F.layer_norm(rows, rows.shape[1:], eps=numbers.weight_eps).view_as(weight)
+        return F.layer_norm(rows, rows.shape[1:], eps=numerics.weight_eps).view_as(weight)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
         """B×C×h×w → B×C'×h'×w'."""
@@ -108,8 +114,8 @@ def pad_same(x: Tensor, side: int, stride: int) -> Tensor:
 class Norm(nn.GroupNorm):
     """Group norm, then ReLU where `relu`."""
 
-    def __init__(self, channels: int, numbers: Numbers, *, relu: bool = True) -> None:
-        super().__init__(GROUPS, channels, eps=numbers.norm_eps)
+    def __init__(self, channels: int, numerics: Numerics, *, relu: bool = True) -> None:
+        super().__init__(GROUPS, channels, eps=numerics.norm_eps)
         self.relu = relu
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -120,17 +126,17 @@ class Norm(nn.GroupNorm):
 class UnitV1(nn.Module):
     """A bottleneck unit with norm and ReLU after each convolution."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, numbers: Numbers) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, numerics: Numerics) -> None:
         super().__init__()
-        self.conv1 = SameConv(in_channels, width, 1, numbers)
-        self.norm1 = Norm(width, numbers)
-        self.conv2 = SameConv(width, width, 3, numbers, stride=stride)
-        self.norm2 = Norm(width, numbers)
-        self.conv3 = SameConv(width, 4 * width, 1, numbers)
-        self.norm3 = Norm(4 * width, numbers, relu=False)
+        self.conv1 = SameConv(in_channels, width, 1, numerics)
+        self.norm1 = Norm(width, numerics)
+        self.conv2 = SameConv(width, width, 3, numerics, stride=stride)
+        self.norm2 = Norm(width, numerics)
+        self.conv3 = SameConv(width, 4 * width, 1, numerics)
+        self.norm3 = Norm(4 * width, numerics, relu=False)
         changes = stride > 1 or in_channels != 4 * width
-        self.conv_proj = SameConv(in_channels, 4 * width, 1, numbers, stride=stride) if changes else None
-        self.norm_proj = Norm(4 * width, numbers, relu=False) if changes else None
+        self.conv_proj = SameConv(in_channels, 4 * width, 1, numerics, stride=stride) if changes else None
+        self.norm_proj = Norm(4 * width, numerics, relu=False) if changes else None
         self.stochastic_depth = StochasticDepth()
 
     def reset(self) -> None:
@@ -148,16 +154,16 @@ class UnitV1(nn.Module):
 class UnitV2(nn.Module):
     """A bottleneck unit with norm and ReLU before each convolution."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, numbers: Numbers) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, numerics: Numerics) -> None:
         super().__init__()
-        self.norm1 = Norm(in_channels, numbers)
-        self.conv1 = StandardizedConv(in_channels, width, 1, numbers)
-        self.norm2 = Norm(width, numbers)
-        self.conv2 = StandardizedConv(width, width, 3, numbers, stride=stride)
-        self.norm3 = Norm(width, numbers)
-        self.conv3 = StandardizedConv(width, 4 * width, 1, numbers)
+        self.norm1 = Norm(in_channels, numerics)
+        self.conv1 = StandardizedConv(in_channels, width, 1, numerics)
+        self.norm2 = Norm(width, numerics)
+        self.conv2 = StandardizedConv(width, width, 3, numerics, stride=stride)
+        self.norm3 = Norm(width, numerics)
+        self.conv3 = StandardizedConv(width, 4 * width, 1, numerics)
         changes = stride > 1 or in_channels != 4 * width
-        self.conv_proj = StandardizedConv(in_channels, 4 * width, 1, numbers, stride=stride) if changes else None
+        self.conv_proj = StandardizedConv(in_channels, 4 * width, 1, numerics, stride=stride) if changes else None
         self.stochastic_depth = StochasticDepth()
 
     def reset(self) -> None:
@@ -175,20 +181,20 @@ Run = Callable[[nn.Module, Tensor], Tensor]
 """How a part is computed: plainly, or so that it is computed again in the backward pass (`Model.run`)."""
 
 
-def make_stages(kind: type[Unit], units: tuple[int, ...], width: int, numbers: Numbers) -> nn.ModuleList:
+def make_stages(kind: type[Unit], units: tuple[int, ...], width: int, numerics: Numerics) -> nn.ModuleList:
     """Stages of units, each stage twice as wide as the one before and, but for the first, at half its resolution."""
     stages, in_channels = [], width
     for i, count in enumerate(units):
         stage = nn.ModuleList()
         for j in range(count):
-            stage.append(kind(in_channels, width * 2**i, 2 if i and not j else 1, numbers))
+            stage.append(kind(in_channels, width * 2**i, 2 if i and not j else 1, numerics))
             in_channels = 4 * width * 2**i
         stages.append(stage)
     return nn.ModuleList(stages)
 
 
-def through(stages: nn.ModuleList, x: Tensor, run: Run) -> Iterator[tuple[str, Tensor]]:
-    """Yield `stage1/unit1` … as they are made, each by `run(unit, x)`."""
+def walk_stages(stages: nn.ModuleList, x: Tensor, run: Run) -> Iterator[tuple[str, Tensor]]:
+    """Yield `stage1/unit1` … as they are made."""
     for i, stage in enumerate(stages, 1):
         assert isinstance(stage, nn.ModuleList)
         for j, unit in enumerate(stage, 1):
@@ -201,10 +207,10 @@ class StemV1(nn.Module):
 
     def __init__(self, in_channels: int, units: tuple[int, ...], width: int, arithmetic: Arithmetic) -> None:
         super().__init__()
-        numbers = V1[arithmetic]
-        self.conv_root = SameConv(in_channels, width, 7, numbers, stride=2)
-        self.norm_root = Norm(width, numbers)
-        self.units = make_stages(UnitV1, units, width, numbers)
+        numerics = NUMERICS_V1[arithmetic]
+        self.conv_root = SameConv(in_channels, width, 7, numerics, stride=2)
+        self.norm_root = Norm(width, numerics)
+        self.units = make_stages(UnitV1, units, width, numerics)
 
     def reset(self) -> None:
         """Initial values as in the original code."""
@@ -216,7 +222,7 @@ class StemV1(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)  # 5 % faster on a CPU, more on GPUs
         x = F.max_pool2d(pad_same(self.norm_root(self.conv_root(images)), 3, 2), 3, 2)
         yield "root", x
-        yield from through(self.units, x, run)
+        yield from walk_stages(self.units, x, run)
 
     def forward(self, images: Tensor, run: Run) -> Tensor:
         """B×C×H×W → B×C'×h×w."""
@@ -258,8 +264,10 @@ class ResNetConfig:
     """Whose epsilons and border: Google's code and timm's differ, too little to matter but in a comparison of outputs."""
 
     def __post_init__(self) -> None:
-        if self.arithmetic not in V2:
-            raise UsageError(f"model.arithmetic={self.arithmetic!r} is not known; {nearest(self.arithmetic, V2)}")
+        if self.arithmetic not in NUMERICS_V2:
+            raise UsageError(
+                f"model.arithmetic={self.arithmetic!r} is not known; {nearest(self.arithmetic, NUMERICS_V2)}"
+            )
         if not self.units or min(self.units) < 1:
             raise UsageError(f"model.units={self.units} must be at least 1 in at least one stage")
         if self.width < GROUPS or self.width % GROUPS:
@@ -279,10 +287,10 @@ class ResNet(ConvNet):
 
     def __init__(self, name: str, config: ResNetConfig, preprocessing: Preprocessing, num_classes: int) -> None:
         super().__init__(name, config, preprocessing)
-        numbers = V2[config.arithmetic]
-        self.conv_root = StandardizedConv(preprocessing.channels, config.width, 7, numbers, stride=2)
-        self.units = make_stages(UnitV2, config.units, config.width, numbers)
-        self.norm = Norm(self.num_features, numbers)
+        numerics = NUMERICS_V2[config.arithmetic]
+        self.conv_root = StandardizedConv(preprocessing.channels, config.width, 7, numerics, stride=2)
+        self.units = make_stages(UnitV2, config.units, config.width, numerics)
+        self.norm = Norm(self.num_features, numerics)
         self.make_head(num_classes)
 
     @classmethod
@@ -315,13 +323,13 @@ class ResNet(ConvNet):
     def trunk(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield `stem` and each `stage1/unit1` B×C×h×w, and `encoded` B×D×h×w."""
         root = self.conv_root(images.contiguous(memory_format=torch.channels_last))  # 5 % faster on a CPU, more on GPUs
-        if V2[self.config.arithmetic].zero_border:
+        if NUMERICS_V2[self.config.arithmetic].zero_padded_pool:
             stem = F.max_pool2d(F.pad(root, (1, 1, 1, 1)), 3, 2)
         else:
             stem = F.max_pool2d(root, 3, 2, padding=1)
         yield "stem", stem
         x = stem
-        for name, x in through(self.units, stem, self.run):
+        for name, x in walk_stages(self.units, stem, self.run):
             yield name, x
         yield ENCODED, self.norm(x)
 

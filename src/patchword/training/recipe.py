@@ -170,7 +170,7 @@ class Recipe:
     `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
     head, and the others must be what the weights say."""
     init: str = "none"
-    """Where the weights come from: `none`, a run folder or a model folder."""
+    """Where the weights come from: `none`, a run or model folder, or weights of others as `load_model` takes them."""
     resampling: Resampling = "official"
     """How the position embedding of `init` goes to another grid: `official` (linear, corners kept) or `bicubic` (as timm)."""
     tune: str = "all"

@@ -54,7 +54,7 @@ def train(
     Args:
         data: A folder of class folders, a table (CSV, TSV, Parquet), a folder of Parquet files, or a named set.
         model: A name of `patchword models`, such as ViT-Ti/16.
-        init: Where the weights come from: auto, none (from nothing), a run folder or a model folder.
+        init: auto, none (from nothing), or weights: a run or model folder, Google's .npz, timm's, transformers', hf://ORG/NAME.
         image_size: The side, or height x width, of the model's input in pixels.
         minutes: Train for so many minutes; the number of steps is fixed before the first.
         epochs: Train for so many passes over the training pictures.

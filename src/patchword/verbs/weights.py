@@ -5,17 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from patchword.core.errors import DataError, FaultError
+from patchword.core.errors import FaultError
 from patchword.verbs.options import argument
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from patchword.models.contract import Model
     from patchword.weights.mapping import Hints
-    from patchword.weights.source import Dialect, Source
 
 WeightsSource = Annotated[str | Path, tyro.conf.Positional, argument("SOURCE", constructor=str)]
 WeightsTarget = Annotated[str | Path, tyro.conf.Positional, argument("TARGET", constructor=str)]
@@ -35,7 +29,7 @@ def check(source: WeightsSource, *, set: Facts = ()) -> dict[str, Any]:  # noqa:
         source: A run folder, a model folder, a file or folder of another library, or an address (docs/weights.md).
         set: What the tensors cannot say: num_heads, gelu, norm_eps, position, image_size; may be given several times.
     """
-    from patchword.weights import hub, io, original
+    from patchword.weights import facts, hub, io, original
     from patchword.weights.card import fields, parameters
     from patchword.weights.source import DIALECTS, open_source
 
@@ -47,7 +41,7 @@ def check(source: WeightsSource, *, set: Facts = ()) -> dict[str, Any]:  # noqa:
         "source": str(source),
         "dialect": opened.dialect,
         "described": opened.dialect == "patchword" or bool(opened.description),
-        "files": _files(opened),
+        "files": facts.files_of(opened),
         "model": model.name,
         "architecture": {"family": model.family, **fields(model)},
         "image_size": list(model.image_size),
@@ -59,8 +53,8 @@ def check(source: WeightsSource, *, set: Facts = ()) -> dict[str, Any]:  # noqa:
         "preprocessing": model.preprocessing.to_dict(),
         "assumed": found.assumed,
         "dropped": found.dropped,
-        "values": _values(opened.tensors or model.state_dict()),
-        "checked": _checked(opened),
+        "values": facts.values_of(opened.tensors or model.state_dict()),
+        "checked": facts.checked(opened),
         "writes": {name: io.refusal(model, name) for name in DIALECTS},
         "compared": str(compared),
     }
@@ -89,7 +83,7 @@ def convert(
         trust_pickle: Read a pickle, with torch's reader that makes nothing but tensors.
     """
     from patchword.core.progress import say
-    from patchword.weights import hub, io, original
+    from patchword.weights import facts, hub, io, original
     from patchword.weights.adapt import adapt
     from patchword.weights.card import parameters
     from patchword.weights.source import open_source
@@ -101,7 +95,7 @@ def convert(
     for sentence in [*found.assumed, *_dropped(found.dropped), *adapted]:
         say(f"{source}: {sentence}")
     io.save_model(model, target, to)
-    again, changed = _read_back(model, Path(target), to)
+    again, changed = facts.read_back(model, Path(target))
     for sentence in changed:
         say(f"{target}: {sentence}")
     compared = original.compare_models("what was read back", model, again)
@@ -173,44 +167,6 @@ def _hints(assignments: tuple[str, ...]) -> "Hints":
     return config.build(Hints, values)
 
 
-def _files(source: "Source") -> list[dict[str, Any]]:
-    """Every file that the model was read from: path, bytes, SHA-256."""
-    from patchword.core import files
-
-    home = source.where if source.where.is_dir() else source.where.parent
-    weights = [source.where] if source.where.is_file() else sorted(home.glob("*.safetensors"))
-    names = ("model.json", "model.safetensors.index.json", "config.json", "preprocessor_config.json")
-    described = source.dialect == "patchword" or source.description or source.preprocessor
-    beside = [home / name for name in names if described and (home / name).is_file()]
-    return [
-        {"path": str(path), "bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in [*weights, *beside]
-    ]
-
-
-def _values(tensors: "Mapping[str, Tensor]") -> dict[str, Any]:
-    """Counts by type, the least and the largest number, and whether all are finite."""
-    types: dict[str, int] = {}
-    bounds, finite = [], True
-    for tensor in tensors.values():
-        name = str(tensor.dtype).removeprefix("torch.")
-        types[name] = types.get(name, 0) + tensor.numel()
-        if tensor.is_floating_point() and tensor.numel():
-            bounds += [bound.item() for bound in tensor.aminmax()]
-            finite &= bool(tensor.isfinite().all())
-    return {"types": types, "least": min(bounds), "largest": max(bounds), "finite": finite}
-
-
-def _checked(source: "Source") -> str:
-    """What stands behind the values in this kind of file."""
-    import zipfile
-
-    if source.dialect == "patchword":
-        return "its SHA-256 is the one in model.json"
-    if source.where.is_file() and zipfile.is_zipfile(source.where):
-        return "every array agrees with its CRC-32 in the archive"
-    return "safetensors has no checksum: that the file is whole and its values are finite is all that can be checked"
-
-
 def _dropped(dropped: dict[str, str]) -> list[str]:
     """A sentence for each reason."""
     by_reason: dict[str, list[str]] = {}
@@ -222,36 +178,6 @@ def _dropped(dropped: dict[str, str]) -> list[str]:
     ]
 
 
-def _read_back(model: "Model", target: Path, to: "Dialect") -> "tuple[Model, list[str]]":
-    """The model that was written, and a sentence for each thing of it that the format does not keep."""
-    from patchword.weights import io
-    from patchword.weights.mapping import Hints
-    from patchword.weights.source import open_source
-
-    opened, changed = open_source(target), []
-    try:
-        again = io.read(opened, Hints()).model
-    except DataError:
-        again = None
-    if again is None or again.image_size != model.image_size:
-        height, width = model.image_size
-        changed.append(f"the format does not say the image size; give image_size={height}x{width} to read it")
-        again = io.read(opened, Hints(image_size=model.image_size)).model
-    if again.labels != model.labels:
-        changed.append("the format does not keep the labels")
-    before = {**model.architecture, **model.preprocessing.to_dict()}
-    after = {**again.architecture, **again.preprocessing.to_dict()}
-    idle = ("name", "crop_fraction") if model.preprocessing.resize == "stretch" else ("name",)
-    changed += [
-        f"{field} {_plain(value)} reads back as {_plain(after.get(field))}"
-        for field, value in before.items()
-        if field not in idle and after.get(field) != value
-    ]
-    if model.multi_label and not again.multi_label:
-        changed.append("that a picture may have several labels is not kept: probabilities read back add up to one")
-    return again, changed
-
-
 def _shown_labels(labels: list[str] | None) -> str:
     if labels is None:
         return "none: the outputs have no names"
@@ -259,8 +185,6 @@ def _shown_labels(labels: list[str] | None) -> str:
 
 
 def _named(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
+    from patchword.weights.facts import plain
 
-
-def _plain(value: Any) -> str:
-    return f"({', '.join(map(str, value))})" if isinstance(value, list | tuple) else str(value)
+    return ", ".join(f"{name} {plain(value)}" for name, value in values.items())

@@ -17,8 +17,9 @@ from patchword.models.contract import Model
 from patchword.models.names import build_model
 from patchword.models.position import Resampling
 from patchword.models.vit import ViT
+from patchword.weights.mapping import by
 
-_FIRST = {
+FIRST = {
     "vit": "patch_embed.weight",
     "hybrid": "backbone.conv_root.weight",
     "bit": "conv_root.weight",
@@ -104,9 +105,9 @@ def _with_patch(model: Model, patch_size: int, image_size: tuple[int, int]) -> t
     # Whether the image that is to come can be cut so is known before any work.
     build_model({**model.architecture, **fields}, model.preprocessing.with_image_size(image_size))
     kernels = model.patch_embed.weight.detach().unflatten(1, (model.in_channels, old, old))
-    changed = {_FIRST["vit"]: resize_projection(kernels, patch_size).flatten(1)}
+    changed = {FIRST["vit"]: resize_projection(kernels, patch_size).flatten(1)}
     preprocessing = model.preprocessing.with_image_size((model.grid[0] * patch_size, model.grid[1] * patch_size))
-    change = f"patch size {_by((old, old))} → {_by((patch_size, patch_size))}, projection resampled"
+    change = f"patch size {by((old, old))} → {by((patch_size, patch_size))}, projection resampled"
     return _rebuilt(model, changed, preprocessing, fields), change
 
 
@@ -118,7 +119,7 @@ def _with_channels(model: Model, channels: int) -> tuple[Model, str]:
     """
     if channels not in (1, 3):
         raise UsageError(f"in_channels={channels} is not known; 1 (grey) or 3 (RGB) are right")
-    before, name = model.preprocessing, _FIRST[model.family]
+    before, name = model.preprocessing, FIRST[model.family]
     state = model.state_dict()
     weight = state[name]
     kernels = weight.reshape(len(weight), model.in_channels, -1)  # O×C×…
@@ -153,15 +154,11 @@ def _rebuilt(
 
 
 def _size_change(old: tuple[int, int], new: tuple[int, int]) -> list[str]:
-    return [] if old == new else [f"image size {_by(old)} → {_by(new)}"]
+    return [] if old == new else [f"image size {by(old)} → {by(new)}"]
 
 
 def _grid_change(model: Model, old: tuple[int, int] | None, resampling: Resampling) -> list[str]:
     if not isinstance(model, ViT) or old is None or old == model.grid or model.config.position == "none":
         return []
     way = "linear" if model.config.position == "relative" else resampling
-    return [f"position embedding resampled in 2-D from {_by(old)} to {_by(model.grid)} patches ({way})"]
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}×{size[1]}"
+    return [f"position embedding resampled in 2-D from {by(old)} to {by(model.grid)} patches ({way})"]

@@ -7,11 +7,9 @@ models/bit_paper.py). Letters: C channels, P patch side, N patches, D width, H h
 """
 
 import dataclasses
-import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,19 +18,17 @@ from patchword.core.errors import DataError, UsageError
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.contract import Model
 from patchword.models.hybrid import Hybrid, HybridConfig
-from patchword.models.names import build_model, name_of
 from patchword.models.position import sincos
-from patchword.models.resnet import ResNet, ResNetConfig, stem_stride
-from patchword.models.vit import ViT, ViTConfig
+from patchword.models.resnet import ResNet, stem_stride
+from patchword.models.vit import ViT
 from patchword.weights import mapping, npz
-from patchword.weights.labels import imagenet_labels
-from patchword.weights.mapping import Foreign, Hints, Row
+from patchword.weights.mapping import Foreign, Hints, Row, by
+from patchword.weights.reading import Reading
 from patchword.weights.source import Source
 
 NORM_EPS = 1e-6
 """Flax's default, which both code bases keep."""
-IMAGE_SIZE = (224, 224)
-"""Where neither the file nor the caller says it."""
+_CODE = "as in Google's code"
 
 _ROOTS = ("params/", "opt/target/", "target/")
 """Under which training programs keep the parameters: big_vision, its older form, Flax's optimizers."""
@@ -70,24 +66,17 @@ def read(source: Source, hints: Hints) -> Foreign:
     Raises `DataError` for a tensor that is missing, left over, of another shape or not finite, and for a grid that is not
     square and not said; `UsageError` for hints that the file contradicts.
     """
-    where = str(source.where)
     tensors, dropped = _unpack(source.tensors)
+    reading = Reading(str(source.where), tensors, hints, dropped=dropped)
     if any(name.startswith("resnet/") for name in tensors):
-        found, rows = _bit(tensors, hints, where)
+        model, rows = _bit(reading)
     elif any(name.startswith(("Transformer/", "embedding/")) for name in tensors):
-        found, rows = _vit(tensors, hints, where)
+        model, rows = _vit(reading)
     else:
         first = ", ".join(sorted(tensors)[:3])
-        raise DataError(f"{where} holds no ViT, hybrid or BiT of Google's (its tensors are {first}, …)")
-    found.dropped = dropped
-    model = found.model
-    model.labels = imagenet_labels(model.num_classes)
-    if model.labels is not None:
-        found.assumed.append("the file has no labels: its 1000 classes are taken for ImageNet-1k's")
-    elif model.num_classes:
-        found.assumed.append(f"the file has no labels for its {model.num_classes} classes")
-    mapping.read(rows, tensors, model, dropped, where)
-    return found
+        raise DataError(f"{source.where} holds no ViT, hybrid or BiT of Google's (its tensors are {first}, …)")
+    model.labels = reading.unnamed(model.num_classes)
+    return reading.fill(model, rows)
 
 
 def write(model: Model, target: Path) -> None:
@@ -98,12 +87,12 @@ def write(model: Model, target: Path) -> None:
     big_vision would make itself are left out. The format has no labels and no preprocessing. Raises `UsageError` that
     names what else it cannot hold.
     """
-    if refused := _unheld(model):
-        raise UsageError(f"Google's format cannot hold {refused} of {model.name}; format='patchword' would be right")
+    _refuse_unheld(model)
     if isinstance(model, ResNet):
         rows = _bit_rows(model)
     else:
-        model = _with_table(cast("ViT", model))
+        assert isinstance(model, ViT)
+        model = mapping.tabled(model, keep=("1d", "sincos") if _makes_its_own(model) else ("1d",))
         token = model.config.pool == "token"
         layout = RELEASED if token or isinstance(model, Hybrid) else BIG_VISION
         table = None if model.config.position == "sincos" else _TABLES[0] if layout is RELEASED else _TABLES[2]
@@ -135,140 +124,61 @@ def _unpack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
 # ViT and hybrid: file → configuration
 
 
-def _vit(tensors: Mapping[str, Tensor], hints: Hints, where: str) -> tuple[Foreign, list[Row]]:
+def _vit(reading: Reading) -> tuple[ViT, list[Row]]:
     """The model that the names and shapes describe, without weights, and its table."""
+    tensors, hints = reading.tensors, reading.hints
     released = any(name.startswith(f"Transformer/encoderblock_0/{RELEASED.mlp}/") for name in tensors)
     layout = RELEASED if released else BIG_VISION
     if "probe" in tensors:
         # Of the time when big_vision's attention pooling was no module of its own.
         layout = dataclasses.replace(layout, pooling="")
     block = "Transformer/encoderblock_0/"
-    side, width, in_channels, embed_dim = _shape(tensors, "embedding/kernel", 4, where)
+    side, width, in_channels, embed_dim = reading.shape("embedding/kernel", 4)
     if side != width:
-        raise DataError(f"{where}: embedding/kernel has patches of {side}×{width}; square ones are right")
-    _, num_heads, _ = _shape(tensors, f"{block}{layout.attention}/query/kernel", 3, where)
-    if hints.num_heads not in (None, num_heads):
-        raise UsageError(f"{where} says itself that it has {num_heads} heads; num_heads={hints.num_heads} is wrong")
-    _, mlp_dim = _shape(tensors, f"{block}{layout.mlp}/Dense_0/kernel", 2, where)
-    table = next((name for name in _TABLES if name in tensors), None)
-    if table is not None and hints.position not in (None, "1d"):
-        raise UsageError(f"{where} says itself that its positions are learned; position={hints.position!r} is wrong")
-    if table is None and hints.position not in (None, "none", "sincos"):
-        raise UsageError(f"{where} has no learned positions; position='sincos' or 'none' would be right")
-    pool = "map" if f"{layout.pooling}probe" in tensors else "token" if "cls" in tensors else "gap"
-    fields: dict[str, Any] = {
-        "patch_size": side,
-        "embed_dim": embed_dim,
-        "depth": len({name.split("/")[1] for name in tensors if name.startswith("Transformer/encoderblock_")}),
-        "mlp_dim": mlp_dim,
-        "num_heads": num_heads,
-        "pool": pool,
-        "position": "1d" if table else hints.position or "sincos",
-        "hidden_head": "pre_logits/kernel" in tensors,
-        "gelu": hints.gelu or "tanh",
-        "norm_eps": NORM_EPS if hints.norm_eps is None else hints.norm_eps,
-    }
-    kind: type[ViT] = ViT
+        raise DataError(f"{reading.where}: embedding/kernel has patches of {side}×{width}; square ones are right")
+    _, num_heads, _ = reading.shape(f"{block}{layout.attention}/query/kernel", 3)
+    _, mlp_dim = reading.shape(f"{block}{layout.mlp}/Dense_0/kernel", 2)
+    family, stem, stride = ViT, {}, side
     if "conv_root/kernel" in tensors:
-        kind = Hybrid
-        _, _, in_channels, stem_width = _shape(tensors, "conv_root/kernel", 4, where)
-        units = _units(tensors, "")
-        fields |= {"patch_size": side * stem_stride(units), "stem_units": units, "stem_width": stem_width}
-    assumed = []
-    if table is None and hints.position is None:
-        assumed.append("the file has no position embedding: fixed sin-cos positions are taken, as in big_vision")
+        _, _, in_channels, stem_width = reading.shape("conv_root/kernel", 4)
+        units = reading.units("block{}/unit", first=1)
+        family, stem, stride = Hybrid, {"stem_units": units, "stem_width": stem_width}, side * stem_stride(units)
+    pool = "map" if f"{layout.pooling}probe" in tensors else "token" if "cls" in tensors else "gap"
+    table = next((name for name in _TABLES if name in tensors), None)
+    if table is None and hints.position not in (None, "none", "sincos"):
+        raise UsageError(f"{reading.where} has no learned positions; position='sincos' or 'none' would be right")
+    why = "as in big_vision, for the file has no position embedding"
+    fields = {
+        "patch_size": stride,
+        "embed_dim": embed_dim,
+        "depth": reading.count("Transformer/encoderblock_"),
+        "mlp_dim": mlp_dim,
+        "num_heads": reading.says("num_heads", num_heads),
+        "pool": pool,
+        "position": reading.settle("position", table and "1d", "sincos", why),
+        "hidden_head": "pre_logits/kernel" in tensors,
+        "gelu": reading.settle("gelu", None, "tanh", _CODE),
+        "norm_eps": reading.settle("norm_eps", None, NORM_EPS, _CODE),
+        **stem,
+    }
     if table is None:
-        size = _size(hints, fields["patch_size"], assumed)
+        size = reading.any_size(stride)
     else:
-        _, rows, _ = _shape(tensors, table, 3, where)
-        grid, slot = _grid(rows, hints, fields["patch_size"], pool == "token", where, assumed)
-        layout = dataclasses.replace(layout, table=table, slot=slot)
-        size = (grid[0] * fields["patch_size"], grid[1] * fields["patch_size"])
-    facts = [
-        *(["tanh GELU"] if hints.gelu is None else []),
-        *([f"norm epsilon {NORM_EPS:g}"] if hints.norm_eps is None else []),
-    ]
-    model = _build(kind, fields, _classes(tensors, "head/kernel"), in_channels, size, facts, assumed, where)
-    return Foreign(model, assumed), _vit_rows(cast("ViT", model), layout)
+        size, slot = reading.grid_size(table, stride, embed_dim, (0, 1))
+        layout = dataclasses.replace(layout, table=table, slot=bool(slot))
+        if slot and pool != "token":
+            reading.assumed.append("the first of its positions is a class token's, which is left out")
+    num_classes = reading.shape("head/kernel", 2)[1] if "head/kernel" in tensors else 0
+    model = reading.build(family, fields, num_classes, _preprocessing(reading, in_channels, size))
+    return model, _vit_rows(model, layout)
 
 
-def _grid(
-    rows: int, hints: Hints, patch_size: int, token: bool, where: str, assumed: list[str]
-) -> tuple[tuple[int, int], bool]:
-    """The h×w grid of a position embedding of so many rows, and whether the first row is a class token's.
-
-    `hints.image_size` decides where it fits; else the grid is square, and a row too many is the class token's, also in
-    models that have none (the original code then leaves the row out).
-    """
-    if hints.image_size is not None and not any(n % patch_size for n in hints.image_size):
-        h, w = hints.image_size[0] // patch_size, hints.image_size[1] // patch_size
-        if rows - h * w in ((0, 1) if token else (0,)):
-            return (h, w), rows > h * w
-    side = math.isqrt(rows)
-    slot = side * side != rows
-    if side * side + slot != rows or not side:
-        raise DataError(
-            f"{where} has {rows} positions, which are no square grid; image_size=HEIGHT×WIDTH of its training would be right"
-        )
-    first = "" if not slot else " after the class token's" if token else " after a class token's, which is left out"
-    assumed.append(f"its positions are taken for a square grid of {side}×{side}{first}")
-    return (side, side), slot
-
-
-def _size(hints: Hints, patch_size: int, assumed: list[str]) -> tuple[int, int]:
-    """The image size, H×W, where nothing in the file depends on it."""
-    if hints.image_size is not None:
-        return hints.image_size
-    h, w = (max(1, n // patch_size) * patch_size for n in IMAGE_SIZE)
-    assumed.append(f"the file does not say its image size: {h}×{w} is taken")
-    return h, w
-
-
-def _build(
-    family: type[ViT] | type[ResNet],
-    fields: dict[str, Any],
-    num_classes: int,
-    in_channels: int,
-    size: tuple[int, int],
-    facts: Sequence[str],
-    assumed: list[str],
-    where: str,
-) -> Model:
-    """The model without weights, and a sentence for what it takes from the code that trained it."""
-    kind = {ViT: ViTConfig, Hybrid: HybridConfig, ResNet: ResNetConfig}[family]
-    try:
-        config = kind(**fields)
-        half = (0.5,) * in_channels
-        preprocessing = Preprocessing(image_size=size, resize="stretch", mean=half, std=half)
-        head = {"family": family.family, "name": name_of(family, config), "num_classes": num_classes}
-        model = build_model({**head, **dataclasses.asdict(config)}, preprocessing)
-    except UsageError as error:
-        raise DataError(f"{where} describes a model that cannot be: {error}") from error
-    pictures = f"pictures stretched to {size[0]}×{size[1]} with values from −1 to 1"
-    assumed.append(f"as in Google's code: {', '.join((*facts, pictures))}")
-    return model
-
-
-def _units(names: Collection[str], root: str) -> tuple[int, ...]:
-    """Units of each stage of a ResNet, counted from the names."""
-    pattern = re.compile(rf"{root}block(\d{{1,3}})/unit(\d{{1,3}})/")
-    found = {(int(match[1]), int(match[2])) for name in names if (match := pattern.match(name))}
-    units: list[int] = []
-    while count := sum(stage == len(units) + 1 for stage, _ in found):
-        units.append(count)
-    return tuple(units)
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) -> tuple[int, ...]:
-    if name not in tensors:
-        raise DataError(f"{where} lacks the tensor {name}, which says how large the model is")
-    if tensors[name].ndim != axes:
-        raise DataError(f"{where}: {name} is {mapping.shape_of(tensors[name])}, but should have {axes} axes")
-    return tuple(tensors[name].shape)
-
-
-def _classes(tensors: Mapping[str, Tensor], kernel: str) -> int:
-    return tensors[kernel].shape[-1] if kernel in tensors and tensors[kernel].ndim else 0
+def _preprocessing(reading: Reading, channels: int, size: tuple[int, int]) -> Preprocessing:
+    """What the code that trained the model did to pictures."""
+    reading.check_channels(channels)
+    reading.assumed.append(f"pictures are stretched to {by(size)}, with values from −1 to 1, {_CODE}")
+    half = (0.5,) * channels
+    return Preprocessing(image_size=size, resize="stretch", mean=half, std=half)
 
 
 # ViT and hybrid: names
@@ -360,18 +270,16 @@ def _backbone_rows(model: Hybrid) -> list[Row]:
 # BiT
 
 
-def _bit(tensors: Mapping[str, Tensor], hints: Hints, where: str) -> tuple[Foreign, list[Row]]:
+def _bit(reading: Reading) -> tuple[ResNet, list[Row]]:
     """The BiT that the names and shapes describe, without weights, and its table."""
-    for hint in ("num_heads", "gelu", "norm_eps", "position"):
-        if getattr(hints, hint) is not None:
-            raise UsageError(f"{where} holds a BiT, in which there is no {hint} to choose")
-    _, _, in_channels, width = _shape(tensors, f"{_BIT_ROOT}/kernel", 4, where)
-    assumed: list[str] = []
-    size = _size(hints, 1, assumed)
-    fields = {"units": _units(tensors, "resnet/"), "width": width}
-    num_classes = _classes(tensors, "resnet/head/conv2d/kernel")
-    model = _build(ResNet, fields, num_classes, in_channels, size, (), assumed, where)
-    return Foreign(model, assumed), _bit_rows(cast("ResNet", model))
+    reading.refuse_hints("a BiT")
+    _, _, in_channels, width = reading.shape(f"{_BIT_ROOT}/kernel", 4)
+    head = "resnet/head/conv2d/kernel"
+    num_classes = reading.shape(head, 4)[3] if head in reading.tensors else 0
+    fields = {"units": reading.units("resnet/block{}/unit", first=1), "width": width}
+    preprocessing = _preprocessing(reading, in_channels, reading.any_size(1))
+    model = reading.build(ResNet, fields, num_classes, preprocessing)
+    return model, _bit_rows(model)
 
 
 _BIT_ROOT = "resnet/root_block/standardized_conv2d"
@@ -402,40 +310,34 @@ def _bit_rows(model: ResNet) -> list[Row]:
 # What a format cannot hold
 
 
-def _unheld(model: Model) -> str | None:
-    """What of the model no file of Google's says, in words."""
+def _refuse_unheld(model: Model) -> None:
+    """Raise `UsageError` for what of the model no file of Google's says."""
+    reasons = {f"the {model.family} architecture": not isinstance(model, ResNet | ViT)}
+    arithmetic = "google"
     if isinstance(model, ResNet):
-        if not model.num_classes:
-            return "the missing head"
-        return None if model.config.arithmetic == "google" else f"the {model.config.arithmetic} arithmetic"
-    if not isinstance(model, ViT):
-        return f"the {model.family} architecture"
-    config = model.config
-    arithmetic = config.stem_arithmetic if isinstance(config, HybridConfig) else "google"
-    reasons = {
-        "the norm after the average (pool=gap-norm)": config.pool == "gap-norm",
-        "the attention pooling of a hybrid": config.pool == "map" and isinstance(model, Hybrid),
-        "the relative positions": config.position == "relative",
-        "the registers": config.registers > 0,
-        "the LayerScale": config.layer_scale,
-        "the exact GELU (gelu=erf)": config.gelu != "tanh",
-        f"the norm epsilon of {config.norm_eps:g}": config.norm_eps != NORM_EPS,
-        f"the {arithmetic} arithmetic": arithmetic != "google",
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+        arithmetic = model.config.arithmetic
+        reasons["the missing head"] = not model.num_classes
+    elif isinstance(model, ViT):
+        config = model.config
+        if isinstance(config, HybridConfig):
+            arithmetic = config.stem_arithmetic
+        reasons |= {
+            "the norm after the average (pool=gap-norm)": config.pool == "gap-norm",
+            "the attention pooling of a hybrid": config.pool == "map" and isinstance(model, Hybrid),
+            "the relative positions": config.position == "relative",
+            "the registers": config.registers > 0,
+            "the LayerScale": config.layer_scale,
+            "the exact GELU (gelu=erf)": config.gelu != "tanh",
+            f"the norm epsilon of {config.norm_eps:g}": config.norm_eps != NORM_EPS,
+        }
+    mapping.refuse("Google's", model, {**reasons, f"the {arithmetic} arithmetic": arithmetic != "google"})
 
 
-def _with_table(model: ViT) -> ViT:
-    """The same function of images with positions that the format holds: learned in 1-D, or big_vision's own sin-cos."""
-    patches, (token, kind) = model.position.patches(), (model.config.pool == "token", model.config.position)
-    plain = kind == "sincos" and not token and not isinstance(model, Hybrid)
-    # Resampled sin-cos positions are not what the formula gives for their grid.
-    own = plain and torch.equal(model.position.fixed.cpu(), sincos(model.grid, model.config.embed_dim))
-    if kind == "1d" or own:
-        return model
-    if patches is None:
-        patches = torch.zeros(model.grid[0] * model.grid[1], model.config.embed_dim)
-    return mapping.with_table(model, patches)
+def _makes_its_own(model: ViT) -> bool:
+    """Whether big_vision would make the very sin-cos positions of the model; resampled ones are not the formula's."""
+    if model.config.position != "sincos" or model.config.pool == "token" or isinstance(model, Hybrid):
+        return False
+    return torch.equal(model.position.fixed.cpu(), sincos(model.grid, model.config.embed_dim))
 
 
 # Kinds of rows

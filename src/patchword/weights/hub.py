@@ -13,7 +13,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from patchword.core import files
-from patchword.core.errors import DataError, UsageError, nearest
+from patchword.core.errors import DataError, UsageError, brief, nearest
 from patchword.core.progress import Progress, say, size
 from patchword.weights import folder
 
@@ -201,4 +201,5 @@ def _md5(answer: HTTPResponse) -> bytes | None:
 
 
 def _said(error: object) -> str:
-    return (str(error).splitlines() or [""])[0].strip().rstrip(".")[:200] or type(error).__name__
+    """The first line alone: the hub's own advice follows it."""
+    return brief(str(error).strip().partition("\n")[0] or type(error).__name__)

@@ -4,14 +4,10 @@ Letters: D width, C channels, P patch side, N patches, K classes.
 """
 
 import dataclasses
-import functools
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from patchword.core import files
@@ -19,14 +15,12 @@ from patchword.core.errors import DataError, UsageError
 from patchword.core.progress import say
 from patchword.models.contract import Model
 from patchword.models.layers import Gelu
-from patchword.models.names import build_model, name_of
-from patchword.models.vit import ViT, ViTConfig
+from patchword.models.vit import ViT
 from patchword.weights import folder, mapping, processor
-from patchword.weights.mapping import Foreign, Hints, Row, same, shape_of, shaped, stacked
-from patchword.weights.processor import Fields
-from patchword.weights.source import Source
+from patchword.weights.mapping import Foreign, Hints, Row, by, same, shape_of, shaped, stacked, type_of
+from patchword.weights.reading import Fields, Reading, usual_heads
+from patchword.weights.source import CONFIG, Source
 
-_CONFIG = "config.json"
 _PROJECTION = "embeddings.patch_embeddings.projection.weight"
 
 # The values of `hidden_act` that are a GELU, by whether they are the exact one or its approximation with tanh.
@@ -42,16 +36,17 @@ _GELUS: dict[str, Gelu] = {
 _WRITTEN_GELU: dict[Gelu, str] = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
 # What transformers takes where `config.json` says nothing.
 _DEFAULT_HEADS, _DEFAULT_GELU, _DEFAULT_EPS = 12, "gelu", 1e-12
-# Tensors that only a relative of the ViT has.
-_RELATIVES = {
-    "distillation_token": "DeiT",
-    "register_tokens": "DINOv2 with registers",
-    "layer_scale1.": "DINOv2",
-    "lambda_1": "BEiT",
-    "relative_position_bias_table": "BEiT or Swin",
-    "decoder_embed.": "ViT-MAE",
-    "detection_tokens": "YOLOS",
-}
+_DEFAULT = "as transformers has it where nothing is said"
+_RELATIVES = (
+    (r"distillation_token", "DeiT's distillation token"),
+    (r"register_tokens", "DINOv2's registers"),
+    (r"layer_scale1\.", "DINOv2's layer scale"),
+    (r"lambda_1", "BEiT's layer scale"),
+    (r"relative_position_bias_table", "the relative positions of BEiT or Swin"),
+    (r"decoder_embed\.", "ViT-MAE's decoder"),
+    (r"detection_tokens", "YOLOS's detection tokens"),
+)
+"""Parts of the ViT's relatives, by the names of their tensors."""
 
 
 class _Spelling(NamedTuple):
@@ -82,13 +77,14 @@ _IN_MEMORY = _Spelling(
 """In the state dict of a model of transformers 5."""
 
 
-def _rows(config: ViTConfig, channels: int, num_classes: int, prefix: str, spelling: _Spelling) -> list[Row]:
+def _rows(model: ViT, prefix: str, spelling: _Spelling) -> list[Row]:
     """The table of names for one model; `prefix` is what stands before all names but the classifier's."""
+    config, C = model.config, model.in_channels
     D, P = config.embed_dim, config.patch_size
     table = [
         shaped("class_token", f"{prefix}embeddings.cls_token", (D,), (1, 1, D)),
         shaped("position.table", f"{prefix}embeddings.position_embeddings", (-1, D), (1, -1, D)),
-        shaped("patch_embed.weight", f"{prefix}{_PROJECTION}", (D, channels * P * P), (D, channels, P, P)),
+        shaped("patch_embed.weight", f"{prefix}{_PROJECTION}", (D, C * P * P), (D, C, P, P)),
         same("patch_embed.bias", f"{prefix}embeddings.patch_embeddings.projection.bias"),
     ]
     for i in range(config.depth):
@@ -106,7 +102,7 @@ def _rows(config: ViTConfig, channels: int, num_classes: int, prefix: str, spell
     table += _layer("norm", f"{prefix}layernorm")
     if config.hidden_head:
         table += _layer("pre_logits", f"{prefix}pooler.dense")
-    if num_classes:
+    if model.num_classes:
         table += _layer("head", "classifier")
     return table
 
@@ -125,24 +121,25 @@ def read(source: Source, hints: Hints) -> Foreign:
     Raises `DataError` where `config.json` and the tensors contradict each other, for another model than a ViT and for what
     `mapping.read` finds; `UsageError` for a hint that the file contradicts, or one that is needed and not there.
     """
-    where = str(source.where)
-    _refuse_relatives(source)
-    said = Fields(source.description, f"{where}: {_CONFIG}")
-    assumed: list[str] = []
-    tensors = _widened(source.tensors, where, assumed)
-    found = _measure(tensors, where)
+    reading = Reading(str(source.where), dict(source.tensors), hints)
+    said = Fields(source.description, f"{source.where}: {CONFIG}")
+    kind = said.get("model_type")
+    if said.values and kind != "vit":
+        raise DataError(f"{said.where} says model_type {kind!r}, whose architecture is not the ViT's; 'vit' is right")
+    reading.refuse_parts(_RELATIVES)
+    reading.widen()
+    found = _measure(reading)
     _compare(found, said)
-    config = _config(found, said, hints, where, assumed)
-    image_size = _image_size(found, said, hints, where, assumed)
-    preprocessing = processor.read(source.preprocessor, where, image_size, found.channels, assumed)
-    architecture = {"family": ViT.family, "name": name_of(ViT, config), "num_classes": found.num_classes}
-    model = build_model({**architecture, **dataclasses.asdict(config)}, preprocessing)
-    table = _rows(config, found.channels, found.num_classes, found.prefix, found.spelling)
-    dropped = _dropped(found, tensors)
-    mapping.read(table, tensors if found.qkv_bias else _with_biases(found, tensors), model, dropped, where)
-    model.labels = _labels(found, said, assumed)
+    fields = _fields(found, said, reading)
+    image_size = _image_size(found, said, reading)
+    preprocessing = processor.read(source.preprocessor, reading.where, image_size, found.channels, reading.assumed)
+    model = reading.build(ViT, fields, found.num_classes, preprocessing)
+    model.labels = _labels(found, said, reading.assumed)
     model.multi_label = source.description.get("problem_type") == _SEVERAL
-    return Foreign(model, assumed, dropped)
+    reading.dropped = _dropped(found, reading.tensors)
+    if not found.qkv_bias:
+        reading.tensors = _with_biases(found, reading.tensors)
+    return reading.fill(model, _rows(model, found.prefix, found.spelling))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +151,6 @@ class _Found:
     embed_dim: int
     channels: int
     patch_size: int
-    num_patches: int
     depth: int
     mlp_dim: int
     num_classes: int
@@ -167,51 +163,9 @@ class _Found:
         return f"{self.prefix}{self.spelling.layers}.{i}.{name}"
 
 
-def _refuse_relatives(source: Source) -> None:
-    kind = source.description.get("model_type")
-    if source.description and kind != "vit":
-        raise DataError(
-            f"{source.where}: {_CONFIG} says model_type {kind!r}, whose architecture is not the ViT's; 'vit' is right"
-        )
-    for name in source.tensors:
-        for sign, relative in _RELATIVES.items():
-            if sign in name:
-                raise DataError(
-                    f"{source.where} has the tensor {name}, which makes it a {relative}, not a ViT; a ViTModel or "
-                    "ViTForImageClassification is right"
-                )
-
-
-def _widened(tensors: Mapping[str, Tensor], where: str, assumed: list[str]) -> dict[str, Tensor]:
-    """All tensors in one type, float32 at least: what processors compute without detours, and no number changes."""
-    known = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    for name, tensor in tensors.items():
-        if tensor.dtype not in known:
-            raise DataError(f"{where}: {name} holds {_plain(tensor.dtype)}; weights of 16, 32 or 64 bits are right")
-    kinds = {tensor.dtype for tensor in tensors.values()}
-    widest = functools.reduce(torch.promote_types, kinds, torch.float32)
-    if kinds != {widest}:
-        narrow = " and ".join(sorted(_plain(kind) for kind in kinds - {widest}))
-        assumed.append(f"{narrow} tensors are widened to {_plain(widest)}, which is exact")
-    return {name: tensor.to(widest) for name, tensor in tensors.items()}
-
-
-def _plain(kind: torch.dtype) -> str:
-    return str(kind).removeprefix("torch.")
-
-
-def _measure(tensors: Mapping[str, Tensor], where: str) -> _Found:
+def _measure(reading: Reading) -> _Found:
     """Sizes as the tensors have them; those which a reshape could hide are checked here, the others by `mapping.read`."""
-
-    def need(name: str, dimensions: int) -> torch.Size:
-        if name not in tensors:
-            raise DataError(f"{where} lacks the tensor {name}, which every ViT of transformers has")
-        if tensors[name].ndim != dimensions:
-            raise DataError(
-                f"{where}: {name} is {shape_of(tensors[name])}; a tensor of {dimensions} dimensions is right"
-            )
-        return tensors[name].shape
-
+    tensors, where = reading.tensors, reading.where
     starts = sorted(name.removesuffix(_PROJECTION) for name in tensors if name.endswith(_PROJECTION))
     if len(starts) != 1 or starts[0] not in ("", "vit."):
         places = ", ".join(repr(start) for start in starts) or "nothing"
@@ -225,19 +179,13 @@ def _measure(tensors: Mapping[str, Tensor], where: str) -> _Found:
         ),
         _ON_DISK,
     )
-    pattern = re.compile(rf"{re.escape(prefix + spelling.layers)}\.([0-9]+)\.")
-    layers = {match[1] for name in tensors if (match := pattern.match(name))}
-
-    D, C, P, other = need(prefix + _PROJECTION, 4)
-    token, positions = f"{prefix}embeddings.cls_token", f"{prefix}embeddings.position_embeddings"
-    if other != P or min(D, C, P) < 1:
+    D, C, P, other = reading.shape(prefix + _PROJECTION, 4)
+    if other != P:
         raise DataError(f"{where}: {prefix}{_PROJECTION} is {D}×{C}×{P}×{other}; a square patch (D×C×P×P) is right")
-    if need(token, 3) != (1, 1, D):
+    reading.check_channels(C)
+    token = f"{prefix}embeddings.cls_token"
+    if reading.shape(token, 3) != (1, 1, D):
         raise DataError(f"{where}: {token} is {shape_of(tensors[token])}; 1×1×{D} is right")
-    if (shape := need(positions, 3))[::2] != (1, D) or shape[1] < 2:
-        raise DataError(f"{where}: {positions} is {shape_of(tensors[positions])}; 1×(1 + N)×{D} is right")
-    if C not in (1, 3):
-        raise DataError(f"{where}: {prefix}{_PROJECTION} takes {C} channels; 1 (grey) or 3 (RGB) are right")
     first, biases = f"{prefix}{spelling.layers}.0.", tuple(f".{name}.bias" for name in spelling.qkv)
     return _Found(
         prefix=prefix,
@@ -245,10 +193,9 @@ def _measure(tensors: Mapping[str, Tensor], where: str) -> _Found:
         embed_dim=D,
         channels=C,
         patch_size=P,
-        num_patches=shape[1] - 1,
-        depth=len(layers),
-        mlp_dim=need(f"{first}{spelling.fc1}.weight", 2)[0],
-        num_classes=need("classifier.weight", 2)[0] if "classifier.weight" in tensors else 0,
+        depth=reading.count(f"{prefix}{spelling.layers}."),
+        mlp_dim=reading.shape(f"{first}{spelling.fc1}.weight", 2)[0],
+        num_classes=reading.shape("classifier.weight", 2)[0] if "classifier.weight" in tensors else 0,
         qkv_bias=any(name.endswith(biases) for name in tensors),
         pooler=f"{prefix}pooler.dense.weight" in tensors,
     )
@@ -271,7 +218,7 @@ def _compare(found: _Found, said: Fields) -> None:
             raise DataError(f"{said.where} says {field} {value}, and the tensors ({tensor}) have {size}")
     patch, P = said.pair("patch_size"), found.patch_size
     if patch not in (None, (P, P)):
-        raise DataError(f"{said.where} says patch_size {processor.by(patch)}, and {projection} has {P}×{P}")
+        raise DataError(f"{said.where} says patch_size {by(patch)}, and {projection} has {P}×{P}")
     if said.get("qkv_bias", bool, found.qkv_bias) != found.qkv_bias:
         has = "has" if found.qkv_bias else "lacks"
         raise DataError(
@@ -285,49 +232,26 @@ def _compare(found: _Found, said: Fields) -> None:
         )
 
 
-def _config(found: _Found, said: Fields, hints: Hints, where: str, assumed: list[str]) -> ViTConfig:
+def _fields(found: _Found, said: Fields, reading: Reading) -> dict[str, Any]:
     """Our configuration: sizes from the tensors, the rest from `config.json`, else from the caller, else the defaults."""
-    if hints.position not in (None, "1d"):
-        raise UsageError(f"{where} has learned 1-D positions, as every ViT of transformers; position='1d' is right")
-    act = said.get("hidden_act", str)
+    D, act = found.embed_dim, said.get("hidden_act", str)
     if act is not None and act not in _GELUS:
         raise DataError(f"{said.where} says hidden_act {act!r}; a GELU is right ({', '.join(_GELUS)})")
-
-    def choose(argument: str, meaning: str, value: Any, hint: Any, default: Any) -> Any:
-        if value is not None and hint not in (None, value):
-            raise UsageError(f"{said.where} says {value} for {meaning}; {argument}={hint!r} contradicts it")
-        if value is None and hint is None:
-            assumed.append(f"the file does not say {meaning}: {default} is taken ({argument}= says otherwise)")
-        return next(each for each in (value, hint, default) if each is not None)
-
-    D = found.embed_dim
-    value, hint = said.get("num_attention_heads", int), hints.num_heads
-    usual = mapping.usual_heads(D)
-    if value is None and hint is None and not said.values and usual is None:
-        raise UsageError(
-            f"{where} does not say its number of heads, and its width of {D} is no multiple of 64; give num_heads"
-        )
-    default = _DEFAULT_HEADS if said.values or usual is None else usual[0]
-    heads = choose("num_heads", "the number of heads", value, hint, default)
-    if heads < 1 or D % heads:
-        if hint is not None:
-            raise UsageError(f"{where}: num_heads={heads} does not divide the width of {D}")
-        raise DataError(f"{said.where}: num_attention_heads {heads} does not divide hidden_size {D}")
-    gelu = choose("gelu", "the kind of GELU", _GELUS.get(act or ""), hints.gelu, _GELUS[_DEFAULT_GELU])
-    norm_eps = choose("norm_eps", "the norm epsilon", said.number("layer_norm_eps"), hints.norm_eps, _DEFAULT_EPS)
-    if found.pooler and not found.num_classes:
-        _check_pooler(found, said, assumed)
-    return ViTConfig(
-        patch_size=found.patch_size,
-        embed_dim=D,
-        depth=found.depth,
-        mlp_dim=found.mlp_dim,
-        num_heads=heads,
-        position="1d",
-        hidden_head=found.pooler and not found.num_classes,
-        gelu=gelu,
-        norm_eps=norm_eps,
-    )
+    usual = (_DEFAULT_HEADS, _DEFAULT) if said.values else usual_heads(D)
+    fields = {
+        "patch_size": found.patch_size,
+        "embed_dim": D,
+        "depth": found.depth,
+        "mlp_dim": found.mlp_dim,
+        "num_heads": reading.num_heads(said.get("num_attention_heads", int), D, usual),
+        "position": reading.says("position", "1d"),
+        "hidden_head": found.pooler and not found.num_classes,
+        "gelu": reading.settle("gelu", _GELUS.get(act or ""), _GELUS[_DEFAULT_GELU], _DEFAULT),
+        "norm_eps": reading.settle("norm_eps", said.number("layer_norm_eps"), _DEFAULT_EPS, _DEFAULT),
+    }
+    if fields["hidden_head"]:
+        _check_pooler(found, said, reading.assumed)
+    return fields
 
 
 def _check_pooler(found: _Found, said: Fields, assumed: list[str]) -> None:
@@ -341,35 +265,14 @@ def _check_pooler(found: _Found, said: Fields, assumed: list[str]) -> None:
         assumed.append("tanh is taken for the pooler, for want of a word in the file")
 
 
-def _image_size(found: _Found, said: Fields, hints: Hints, where: str, assumed: list[str]) -> tuple[int, int]:
+def _image_size(found: _Found, said: Fields, reading: Reading) -> tuple[int, int]:
     """H×W: as `config.json` says, else as the caller, where the number of patches fits it, else a square."""
-    P, N = found.patch_size, found.num_patches
-    size = said.pair("image_size")
-    if size is not None:
-        height, width = size
-        if height % P or width % P:
-            raise DataError(
-                f"{said.where} says image_size {processor.by(size)}, which patches of {P}×{P} do not divide"
-            )
-        if (height // P) * (width // P) != N:
-            raise DataError(
-                f"{said.where} says image_size {processor.by(size)}, which is {(height // P) * (width // P)} patches of {P}×{P}, "
-                f"and {found.prefix}embeddings.position_embeddings has {N} and the class token's"
-            )
-        return size
-    if (size := hints.image_size) is not None and not any(side % P for side in size) and math.prod(size) == N * P * P:
-        return size
-    side = math.isqrt(N)
-    if side * side != N:
-        raise UsageError(
-            f"{where} has positions for {N} patches of {P}×{P}, which is no square, and does not say its image size; "
-            "give image_size"
-        )
-    assumed.append(
-        f"images of {side * P}×{side * P} are taken, the square with its {N} patches, for want of a word in the file "
-        "(image_size)"
-    )
-    return side * P, side * P
+    P, told = found.patch_size, said.pair("image_size")
+    if told is not None and any(side % P for side in told):
+        raise DataError(f"{said.where} says image_size {by(told)}, which patches of {P}×{P} do not divide")
+    table = f"{found.prefix}embeddings.position_embeddings"
+    size, _ = reading.grid_size(table, P, found.embed_dim, (1,), told)
+    return size
 
 
 def _with_biases(found: _Found, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -421,10 +324,19 @@ def write(model: Model, target: Path) -> None:
     """
     if not isinstance(model, ViT):
         raise UsageError(f"{model.name} is not a plain ViT, and transformers' format holds no other; a ViT is right")
-    _refuse(model)
-    written, config = _with_table(model), model.config
+    config = model.config
+    reasons = {
+        f"a ResNet as its stem (family={model.family})": model.family != ViT.family,
+        f"pool={config.pool}": config.pool != "token",
+        f"position={config.position}": config.position == "relative",
+        f"registers={config.registers}": config.registers > 0,
+        "layer_scale": config.layer_scale,
+        "hidden_head together with a classifier": config.hidden_head and model.num_classes > 0,
+    }
+    mapping.refuse("transformers'", model, reasons)
+    written = mapping.tabled(model)
     prefix = "vit." if model.num_classes else ""
-    tensors = mapping.write(_rows(written.config, model.in_channels, model.num_classes, prefix, _ON_DISK), written)
+    tensors = mapping.write(_rows(written, prefix, _ON_DISK), written)
     height, width = model.image_size
     description: dict[str, Any] = {
         "architectures": ["ViTForImageClassification" if model.num_classes else "ViTModel"],
@@ -443,7 +355,7 @@ def write(model: Model, target: Path) -> None:
         "qkv_bias": True,
         "encoder_stride": config.patch_size,
         "pooler_act": "tanh",
-        "dtype": _plain(next(iter(tensors.values())).dtype),
+        "dtype": type_of(next(iter(tensors.values()))),
     }
     if model.num_classes:
         labels = model.labels or [f"LABEL_{i}" for i in range(model.num_classes)]
@@ -453,42 +365,10 @@ def write(model: Model, target: Path) -> None:
         description["label2id"] = {label: i for i, label in enumerate(labels)}
     with files.new_directory(target) as aside:
         folder.write_tensors(aside / folder.WEIGHTS, tensors, {"format": "pt"})
-        files.write_json(aside / _CONFIG, description)
+        files.write_json(aside / CONFIG, description)
         files.write_json(aside / processor.NAME, processor.write(model.preprocessing))
     if model.preprocessing.resize == "crop" and height != width:
         say(
             f"{target}: transformers cuts {height}×{width} out of one short side, whatever the shape of the picture; its "
             "crop is the same as here for square pictures alone"
         )
-
-
-def _refuse(model: ViT) -> None:
-    """One sentence for what transformers' ViT has no place for."""
-    config = model.config
-    reasons = {
-        f"a ResNet as its stem (family={model.family})": model.family != ViT.family,
-        f"pool={config.pool}": config.pool != "token",
-        f"position={config.position}": config.position == "relative",
-        f"registers={config.registers}": config.registers > 0,
-        "layer_scale": config.layer_scale,
-        "hidden_head together with a classifier": config.hidden_head and model.num_classes > 0,
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise UsageError(f"{model.name} has {reason}, which transformers' ViT cannot hold; another format is right")
-
-
-def _with_table(model: ViT) -> ViT:
-    """The same function with its positions as one learned table, in which the class token's row is zero."""
-    if model.config.position == "1d":
-        return model
-    architecture = {**model.architecture, "position": "1d"}
-    other = build_model(architecture, model.preprocessing)
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith("position.")}
-    assert isinstance(other, ViT)
-    assert model.class_token is not None
-    token, patches = torch.zeros_like(model.class_token)[None], model.position.patches()
-    if patches is None:
-        patches = token.expand(math.prod(model.grid), -1)
-    other.load_state_dict({**state, "position.table": torch.cat([token, patches.to(token)])}, assign=True)
-    return other

@@ -105,9 +105,8 @@ def read(source: Source, hints: Hints) -> Foreign:
         found.model.provenance = {"source": str(source.where), "dialect": source.dialect, "assumed": found.assumed}
         found.model.eval()
         return found
-    for name in ("num_heads", "gelu", "norm_eps", "position"):
-        if getattr(hints, name) is not None:
-            raise UsageError(f"{source.where} says itself what it is; {name} is for bare tensors of other libraries")
+    if given := hints.given():
+        raise UsageError(f"{source.where} says itself what it is; {given[0]} is for bare tensors of other libraries")
     return Foreign(folder.load(source.where))
 
 

@@ -4,7 +4,9 @@ A dialect is a list of `Row`s made for one model; `read` and `write` do the same
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -58,6 +60,11 @@ class Hints:
     image_size: tuple[int, int] | None = None
     """H×W; decides the grid where the number of positions fits it."""
 
+    def given(self) -> list[str]:
+        """The names of what is said of the model itself, which its image size is not."""
+        names = ("num_heads", "gelu", "norm_eps", "position")
+        return [name for name in names if getattr(self, name) is not None]
+
 
 @dataclasses.dataclass
 class Foreign:
@@ -94,7 +101,7 @@ def read(
         if value.shape != state[row.ours]:
             raise DataError(
                 f"{where}: {row.theirs[0]} gives {shape_of(value)} for {row.ours}, of which {model.name} has "
-                f"{'×'.join(map(str, state[row.ours]))}"
+                f"{by(state[row.ours])}"
             )
         found[row.ours] = value
     used = {name for row in rows for name in row.theirs}
@@ -122,39 +129,50 @@ def write(rows: Iterable[Row], model: Model) -> dict[str, Tensor]:
     return written
 
 
-def with_table(model: ViT, patches: Tensor) -> ViT:
-    """The same function of images with learned 1-D positions: `patches`, N×D, and zeros for the class token."""
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith("position.")}
-    slot = patches.new_zeros(int(model.config.pool == "token"), patches.shape[1])
-    state["position.table"] = torch.cat([slot, patches.detach()])
-    twin = build_model({**model.architecture, "position": "1d"}, model.preprocessing)
-    twin.load_state_dict(state, assign=True)
-    twin.labels, twin.multi_label = model.labels, model.multi_label
-    assert isinstance(twin, ViT)
-    return twin
-
-
 def _number(tensor: Tensor, name: str, where: str) -> Tensor:
     """The tensor in float32, or in float64 where it is: what processors compute without detours. No value changes."""
     if not tensor.is_floating_point():
-        raise DataError(f"{where}: {name} holds {str(tensor.dtype).removeprefix('torch.')}; weights are floating point")
+        raise DataError(f"{where}: {name} holds {type_of(tensor)}; weights are floating point")
     # A sum is finite where all of its terms are, unless they are huge: only then look at each.
     if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
         raise DataError(f"{where}: {name} holds values that are not finite; the file is damaged, or was written so")
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-_WIDE_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
-"""Heads of the sizes so400m, H, g and G, whose channels are not 64 each."""
+def tabled(model: ViT, keep: Collection[Position] = ("1d",)) -> ViT:
+    """The same function of images with its positions as one learned table, unless they are of a kind to `keep`.
+
+    The class token's row is zero, and all rows are where there are no positions.
+    """
+    if model.config.position in keep:
+        return model
+    token, patches = int(model.config.pool == "token"), model.position.patches()
+    table = model.patch_embed.weight.new_zeros(token + math.prod(model.grid), model.config.embed_dim)
+    if patches is not None:
+        table[token:] = patches.detach()
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("position.")}
+    twin = build_model({**model.architecture, "position": "1d"}, model.preprocessing)
+    twin.load_state_dict({**state, "position.table": table}, assign=True)
+    twin.labels = model.labels
+    return cast("ViT", twin)
 
 
-def usual_heads(embed_dim: int) -> tuple[int, str] | None:
-    """The heads that a model of this width usually has, and why; None where there is no rule."""
-    if embed_dim in _WIDE_HEADS:
-        return _WIDE_HEADS[embed_dim], f"as usual at width {embed_dim}"
-    return (embed_dim // 64, "64 channels a head") if embed_dim % 64 == 0 else None
+def refuse(whose: str, model: Model, reasons: Mapping[str, bool]) -> None:
+    """Raise `UsageError` for the first of `reasons` that holds: what of the model their format has no place for."""
+    if reason := next((reason for reason, holds in reasons.items() if holds), None):
+        raise UsageError(f"{whose} format cannot hold {reason} of {model.name}; format='patchword' would be right")
+
+
+def by(sides: Iterable[int]) -> str:
+    """`14×22`."""
+    return "×".join(map(str, sides))
 
 
 def shape_of(tensor: Tensor) -> str:
     """`24×3×8`."""
-    return "×".join(map(str, tensor.shape)) or "a single number"
+    return by(tensor.shape) or "a single number"
+
+
+def type_of(tensor: Tensor) -> str:
+    """`float32`."""
+    return str(tensor.dtype).removeprefix("torch.")

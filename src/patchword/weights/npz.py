@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from patchword.core import files
-from patchword.core.errors import DataError
+from patchword.core.errors import DataError, brief
 
 _MOST_RATIO = 1100
 """Deflate cannot pack better than 1:1032; what claims more is no honest archive."""
@@ -41,7 +41,7 @@ def read(path: Path) -> dict[str, Tensor]:
         NotImplementedError,
         RuntimeError,
     ) as error:
-        raise DataError(f"{path} is not a whole .npz archive ({_said(error)})") from error
+        raise DataError(f"{path} is not a whole .npz archive ({brief(error)})") from error
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -89,14 +89,10 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> Tens
         raise
     # NumPy reads the header as Python's literals, and says of some damage what Python's parsers say.
     except (ValueError, EOFError, MemoryError, TypeError, SyntaxError, tokenize.TokenError) as error:
-        raise DataError(f"{path}: {entry.filename} is not an array of plain numbers ({_said(error)})") from error
+        raise DataError(f"{path}: {entry.filename} is not an array of plain numbers ({brief(error)})") from error
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise DataError(f"{path}: {entry.filename} holds {array.dtype}, not numbers")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.require(array, requirements=("C", "W")))
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchword.core.errors import UsageError
+from patchword.core.errors import UsageError, brief
 from patchword.models.contract import Model
 from patchword.weights import io
 from patchword.weights.source import Source
@@ -68,7 +68,7 @@ def compare(source: Source, model: Model) -> Comparison | str:
         return f"without a description of its own, {library} needs one from here ({error})"
     except Exception as error:  # whatever the library raises is what there is to say of it
         alone = "" if source.description else ", bare as it is, with the description that is made for it here"
-        fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fault = f"{type(error).__name__}: {brief(error)}"
         return f"{library} {version(library)} does not load it{alone} ({fault})"
     return _compared(f"{library} {version(library)}", model, ours, theirs)
 

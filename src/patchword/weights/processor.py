@@ -7,47 +7,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from patchword.core.config import coerce
-from patchword.core.errors import DataError, UsageError
+from patchword.core.errors import DataError
 from patchword.core.preprocessing import Preprocessing
+from patchword.weights.mapping import by
+from patchword.weights.reading import Fields
 
 NAME = "preprocessor_config.json"
 # Pillow's numbers for filters, as `resample` counts them.
 _FILTERS = {2: "bilinear", 3: "bicubic"}
 # Whose fields mean what `read` takes them for.
 _KINDS = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTFeatureExtractor", "CLIPImageProcessor")
-
-
-class Fields:
-    """The fields of a JSON file, each checked as it is asked for; a null says nothing, as in transformers."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values, self.where = values, where
-
-    def get(self, name: str, kind: Any, default: Any = None) -> Any:
-        """The field as `kind`, or the default where the file says nothing; `DataError` for another type."""
-        value = self.values.get(name)
-        if value is None:
-            return default
-        try:
-            return coerce(value, kind, name)
-        except UsageError as error:
-            raise DataError(f"{self.where}: {error}") from error
-
-    def number(self, name: str, default: float | None = None) -> float | None:
-        """A finite number that is not negative."""
-        value = self.get(name, float, default)
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise DataError(f"{self.where}: {name}={value} is out of range; a finite number from 0 is right")
-        return value
-
-    def pair(self, name: str) -> tuple[int, int] | None:
-        """A side or (height, width), as whole numbers from 1."""
-        value = self.get(name, int | tuple[int, int])
-        pair = (value, value) if isinstance(value, int) else value
-        if pair is not None and min(pair) < 1:
-            raise DataError(f"{self.where}: {name}={value} is out of range; whole numbers from 1 are right")
-        return pair
 
 
 def read(
@@ -192,8 +161,3 @@ def _channelwise(said: Fields, name: str, default: tuple[float, ...], channels: 
             f"{said.where}: {name}={value} is out of range; a number for each of {channels} channels is right"
         )
     return values
-
-
-def by(size: tuple[int, int]) -> str:
-    """`14×22`, height and width."""
-    return f"{size[0]}×{size[1]}"

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from patchword.core import files
-from patchword.core.errors import DataError, UsageError
+from patchword.core.errors import DataError, UsageError, brief
 from patchword.weights import folder, npz
 
 Dialect = Literal["patchword", "google", "timm", "huggingface"]
 DIALECTS: tuple[Dialect, ...] = ("patchword", "google", "timm", "huggingface")
 
-_DESCRIPTION, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
+"""What timm and transformers write beside the tensors."""
+_PREPROCESSOR = "preprocessor_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.pt")
 # The keys under which training programs keep a model's weights among other things.
@@ -53,7 +55,7 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
         raise UsageError(f"{path} holds no model: it does not exist")
     home = path if path.is_dir() else path.parent
     described = path.is_dir() or path.name == _WEIGHTS or path.name in _PICKLES
-    description = _json(home / _DESCRIPTION) if described else {}
+    description = _json(home / CONFIG) if described else {}
     preprocessor = _json(home / _PREPROCESSOR) if described else {}
     tensors = _shards(path, trust_pickle) if path.is_dir() else _file(path, trust_pickle)
     return Source(path, recognize(tensors, path), tensors, description, preprocessor)
@@ -126,8 +128,10 @@ def _pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        # Around its reason, torch says at length how a file that is trusted could be opened all the same.
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0].partition(". ")[0]
         raise DataError(
-            f"{path} holds more than tensors, or is damaged; it was not opened ({_first_line(error)})"
+            f"{path} holds more than tensors, or is damaged; it was not opened ({brief(reason or type(error).__name__)})"
         ) from error
     for key in _NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -152,7 +156,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} is not an object of fields")
     return content
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

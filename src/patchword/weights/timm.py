@@ -1,52 +1,46 @@
 """timm's models ↔ ours: its ViTs, the hybrids of the paper and of AugReg, and BiT, as bare tensors and as folders of its hub.
 
-Names and shapes say most of what a model is; `timm_config.py` has what `config.json` adds. Facts: github.com/huggingface/
-pytorch-image-models (release 1.0.31: timm/models/vision_transformer.py, vision_transformer_hybrid.py, resnetv2.py).
-Letters: C channels, P patch side, N patches, D width, R registers, K classes.
+Names and shapes say most of what a model is; `config.json` beside them (`timm_config.py`) says the rest. Facts:
+github.com/huggingface/pytorch-image-models (release 1.0.31: timm/models/vision_transformer.py, vision_transformer_hybrid.py,
+resnetv2.py). Letters: C channels, P patch side, N patches, D width, R registers, K classes.
 """
 
-import dataclasses
-import json
-import math
 import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchword.core import files
-from patchword.core.errors import DataError, UsageError
-from patchword.core.preprocessing import Preprocessing
+from patchword.core.errors import DataError
 from patchword.models.contract import Model
 from patchword.models.hybrid import Hybrid
-from patchword.models.names import Family, build_model, config_type, name_of
 from patchword.models.resnet import ResNet, stem_stride
 from patchword.models.vit import Pool, ViT
-from patchword.weights import folder, mapping
-from patchword.weights.mapping import Foreign, Hints, Row
-from patchword.weights.source import Source
-from patchword.weights.timm_config import (
-    DESCRIPTION,
-    NORM_EPS,
-    UNDESCRIBED,
-    UNDESCRIBED_BIT,
-    Said,
-    agree,
-    any_size,
-    describe,
-    fixed,
-    labels_of,
-    preprocessing_of,
-    read_config,
-    refuse_strangers,
-    stranger,
-    told_size,
-    unheld,
-)
+from patchword.weights import adapt, folder, mapping, timm_config
+from patchword.weights.mapping import Foreign, Hints, Row, shape_of
+from patchword.weights.reading import Reading, usual_heads
+from patchword.weights.source import CONFIG, Source
+from patchword.weights.timm_config import Said
 
-T = TypeVar("T")
+_STRANGERS: tuple[tuple[str, str], ...] = (
+    (r"dist_token|head_dist\.", "a distillation token"),
+    (r"\.attn\.[qk]_norm\.", "norms of queries and keys (qk_norm)"),
+    (r"^norm_pre\.", "a norm before the encoder (pre_norm, as CLIP has)"),
+    (r"rope|freqs", "rotary positions"),
+    (r"rel_pos|relative_position", "relative position biases"),
+    (r"\.attn\.(?:q_bias|v_bias|q_proj|k_proj)", "apart queries and keys with biases of their own (EVA, BEiT)"),
+    (r"\.attn\.lambda_", "differential attention"),
+    (r"\.attn\.gate\.", "gated attention"),
+    (r"\.(?:attn|mlp)\.norm\.", "norms inside attention and MLP"),
+    (r"\.mlp\.(?:fc1_[gx]|w\d)", "a gated MLP (SwiGLU)"),
+    (r"^blocks\.\d+\.(?:attns|ffns|in_proj|in_split)", "parallel branches"),
+    (r"running_mean", "batch norms"),
+    (r"^stem\.conv1\.", "a root of three convolutions"),
+)
+"""Parts that none of our models has, by the names of their tensors."""
+
 
 _NAMES: tuple[tuple[str, str], ...] = (
     (r"^patch_embed\.", "patch_embed.proj."),
@@ -73,14 +67,15 @@ def read(source: Source, hints: Hints) -> Foreign:
     Raises `DataError` for a tensor that is missing, left over, of another shape or not finite, for a `config.json` that
     the tensors contradict and for a part that none of our models has; `UsageError` for hints that the file contradicts.
     """
-    where = str(source.where)
-    said = read_config(source)
-    refuse_strangers(source.tensors, said, where)
-    read_kind = _read_bit if "stem.conv.weight" in source.tensors else _read_vit
-    found, tensors = read_kind(_float32(source.tensors, where), said, hints, where)
-    found.model.labels = labels_of(said, found.model.num_classes, found.assumed, where)
-    mapping.read(_rows(found.model), tensors, found.model, found.dropped, where)
-    return found
+    reading = Reading(str(source.where), dict(source.tensors), hints)
+    said, bit = timm_config.parse(source), "stem.conv.weight" in source.tensors
+    timm_config.refuse_architecture(reading, said, bit)
+    reading.refuse_parts(_STRANGERS)
+    timm_config.refuse_arguments(said, bit)
+    reading.widen()
+    model = _read_bit(reading, said) if bit else _read_vit(reading, said)
+    model.labels = timm_config.labels(reading, said, model.num_classes)
+    return reading.fill(model, _rows(model))
 
 
 def write(model: Model, target: Path) -> None:
@@ -90,49 +85,35 @@ def write(model: Model, target: Path) -> None:
     Positions that are not learned in 1-D become the table that they add up to, and read back as one. Raises `UsageError`
     that names what no configuration of timm's says.
     """
-    if refused := unheld(model):
-        raise UsageError(f"timm's format cannot hold {refused} of {model.name}; format='patchword' would be right")
+    timm_config.refuse_unheld(model)
     if isinstance(model, ViT):
-        model = _with_table(model)
+        model = mapping.tabled(model, keep=("1d", "none"))
+    first, last = (
+        _their_name(name, model).removesuffix(".weight") for name in (adapt.FIRST[model.family], "head.weight")
+    )
     with files.new_directory(target) as aside:
         folder.write_tensors(aside / folder.WEIGHTS, mapping.write(_rows(model), model))
-        content = json.dumps(describe(model, _first_layer(model)), indent=2, ensure_ascii=False)
-        (aside / DESCRIPTION).write_text(content + "\n", encoding="utf-8")
-
-
-def _float32(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Many files are in half precision to be short; what is computed and trained from them is not."""
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise DataError(f"{where}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, not real numbers")
-    return {name: tensor.float() for name, tensor in tensors.items()}
-
-
-def _settle(name: str, told: T | None, hint: T | None, default: T, assumed: list[str], why: str, where: str) -> T:
-    """A thing that tensors cannot say: what the file tells, else the caller, else `default`, which is said."""
-    if told is not None:
-        if hint not in (None, told):
-            raise UsageError(f"{where} says itself that {name} is {told}; {name}={hint} is wrong")
-        return told
-    if hint is not None:
-        return hint
-    assumed.append(f"{name}={default} is assumed, {why}")
-    return default
+        files.write_json(aside / CONFIG, timm_config.describe(model, first, last))
 
 
 # ViT and hybrid: file → configuration
 
 
-def _read_vit(tensors: Mapping[str, Tensor], said: Said, hints: Hints, where: str) -> tuple[Foreign, dict[str, Tensor]]:
-    """The model that names, shapes and description make, without weights, and its tensors in the form that `write` gives."""
-    assumed: list[str] = []
-    family, sizes, in_channels = _sizes(tensors, where)
+def _read_vit(reading: Reading, said: Said) -> ViT:
+    """The model that names, shapes and description make, without weights; the tensors take the form that `write` gives."""
+    tensors = reading.tensors
+    family, sizes, in_channels = _sizes(reading)
     stride, D = sizes["patch_size"], sizes["embed_dim"]
-    prefix = _prefix(tensors, D, where)
-    pool, dropped = _pool(tensors, said, assumed, where)
-    image_size, slots = _image_size(tensors, said, hints, (stride, D, sum(prefix)), assumed, where)
-    num_classes = _shape(tensors, "head.weight", 2, where)[0] if "head.weight" in tensors else 0
+    prefix = _prefix(reading, D)
+    pool = _pool(reading, said)
     learned, layer_scale = "pos_embed" in tensors, "blocks.0.ls1.gamma" in tensors
+    told = said.args.pair("img_size")
+    if learned:
+        # Tokens before the patches have positions all or none.
+        image_size, slots = reading.grid_size("pos_embed", stride, D, (sum(prefix), 0), told)
+    else:
+        image_size, slots = reading.any_size(stride, told), 0
+    num_classes = reading.shape("head.weight", 2)[0] if "head.weight" in tensors else 0
     found = {
         "in_chans": in_channels,
         "num_classes": num_classes,
@@ -149,158 +130,94 @@ def _read_vit(tensors: Mapping[str, Tensor], said: Said, hints: Hints, where: st
     }
     if learned and sum(prefix):
         found["no_embed_class"] = slots == 0
-    agree(said, found, where)
+    timm_config.refuse_contradiction(said, found)
     registers = sum(prefix) - (pool == "token")
     if said.args.get("pool_include_prefix") and pool != "token" and registers:
-        raise stranger(where, "pool_include_prefix", "a pooling of all tokens")
-    position = "1d" if learned else "none"
-    if hints.position not in (None, position):
-        raise UsageError(f"{where} says itself that its position is {position}; position={hints.position} is wrong")
-    fields = {**sizes, "pool": pool, "position": position, "registers": registers, "layer_scale": layer_scale}
-    fields["hidden_head"] = "pre_logits.fc.weight" in tensors
-    fields |= _unsaid(said, hints, D, assumed, where)
-    preprocessing = preprocessing_of(said, image_size, in_channels, UNDESCRIBED, assumed, where)
-    model = _build(family, fields, num_classes, preprocessing, where)
-    return Foreign(model, assumed, dropped), _canonical(tensors, cast("ViT", model), prefix, slots)
+        raise reading.stranger("pool_include_prefix", "a pooling of all tokens")
+    fixed = timm_config.fixed(said, D)
+    fields = {
+        **sizes,
+        "pool": pool,
+        "position": reading.says("position", "1d" if learned else "none"),
+        "registers": registers,
+        "layer_scale": layer_scale,
+        "hidden_head": "pre_logits.fc.weight" in tensors,
+        "num_heads": reading.num_heads(fixed["num_heads"], D, usual_heads(D)),
+        "gelu": reading.settle("gelu", fixed["gelu"], "erf", "as most of timm's ViTs have it"),
+        "norm_eps": reading.settle(
+            "norm_eps", fixed["norm_eps"], timm_config.NORM_EPS, "as most of timm's ViTs have it"
+        ),
+    }
+    preprocessing = timm_config.preprocessing(reading, said, image_size, in_channels, timm_config.UNDESCRIBED)
+    model = reading.build(family, fields, num_classes, preprocessing)
+    reading.tensors = _canonical(tensors, model, prefix, slots)
+    return model
 
 
-def _sizes(tensors: Mapping[str, Tensor], where: str) -> tuple[Family, dict[str, Any], int]:
+def _sizes(reading: Reading) -> tuple[type[ViT], dict[str, Any], int]:
     """The family, the fields that shapes decide, and C."""
-    D, in_channels, P, other = _shape(tensors, "patch_embed.proj.weight", 4, where)
+    tensors = reading.tensors
+    D, in_channels, P, other = reading.shape("patch_embed.proj.weight", 4)
     if other != P:
-        raise DataError(f"{where}: patch_embed.proj.weight has patches of {P}×{other}; square ones are right")
-    mlp_dim, _ = _shape(tensors, "blocks.0.mlp.fc1.weight", 2, where)
-    if 2 * _shape(tensors, "blocks.0.mlp.fc2.weight", 2, where)[1] == mlp_dim:
-        raise stranger(where, "blocks.0.mlp", "a gated MLP (SwiGLU)")
+        raise DataError(f"{reading.where}: patch_embed.proj.weight has patches of {P}×{other}; square ones are right")
+    mlp_dim, _ = reading.shape("blocks.0.mlp.fc1.weight", 2)
+    if 2 * reading.shape("blocks.0.mlp.fc2.weight", 2)[1] == mlp_dim:
+        raise reading.stranger("blocks.0.mlp", "a gated MLP (SwiGLU)")
     if "blocks.0.norm1.weight" in tensors and "blocks.0.norm1.bias" not in tensors:
-        raise stranger(where, "blocks.0.norm1", "norms without biases (RMS norm)")
-    depth = _count(tensors, "blocks.")
-    fields: dict[str, Any] = {"patch_size": P, "embed_dim": D, "depth": depth, "mlp_dim": mlp_dim}
+        raise reading.stranger("blocks.0.norm1", "norms without biases (RMS norm)")
+    fields: dict[str, Any] = {"patch_size": P, "embed_dim": D, "depth": reading.count("blocks."), "mlp_dim": mlp_dim}
     if not any(name.startswith("patch_embed.backbone.") for name in tensors):
         return ViT, fields, in_channels
     root = next((root for root in ("stem.conv", "conv") if f"patch_embed.backbone.{root}.weight" in tensors), None)
     if root is None:
-        raise stranger(where, "patch_embed.backbone", "a stem of another kind than a ResNet with group norms")
-    width, in_channels, *_ = _shape(tensors, f"patch_embed.backbone.{root}.weight", 4, where)
-    units = _units(tensors, "patch_embed.backbone.stages.")
+        raise reading.stranger("patch_embed.backbone", "a stem of another kind than a ResNet with group norms")
+    width, in_channels, *_ = reading.shape(f"patch_embed.backbone.{root}.weight", 4)
+    units = reading.units("patch_embed.backbone.stages.{}.blocks.", first=0)
     fields |= {"stem_units": units, "stem_width": width, "stem_arithmetic": "timm"}
     return Hybrid, {**fields, "patch_size": P * stem_stride(units)}, in_channels
 
 
-def _prefix(tensors: Mapping[str, Tensor], embed_dim: int, where: str) -> tuple[int, int]:
+def _prefix(reading: Reading, embed_dim: int) -> tuple[int, int]:
     """How many class tokens (0 or 1) and registers stand before the patches in timm."""
     counts = []
     for name in ("cls_token", "reg_token"):
-        one, count, width = _shape(tensors, name, 3, where) if name in tensors else (1, 0, embed_dim)
+        one, count, width = reading.shape(name, 3) if name in reading.tensors else (1, 0, embed_dim)
         if (one, width) != (1, embed_dim) or (name == "cls_token" and count > 1):
-            shape = mapping.shape_of(tensors[name])
-            raise DataError(f"{where}: {name} is {shape}; 1×tokens×{embed_dim} is right")
+            shape = shape_of(reading.tensors[name])
+            raise DataError(f"{reading.where}: {name} is {shape}; 1×tokens×{embed_dim} is right")
         counts.append(count)
     return counts[0], counts[1]
 
 
-def _pool(tensors: Mapping[str, Tensor], said: Said, assumed: list[str], where: str) -> tuple[Pool, dict[str, str]]:
-    """How the tokens become one vector, and the tensors of a pooling that the description leaves aside."""
+def _pool(reading: Reading, said: Said) -> Pool:
+    """How the tokens become one vector; the tensors of a pooling that the description leaves aside are dropped."""
+    tensors = reading.tensors
     attention = [name for name in tensors if name.startswith("attn_pool.")]
     token, after = "cls_token" in tensors, "fc_norm.weight" in tensors
     if not after and "norm.weight" not in tensors:
-        raise stranger(where, "no norm.weight, no fc_norm.weight", "an encoder without a final norm")
+        raise reading.stranger("no norm.weight, no fc_norm.weight", "an encoder without a final norm")
     by_name = "map" if attention else "avg" if after or not token else "token"
     kind = said.args.get("global_pool")
     if kind is None:
         kind = by_name
         if kind != "map":
             how = "from the class token" if kind == "token" else "by the average of the patches"
-            assumed.append(f"it is assumed to pool {how}, as the names of its tensors have it")
-    dropped = {}
+            reading.assumed.append(f"it is assumed to pool {how}, as the names of its tensors have it")
     if kind == "avg" and attention and "siglip" in (said.architecture or ""):
         # timm builds these from the weights of the same model with attention pooling.
-        dropped = dict.fromkeys(attention, f"{said.architecture} pools by the average")
+        reading.dropped = dict.fromkeys(attention, f"{said.architecture} pools by the average")
     elif (kind == "map") != bool(attention):
         verb = "has" if attention else "lacks"
-        raise DataError(f"{where}: {DESCRIPTION} says global_pool={kind!r}, but the file {verb} attn_pool.*")
+        raise DataError(f"{said.args.where} says global_pool={kind!r}, but the file {verb} attn_pool.*")
     if kind == "token" and not token:
-        raise DataError(f"{where}: {DESCRIPTION} says global_pool={kind!r}, but the file lacks cls_token")
+        raise DataError(f"{said.args.where} says global_pool={kind!r}, but the file lacks cls_token")
     if kind == "map" and after:
-        raise stranger(where, "fc_norm.weight", "a norm after the attention pooling")
+        raise reading.stranger("fc_norm.weight", "a norm after the attention pooling")
     # A norm of every token and then the class token's row is the norm of that row.
-    return ("token" if kind == "token" else "map" if kind == "map" else "gap-norm" if after else "gap"), dropped
+    return "token" if kind == "token" else "map" if kind == "map" else "gap-norm" if after else "gap"
 
 
-def _image_size(
-    tensors: Mapping[str, Tensor],
-    said: Said,
-    hints: Hints,
-    sizes: tuple[int, int, int],
-    assumed: list[str],
-    where: str,
-) -> tuple[tuple[int, int], int]:
-    """H×W of the images, and how many of the positions belong to tokens before the patches.
-
-    `sizes` are the pixels between patches, D and the number of those tokens: they have positions all or none.
-    """
-    stride, D, prefix = sizes
-    told = told_size(said, where)
-    if "pos_embed" not in tensors:
-        return _whole(any_size(said, hints, assumed, where), stride, assumed), 0
-    one, rows, width = _shape(tensors, "pos_embed", 3, where)
-    if (one, width) != (1, D):
-        raise DataError(f"{where}: pos_embed is {mapping.shape_of(tensors['pos_embed'])}; 1×positions×{D} is right")
-    fits = {rows - slots: slots for slots in (0, prefix)}
-    if told is not None:
-        slots = fits.get(math.prod(side // stride for side in told))
-        if slots is None:
-            grid = "×".join(str(side // stride) for side in told)
-            raise DataError(
-                f"{where}: {DESCRIPTION} has images of {told[0]}×{told[1]}, which are {grid} patches, but pos_embed has "
-                f"{rows} positions for them and {prefix} tokens more"
-            )
-        return _whole(told, stride, assumed), slots
-    # A size of whole patches that the positions do not fit is one to go to later, not the one they are for.
-    if (hint := hints.image_size) is not None and not any(side % stride for side in hint):
-        count = math.prod(side // stride for side in hint)
-        if count in fits:
-            return hint, fits[count]
-    for count in (rows - prefix, rows):
-        side = math.isqrt(max(0, count))
-        if side and side * side == count:
-            alone = "" if fits[count] == prefix else " and no position for other tokens"
-            assumed.append(f"image_size={side * stride}×{side * stride} is assumed, for {side}×{side} patches{alone}")
-            return (side * stride, side * stride), fits[count]
-    raise UsageError(f"{where} has {rows} positions, which make no square; image_size=(height, width) is needed")
-
-
-def _whole(size: tuple[int, int], stride: int, assumed: list[str]) -> tuple[int, int]:
-    """A size of whole patches: timm drops the pixels beyond, on the right and at the bottom."""
-    height, width = (side // stride * stride for side in size)
-    if (height, width) != size:
-        assumed.append(f"image_size={height}×{width} is taken for {size[0]}×{size[1]}, which {stride} does not divide")
-    return height, width
-
-
-def _unsaid(said: Said, hints: Hints, embed_dim: int, assumed: list[str], where: str) -> dict[str, Any]:
-    """The fields that no tensor shows: from architecture and arguments, else from hints, else assumed."""
-    told = fixed(said, embed_dim)
-    heads = told["num_heads"]
-    if heads is not None and (not isinstance(heads, int) or heads < 1 or embed_dim % heads):
-        raise DataError(f"{where}: {DESCRIPTION} says num_heads={heads!r}, which does not divide the width {embed_dim}")
-    usual = mapping.usual_heads(embed_dim)
-    if heads is None and hints.num_heads is None and usual is None:
-        raise UsageError(
-            f"{where} does not say its heads, and its width {embed_dim} has not 64 for each; give num_heads"
-        )
-    defaults = (
-        ("num_heads", usual[0] if usual else 0, usual[1] if usual else ""),
-        ("gelu", "erf", "as most of timm's ViTs have it"),
-        ("norm_eps", NORM_EPS, "as most of timm's ViTs have it"),
-    )
-    return {
-        name: _settle(name, told[name], getattr(hints, name), default, assumed, why, where)
-        for name, default, why in defaults
-    }
-
-
-def _canonical(tensors: Mapping[str, Tensor], model: ViT, prefix: tuple[int, int], slots: int) -> dict[str, Tensor]:
+def _canonical(tensors: dict[str, Tensor], model: ViT, prefix: tuple[int, int], slots: int) -> dict[str, Tensor]:
     """The same function of images in the one form that `_rows` knows and `write` gives.
 
     Queries, keys and values have biases; positions have a row for every token, whose registers' are zero; and all tokens
@@ -331,51 +248,16 @@ def _canonical(tensors: Mapping[str, Tensor], model: ViT, prefix: tuple[int, int
 # BiT: file → configuration
 
 
-def _read_bit(tensors: Mapping[str, Tensor], said: Said, hints: Hints, where: str) -> tuple[Foreign, dict[str, Tensor]]:
-    """The model that names and shapes make, without weights, and its tensors."""
-    for name in ("num_heads", "gelu", "norm_eps", "position"):
-        if getattr(hints, name) is not None:
-            raise UsageError(f"{where} holds a BiT ResNet, which has nothing that {name} could say")
-    width, in_channels, *_ = _shape(tensors, "stem.conv.weight", 4, where)
-    num_classes = _shape(tensors, "head.fc.weight", 4, where)[0] if "head.fc.weight" in tensors else 0
-    agree(said, {"in_chans": in_channels, "num_classes": num_classes}, where)
-    assumed: list[str] = []
-    size = any_size(said, hints, assumed, where)
-    preprocessing = preprocessing_of(said, size, in_channels, UNDESCRIBED_BIT, assumed, where)
-    fields = {"units": _units(tensors, "stages."), "width": width, "arithmetic": "timm"}
-    return Foreign(_build(ResNet, fields, num_classes, preprocessing, where), assumed), dict(tensors)
-
-
-# What both have
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str, ndim: int, where: str) -> tuple[int, ...]:
-    if name not in tensors:
-        raise DataError(f"{where} lacks the tensor {name}, which every such model of timm's has")
-    if tensors[name].ndim != ndim or not tensors[name].numel():
-        raise DataError(f"{where}: {name} is {mapping.shape_of(tensors[name])}; {ndim} axes are right")
-    return tuple(tensors[name].shape)
-
-
-def _count(names: Iterable[str], before: str) -> int:
-    """How many numbers stand behind `before`; a gap among them, or a number that no memory holds, leaves a tensor over."""
-    return len({name.removeprefix(before).partition(".")[0] for name in names if name.startswith(before)})
-
-
-def _units(names: Iterable[str], stages: str) -> tuple[int, ...]:
-    """Units of each stage of a ResNet."""
-    return tuple(_count(names, f"{stages}{i}.blocks.") for i in range(_count(names, stages)))
-
-
-def _build(family: Family, fields: dict[str, Any], num_classes: int, preprocessing: Preprocessing, where: str) -> Model:
-    """The model on the meta device, under the name that its sizes have with us."""
-    try:
-        config = config_type(family)(**fields)
-        name = name_of(family, config)
-        architecture = {"family": family.family, "name": name, "num_classes": num_classes, **dataclasses.asdict(config)}
-        return build_model(architecture, preprocessing)
-    except UsageError as error:
-        raise DataError(f"{where} holds sizes that make no model: {error}") from error
+def _read_bit(reading: Reading, said: Said) -> ResNet:
+    """The model that names and shapes make, without weights."""
+    reading.refuse_hints("a BiT")
+    width, in_channels, *_ = reading.shape("stem.conv.weight", 4)
+    num_classes = reading.shape("head.fc.weight", 4)[0] if "head.fc.weight" in reading.tensors else 0
+    timm_config.refuse_contradiction(said, {"in_chans": in_channels, "num_classes": num_classes})
+    image_size = reading.any_size(1, said.args.pair("img_size"))
+    preprocessing = timm_config.preprocessing(reading, said, image_size, in_channels, timm_config.UNDESCRIBED_BIT)
+    fields = {"units": reading.units("stages.{}.blocks.", first=0), "width": width, "arithmetic": "timm"}
+    return reading.build(ResNet, fields, num_classes, preprocessing)
 
 
 # Names and layouts
@@ -406,13 +288,6 @@ def _their_name(name: str, model: Model) -> str:
     return name
 
 
-def _first_layer(model: Model) -> str:
-    """Where the pixels go in."""
-    ours = "patch_embed" if isinstance(model, ViT) and not isinstance(model, Hybrid) else "conv_root"
-    prefix = "backbone." if isinstance(model, Hybrid) else ""
-    return _their_name(f"{prefix}{ours}.weight", model).removesuffix(".weight")
-
-
 def _their_shape(name: str, mine: tuple[int, ...], model: Model) -> tuple[int, ...]:
     if name == "patch_embed.weight" and isinstance(model, ViT):
         P = model.config.patch_size
@@ -431,9 +306,3 @@ def _positions(theirs: str, model: ViT) -> Row:
         return (torch.cat([table[:first], table.new_zeros(count, table.shape[1]), table[first:]])[None],)
 
     return Row("position.table", (theirs,), lambda rows: torch.cat([rows[0, :first], rows[0, first + count :]]), write)
-
-
-def _with_table(model: ViT) -> ViT:
-    """The same function of images with positions that timm has: none, or learned in 1-D with a slot for the class token."""
-    patches = model.position.patches()
-    return model if patches is None or model.config.position == "1d" else mapping.with_table(model, patches)

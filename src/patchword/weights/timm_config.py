@@ -1,31 +1,25 @@
-"""What `config.json` beside timm's weights says, and what timm's builders fix for an architecture: read, and written.
+"""`config.json` of timm's hub folders ↔ what it means: the architecture it names, whose builder in timm fixes most of a model,
+the arguments that overrule it, the labels, and the way of a picture to the model.
 
-It names an architecture, whose builder decides what tensors cannot say, `model_args` that overrule it, and in `pretrained_cfg`
-a picture's way to the model. Facts: github.com/huggingface/pytorch-image-models (release 1.0.31: timm/models/
-vision_transformer.py, vision_transformer_hybrid.py, resnetv2.py, _hub.py).
+Facts: github.com/huggingface/pytorch-image-models (release 1.0.31: timm/models/vision_transformer.py,
+vision_transformer_hybrid.py, resnetv2.py, _hub.py). Letters: D width.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
-
-from torch import Tensor
 
 from patchword.core.errors import DataError, UsageError
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.contract import Model
 from patchword.models.hybrid import HybridConfig
 from patchword.models.names import name_of
-from patchword.models.resnet import ResNet, ResNetConfig, stem_stride
+from patchword.models.resnet import UNITS, WIDTHS, ResNet, ResNetConfig, stem_stride
 from patchword.models.vit import ViT
-from patchword.weights.labels import imagenet_labels
-from patchword.weights.mapping import Hints
-from patchword.weights.source import Source
-
-DESCRIPTION = "config.json"
-_IMAGE_SIDE = 224
-"""Where neither the positions nor anybody says it."""
+from patchword.weights import mapping
+from patchword.weights.reading import Fields, Reading
+from patchword.weights.source import CONFIG, Source
 
 # What builders in timm fix
 
@@ -70,29 +64,13 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 """Arguments that may change a ViT's arithmetic, and the values with which it is one of ours."""
 _COMPARED = ("in_chans", "num_classes", "patch_size", "embed_dim", "depth", "class_token", "reg_tokens", "qkv_bias")
 _COMPARED = (*_COMPARED, "init_values", "mlp_ratio", "fc_norm", "no_embed_class", "pos_embed")
+_PLAIN_BIT: dict[str, tuple[Any, ...]] = {"global_pool": ("avg",)}
 _READ = {*_PLAIN, *_COMPARED, "img_size", "num_heads", "pool_include_prefix"}
-_READ_BIT = {"in_chans", "num_classes", "global_pool", "img_size", "channels", "stem_chs"}
+_READ_BIT = {*_PLAIN_BIT, "in_chans", "num_classes", "img_size", "channels", "stem_chs"}
 _IDLE = re.compile(
     r".*drop_rate|weight_init|fix_init|dynamic_img_size|dynamic_img_pad|strict_img_size|pretrained_strict"
 )
 """Arguments that say nothing of what a loaded model computes."""
-
-_STRANGERS: tuple[tuple[str, str], ...] = (
-    (r"dist_token|head_dist\.", "a distillation token"),
-    (r"\.attn\.[qk]_norm\.", "norms of queries and keys (qk_norm)"),
-    (r"^norm_pre\.", "a norm before the encoder (pre_norm, as CLIP has)"),
-    (r"rope|freqs", "rotary positions"),
-    (r"rel_pos|relative_position", "relative position biases"),
-    (r"\.attn\.(?:q_bias|v_bias|q_proj|k_proj)", "apart queries and keys with biases of their own (EVA, BEiT)"),
-    (r"\.attn\.lambda_", "differential attention"),
-    (r"\.attn\.gate\.", "gated attention"),
-    (r"\.(?:attn|mlp)\.norm\.", "norms inside attention and MLP"),
-    (r"\.mlp\.(?:fc1_[gx]|w\d)", "a gated MLP (SwiGLU)"),
-    (r"^blocks\.\d+\.(?:attns|ffns|in_proj|in_split)", "parallel branches"),
-    (r"running_mean", "batch norms"),
-    (r"^stem\.conv1\.", "a root of three convolutions"),
-)
-"""Parts that none of our models has, by the names of their tensors."""
 
 # What stands for a picture's way to the model, where a file does not say it
 
@@ -127,21 +105,17 @@ _ARCHITECTURES = {
 _ANY, _ANY_CLIP = "vit_base_patch16_224", "vit_base_patch32_clip_224"
 _STEMS: dict[tuple[int, ...], str] = {
     (): "vit_tiny_r_s16_p8_224",
-    (2, 2, 2, 2): "vit_small_r26_s32_224",
-    (3, 4, 9): "vit_base_r50_s16_224",
-    (3, 4, 6, 3): "vit_large_r50_s32_224",
+    UNITS["R26"]: "vit_small_r26_s32_224",
+    (3, 4, 9): "vit_base_r50_s16_224",  # an R50 whose last units moved to the third stage
+    UNITS["R50"]: "vit_large_r50_s32_224",
 }
 """Units of the stems that timm can build; each has 64 channels after the root."""
 _STEM_WIDTH = 64
-_BIT_DEPTHS: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {
-    (3, 4, 6, 3): (50, (1, 3)),
-    (3, 4, 23, 3): (101, (1, 3)),
-    (3, 8, 36, 3): (152, (2, 4)),
-}
+_BIT_DEPTHS = {UNITS[size]: (size.removeprefix("R"), WIDTHS[size]) for size in ("R50", "R101", "R152")}
 """Units of the ResNets that timm can build → the depth and the width factors in their names."""
 
 
-# What `config.json` says
+# File → meaning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,19 +124,20 @@ class Said:
 
     architecture: str | None
     """None for bare tensors."""
-    args: dict[str, Any]
+    args: Fields
     """`model_args`, and under the same names what stands elsewhere in the file."""
     picture: dict[str, Any]
     """`pretrained_cfg`: mean, std, crop and their like."""
     labels: Any
 
 
-def read_config(source: Source) -> Said:
+def parse(source: Source) -> Said:
+    """What `config.json` says, wherever it says it: old files and new ones have the same things in different places."""
     description = source.description
     nested = description.get("pretrained_cfg", description)  # old files have everything in one table
     args = description.get("model_args") or {}
     if not isinstance(nested, dict) or not isinstance(args, dict):
-        raise DataError(f"{source.where}: pretrained_cfg and model_args of {DESCRIPTION} must be tables")
+        raise DataError(f"{source.where}: pretrained_cfg and model_args of {CONFIG} must be tables")
     tables = (args, description, nested)
     architecture = _first(tables, "architecture")
     args = dict(args)
@@ -172,48 +147,41 @@ def read_config(source: Source) -> Said:
         args.setdefault("img_size", size[1:])
     for name in ("num_classes", "global_pool"):
         args.setdefault(name, _first(tables, name))
-    args = {name: value for name, value in args.items() if value is not None}
+    said = Fields({name: value for name, value in args.items() if value is not None}, f"{source.where}: {CONFIG}")
     labels = _first((description, nested), "label_names", "labels")
-    return Said(None if architecture is None else str(architecture).partition(".")[0], args, nested, labels)
+    return Said(None if architecture is None else str(architecture).partition(".")[0], said, nested, labels)
 
 
 def _first(tables: Iterable[dict[str, Any]], *names: str) -> Any:
     return next((table[name] for table in tables for name in names if table.get(name) is not None), None)
 
 
-def refuse_strangers(tensors: Mapping[str, Tensor], said: Said, where: str) -> None:
-    """Raise `DataError` for what none of our models has."""
-    architecture, bit = said.architecture, "stem.conv.weight" in tensors
-    if architecture is not None:
-        for pattern, what in _STRANGE_VITS:
-            if architecture.startswith(("vit", "test_vit")) and re.search(pattern, architecture):
-                raise stranger(where, architecture, what)
-        if not (_BITS if bit else _VITS).fullmatch(architecture):
-            kinds = "vit_*, vit_*_r*_s*, deit_*, deit3_* and resnetv2_*_bit are read"
-            raise DataError(f"{where} holds timm's {architecture}, which is none of our models; {kinds}")
-    for pattern, what in _STRANGERS:
-        if name := next((name for name in tensors if re.search(pattern, name)), None):
-            raise stranger(where, name, what)
-    for name, value in said.args.items():
+def refuse_architecture(reading: Reading, said: Said, bit: bool) -> None:
+    """Refuse an architecture that is none of our models."""
+    name = said.architecture
+    if name is None:
+        return
+    for pattern, what in _STRANGE_VITS:
+        if name.startswith(("vit", "test_vit")) and re.search(pattern, name):
+            raise reading.stranger(name, what)
+    if not (_BITS if bit else _VITS).fullmatch(name):
+        kinds = "vit_*, vit_*_r*_s*, deit_*, deit3_* and resnetv2_*_bit are read"
+        raise DataError(f"{reading.where} holds timm's {name}, which is none of our models; {kinds}")
+
+
+def refuse_arguments(said: Said, bit: bool) -> None:
+    """Refuse an argument that is not known, or with which it is none of our models."""
+    plain = _PLAIN_BIT if bit else _PLAIN
+    for name, value in said.args.values.items():
         if name not in (_READ_BIT if bit else _READ) and not _IDLE.fullmatch(name):
-            raise DataError(f"{where}: {DESCRIPTION} says {name}={value!r}, which is not known")
-        if not bit and name in _PLAIN and value not in _PLAIN[name]:
-            plain = " or ".join(map(repr, _PLAIN[name]))
-            raise DataError(
-                f"{where}: {DESCRIPTION} says {name}={value!r}, which none of our models has; {plain} is right"
-            )
-    if bit and said.args.get("global_pool", "avg") != "avg":
-        raise DataError(
-            f"{where}: {DESCRIPTION} says global_pool={said.args['global_pool']!r}; a BiT takes the average"
-        )
+            raise DataError(f"{said.args.where} says {name}={value!r}, which is not known")
+        if name in plain and value not in plain[name]:
+            right = " or ".join(map(repr, plain[name]))
+            raise DataError(f"{said.args.where} says {name}={value!r}, which none of our models has; {right} is right")
 
 
-def stranger(where: str, which: str, what: str) -> DataError:
-    return DataError(f"{where} ({which}) has {what}, which none of our models has")
-
-
-def agree(said: Said, found: dict[str, Any], where: str) -> None:
-    """Raise `DataError` where `config.json` says something else than the tensors."""
+def refuse_contradiction(said: Said, found: dict[str, Any]) -> None:
+    """Refuse a description that says something else than the tensors."""
     for name in _COMPARED:
         value = said.args.get(name)
         if name not in found or value is None:
@@ -228,66 +196,41 @@ def agree(said: Said, found: dict[str, Any], where: str) -> None:
             same = (bool(value) if name == "init_values" else value) == found[name]
         if not same:
             what = f"MLPs of {found[name]}" if name == "mlp_ratio" else f"{name}={found[name]!r}"
-            raise DataError(f"{where}: {DESCRIPTION} says {name}={value!r}, but the tensors are of {what}")
+            raise DataError(f"{said.args.where} says {name}={value!r}, but the tensors are of {what}")
 
 
 def fixed(said: Said, embed_dim: int) -> dict[str, Any]:
     """What arguments and architecture fix of what tensors cannot say; None where they do not."""
     name, args = said.architecture, said.args
-    heads, gelu, norm_eps = args.get("num_heads"), _GELUS.get(args.get("act_layer", "")), None
-    if "norm_layer" in args:
-        norm_eps = NORM_EPS
+    heads, gelu = args.get("num_heads", int), _GELUS.get(args.get("act_layer"))
+    norm_eps = None if args.get("norm_layer") is None else NORM_EPS
     if name is not None:
-        listed = next((heads for pattern, heads in _HEADS if re.fullmatch(pattern, name)), None)
-        heads = heads or listed or (None if embed_dim % 64 else embed_dim // 64)
+        if heads is None:
+            listed = next((heads for pattern, heads in _HEADS if re.fullmatch(pattern, name)), None)
+            heads = listed or (None if embed_dim % 64 else embed_dim // 64)
         gelu = gelu or ("tanh" if _TANH.fullmatch(name) else "erf")
         norm_eps = norm_eps or (_CLIP_NORM_EPS if _CLIP.fullmatch(name) else NORM_EPS)
     return {"num_heads": heads, "gelu": gelu, "norm_eps": norm_eps}
 
 
-def told_size(said: Said, where: str) -> tuple[int, int] | None:
-    """H×W as the description has it."""
-    told = said.args.get("img_size")
-    sides = [told, told] if isinstance(told, int) else told
-    if sides is None:
-        return None
-    if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
-        raise DataError(f"{where}: {DESCRIPTION} has images of {told!r}; height and width in pixels are right")
-    return sides[0], sides[1]
-
-
-def any_size(said: Said, hints: Hints, assumed: list[str], where: str) -> tuple[int, int]:
-    """H×W of the images of a model that takes any."""
-    if (size := told_size(said, where) or hints.image_size) is not None:
-        return size
-    assumed.append(f"image_size={_IMAGE_SIDE}×{_IMAGE_SIDE} is assumed, as most of timm's models have it")
-    return _IMAGE_SIDE, _IMAGE_SIDE
-
-
-def preprocessing_of(
-    said: Said,
-    image_size: tuple[int, int],
-    channels: int,
-    undescribed: dict[str, Any],
-    assumed: list[str],
-    where: str,
+def preprocessing(
+    reading: Reading, said: Said, image_size: tuple[int, int], channels: int, undescribed: dict[str, Any]
 ) -> Preprocessing:
     """What `pretrained_cfg` says of pictures; of bare tensors what most of their kind have."""
-    if channels not in (1, 3):
-        raise stranger(where, f"{channels} channels", "images that are neither grey nor RGB")
+    reading.check_channels(channels)
     picture = {**_DESCRIBED, **{key: value for key, value in said.picture.items() if value is not None}}
     if not said.picture:
         picture = undescribed
         told = ", ".join(f"{key}={value}" for key, value in picture.items())
-        assumed.append(f"preprocessing is assumed: {told}")
+        reading.assumed.append(f"preprocessing is assumed: {told}")
     filters = ("bilinear", "bicubic")
     if picture["interpolation"] not in filters:
-        assumed.append(f"interpolation=bicubic is taken for {picture['interpolation']!r}")
+        reading.assumed.append(f"interpolation=bicubic is taken for {picture['interpolation']!r}")
         picture = {**picture, "interpolation": "bicubic"}
     squash, fraction = picture.get("crop_mode") == "squash", picture["crop_pct"]
     if picture.get("crop_mode") == "border" or (squash and fraction != 1):
         how = "without its edges" if squash else "on a border"
-        assumed.append(f"pictures are {'stretched' if squash else 'cropped'}, where timm puts them {how}")
+        reading.assumed.append(f"pictures are {'stretched' if squash else 'cropped'}, where timm puts them {how}")
     try:
         return Preprocessing(
             image_size=image_size,
@@ -298,7 +241,7 @@ def preprocessing_of(
             std=_per_channel(picture["std"], channels),
         )
     except (UsageError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: pretrained_cfg of {DESCRIPTION} is out of range ({error})") from error
+        raise DataError(f"{reading.where}: pretrained_cfg of {CONFIG} is out of range ({error})") from error
 
 
 def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
@@ -307,37 +250,34 @@ def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def labels_of(said: Said, num_classes: int, assumed: list[str], where: str) -> tuple[str, ...] | None:
-    """The names of the classes: the file's, or ImageNet-1k's for a thousand without names."""
-    if not num_classes:
-        return None
-    if said.labels is not None:
-        labels = said.labels
-        if isinstance(labels, dict):  # index → name, where some have none
-            labels = [labels.get(str(i), str(i)) for i in range(max(num_classes, len(labels)))]
-        if not isinstance(labels, list) or len(labels) != num_classes:
-            count = len(labels) if isinstance(labels, list) else "no list of"
-            raise DataError(f"{where}: {DESCRIPTION} has {count} label_names for {num_classes} classes")
-        return tuple(map(str, labels))
-    labels = imagenet_labels(num_classes)
-    what = (
-        f"its {num_classes} classes have no names" if labels is None else "its 1000 classes are taken for ImageNet-1k's"
-    )
-    assumed.append(f"the file has no labels: {what}")
-    return labels
+def labels(reading: Reading, said: Said, num_classes: int) -> tuple[str, ...] | None:
+    """The names of the classes, where there are any."""
+    labels = said.labels
+    if labels is None or not num_classes:
+        return reading.unnamed(num_classes)
+    if isinstance(labels, dict):  # index → name, where some have none
+        labels = [labels.get(str(i), str(i)) for i in range(max(num_classes, len(labels)))]
+    if not isinstance(labels, list) or len(labels) != num_classes:
+        count = len(labels) if isinstance(labels, list) else "no list of"
+        raise DataError(f"{said.args.where} has {count} label_names for {num_classes} classes")
+    return tuple(map(str, labels))
 
 
-# Configuration → `config.json`
+# Configuration → file
 
 
-def unheld(model: Model) -> str | None:
-    """What of the model no configuration of timm's says, in words."""
+def refuse_unheld(model: Model) -> None:
+    """Raise `UsageError` for what of the model no configuration of timm's says."""
+    reasons = {f"the family {model.family}": not isinstance(model, ResNet | ViT)}
     if isinstance(model, ResNet):
-        stem, built = model.config.arithmetic, _bit_depth(model.config.units) is not None
-        reasons = {f"the units {model.config.units}": not built, f"the epsilons of {stem}'s arithmetic": stem != "timm"}
+        units, stem = model.config.units, model.config.arithmetic
+        reasons |= {
+            f"the units {units}": _bit_depth(units) is None,
+            f"the epsilons of {stem}'s arithmetic": stem != "timm",
+        }
     elif isinstance(model, ViT):
         config = model.config
-        reasons = {
+        reasons |= {
             "the relative positions": config.position == "relative",
             "the hidden layer before the head": config.hidden_head,
             f"the norm epsilon of {config.norm_eps:g}": config.norm_eps not in (NORM_EPS, _CLIP_NORM_EPS),
@@ -350,26 +290,18 @@ def unheld(model: Model) -> str | None:
                 f"the epsilons of {stem}'s arithmetic": stem != "timm",
                 f"the norm epsilon of {config.norm_eps:g} in a hybrid": config.norm_eps != NORM_EPS,
             }
-    else:
-        return f"the family {model.family}"
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    mapping.refuse("timm's", model, reasons)
 
 
-def describe(model: Model, first_conv: str) -> dict[str, Any]:
+def describe(model: Model, first_conv: str, classifier: str) -> dict[str, Any]:
     """`config.json`: the architecture whose builder timm calls, the arguments that overrule it, and the picture's way.
 
-    `first_conv` is the name of the layer that sees the pixels.
+    `first_conv` and `classifier` are timm's names of the layers that know the channels and the classes.
     """
     args: dict[str, Any] = {"num_classes": model.num_classes, "in_chans": model.in_channels}
-    if isinstance(model, ResNet):
-        architecture, sizes = _bit_arguments(model.config)
-        args |= sizes
-        pool, classifier = "avg", "head.fc"
-    else:
-        assert isinstance(model, ViT)
-        architecture, sizes = _vit_arguments(model)
-        args |= sizes
-        pool, classifier = args["global_pool"], "head"
+    assert isinstance(model, ResNet | ViT)
+    architecture, sizes = _bit_arguments(model.config) if isinstance(model, ResNet) else _vit_arguments(model)
+    args |= sizes
     way = model.preprocessing
     stretch = way.resize == "stretch"
     picture = {
@@ -388,7 +320,13 @@ def describe(model: Model, first_conv: str) -> dict[str, Any]:
     }
     labels = {} if model.labels is None else {"label_names": list(model.labels)}
     head = {"architecture": architecture, "num_classes": model.num_classes, "num_features": model.num_features}
-    return {**head, "global_pool": pool, **labels, "model_args": args, "pretrained_cfg": picture}
+    return {
+        **head,
+        "global_pool": args.get("global_pool", "avg"),
+        **labels,
+        "model_args": args,
+        "pretrained_cfg": picture,
+    }
 
 
 def _vit_arguments(model: ViT) -> tuple[str, dict[str, Any]]:
@@ -435,6 +373,6 @@ def _bit_arguments(config: ResNetConfig) -> tuple[str, dict[str, Any]]:
     factor, rest = divmod(config.width, _STEM_WIDTH)
     if whole == config.units and factor in factors and not rest:
         return f"resnetv2_{depth}x{factor}_bit", {}
-    factor, stages = factors[0], range(len(config.units))
+    factor, stages = int(factors[0]), range(len(config.units))
     widths = [4 * config.width * 2**i // factor for i in stages]
     return f"resnetv2_{depth}x{factor}_bit", {"stem_chs": config.width // factor, "channels": widths}
