@@ -22,7 +22,7 @@ from PIL import (
 
 from patchword.core.picture import DecodeError, orientation, to_pixels
 
-__all__ = ["PIXEL_LIMIT", "SUFFIXES", "DecodeError", "decode", "header"]
+__all__ = ["PIXEL_LIMIT", "SUFFIXES", "DecodeError", "decode", "format_of", "header"]
 
 PIXEL_LIMIT = 128_000_000
 """Larger pictures are refused from their header: the largest phone photographs in use have 108 million pixels."""
@@ -95,6 +95,14 @@ def header(item: bytes | np.ndarray) -> tuple[int, int, bool]:
     turned = orientation(image) >= 5
     height, width = (image.width, image.height) if turned else (image.height, image.width)
     return height, width, image.mode in _GREY_MODES
+
+
+def format_of(content: bytes) -> str:
+    """Pillow's name of the format of a picture's file, by its first bytes; raises `DecodeError` for no picture."""
+    plugin = _plugin(content)
+    if plugin is None:
+        raise DecodeError(f"is not a picture (it starts with {_start(content)})")
+    return plugin.format or ""
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:

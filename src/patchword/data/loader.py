@@ -72,11 +72,14 @@ class TrainLoader:
         self.bad: dict[int, str] = {} if store is None else dict(store.bad)
         """Index in the split → why the picture could not be decoded, as far as is known by now."""
         self.split = split
-        good = np.setdiff1d(np.arange(len(split)), np.fromiter(self.bad, np.int64, len(self.bad)))
-        if len(good) == 0:
+        good = None  # all: a list of them would be memory for each picture of the set
+        if self.bad:
+            good = np.setdiff1d(np.arange(len(split)), np.fromiter(self.bad, np.int64, len(self.bad)))
+        count = len(split) if good is None else len(good)
+        if count == 0:
             raise DataError("none of the training pictures can be decoded; `patchword data check` lists the reasons")
         source = _Source(split, store, preprocessing.channels, augment.source_side(preprocessing))
-        build = functools.partial(_train_batch, source, preprocessing, augment, Plan(len(good), batch_size, seed), good)
+        build = functools.partial(_train_batch, source, preprocessing, augment, Plan(count, batch_size, seed), good)
         self._feed = Feed(build, itertools.count(first_step), workers if store is None else 0)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -161,12 +164,12 @@ def _train_batch(
     preprocessing: Preprocessing,
     augment: Augment,
     plan: Plan,
-    good: np.ndarray,
+    good: np.ndarray | None,
     step: int,
     stop: Stop,
 ) -> _Built:
     positions, epochs = plan.batch(step)
-    ids = good[positions]
+    ids = positions if good is None else good[positions]
     pictures, bad = source.pictures(ids, stop)
     images = augment(pictures, preprocessing, seed=plan.seed, epochs=epochs, ids=ids)
     return source.batch(images, ids, epochs, bad)
