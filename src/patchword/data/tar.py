@@ -14,6 +14,7 @@ _ZEROS = bytes(BLOCK)
 _LONGEST_NAME = 4096
 _LARGEST_HEADER = 2**20  # of pax
 _LARGEST_END = 2**20  # writers fill the last record, of 10 kB by default
+_MOST_AHEAD = 2**18
 _REGULAR = frozenset(b"0\0" + b"7")
 
 
@@ -31,15 +32,17 @@ class Member(NamedTuple):
 def members(read: Callable[[int, int], bytes], size: int, where: str, step: int) -> Iterator[Member]:
     """The members of an archive of `size` bytes, in order, looking at headers only.
 
-    `read(start, length)` gives exactly those bytes; at least `step` are asked for at a time, where the archive has them.
+    `read(start, length)` gives exactly those bytes; at least `step` are asked for at a time, where the archive has them, and
+    more among small members, of which nothing is worth leaving out.
     Raises `DataError`, beginning with `where`, for an archive that is damaged, cut short, or not made by these rules.
     """
-    block, block_start, block_end = b"", 0, 0
+    block, block_start, block_end, ahead = b"", 0, 0, step
 
     def get(start: int, length: int) -> bytes:
-        nonlocal block, block_start, block_end
+        nonlocal block, block_start, block_end, ahead
         if start < block_start or start + length > block_end:
-            block = read(start, min(max(length, step), size - start))
+            ahead = max(step, min(2 * ahead, _MOST_AHEAD)) if 0 <= start - block_end <= step else step
+            block = read(start, min(max(length, ahead), size - start))
             block_start, block_end = start, start + len(block)
         return block[start - block_start : start - block_start + length]
 
