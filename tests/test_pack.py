@@ -482,3 +482,31 @@ def test_the_verb(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[
     assert cli.run(["train", str(out), *arguments]) == 0
     assert cli.run(["evaluate", str(run), str(out)]) == 0
     assert files.read_json(run / "result.json")["n"] == 21
+
+
+@pytest.mark.slow
+def test_training_on_shards_here_or_at_an_address_gives_the_weights_of_the_folder(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+    import torch
+    from safetensors.torch import load_file
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pack(pictures, tmp_path / "shards", shard_bytes=30_000)
+    system = fsspec.filesystem("memory")
+    for path in (tmp_path / "shards").iterdir():
+        system.pipe_file(f"/trained/{path.name}", path.read_bytes())
+    arguments = ["--model", "ViT-Fe/4", "--init", "none", "--steps", "3", "--seed", "7"]
+    arguments += ["--set", "batch_size=16", "loading.in_memory=no"]
+    weights, prints = [], []
+    for number, data in enumerate((pictures, tmp_path / "shards", "memory://trained")):
+        run = tmp_path / f"run-{number}"
+        assert cli.run(["train", str(data), *arguments, f"loading.workers={number}", "--out", str(run)]) == 0
+        weights.append(load_file(run / "model" / "model.safetensors"))
+        prints.append(files.read_json(run / "evaluation.json")["loss"])
+    assert prints[0] == prints[1] == prints[2]
+    for other in weights[1:]:
+        assert weights[0].keys() == other.keys()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in weights[0].items())
+    system.rm("/trained", recursive=True)

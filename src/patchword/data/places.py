@@ -208,7 +208,8 @@ class Remote:
         def ranged(system: Any) -> bytes:
             content = system.cat_file(self._path(name), start=start, end=start + length)
             if len(content) != length:
-                raise OSError(f"{len(content):,} of {length:,} bytes arrived")
+                whole = "; the place must serve parts of files" if len(content) > length else ""
+                raise OSError(f"{len(content):,} bytes arrived where {length:,} were asked for{whole}")
             return content
 
         content = self._ask(f"{self.location}/{name}", ranged)
