@@ -1,6 +1,7 @@
-"""`python -m bench quick|full`: ratios with their spread, printed and written to `bench/results/`.
+"""`python -m bench quick|full|scale`: figures with their spread, printed and written to `bench/results/`.
 
-quick: eager systems, at most ten minutes. full: compiled peers beside them, and more rounds.
+quick: eager systems, at most ten minutes. full: compiled peers beside them, and more rounds. scale: index
+and memory for sets of up to a million samples.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench import engine, pictures, startup
+from bench import engine, pictures, scale, startup
 from bench.shapes import CONVOLUTIONS, FORWARD, THREADS, TRAINING, Job
 from bench.systems import EAGER, GEMM_FLOPS, ours
 from bench.timing import Timings, measure, ratio, workers
@@ -32,7 +33,7 @@ PACKAGES = ("torch", "timm", "transformers", "torchvision", "onnxruntime")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("mode", choices=("quick", "full"))
+    parser.add_argument("mode", choices=("quick", "full", "scale"))
     parser.add_argument(
         "--only", choices=("train", "forward", "convolutions", "engine", "other"), help="one part of it"
     )
@@ -45,6 +46,8 @@ def main() -> None:
         "engine": functools.partial(_engine, rounds=5 if full else 3),
         "other": functools.partial(_other, rounds=7 if full else 3),
     }
+    if arguments.mode == "scale":
+        parts = {"scale": scale.measure}
     machine = _machine()
     print(" · ".join(f"{key} {value}" for key, value in machine.items()))
     results = {name: part() for name, part in parts.items() if arguments.only in (None, name)}

@@ -53,9 +53,9 @@ def _systems(contents: list[bytes]) -> dict[str, Callable[[], object]]:
     import warnings
 
     import numpy as np
-    import timm.data
     import torch
     from PIL import Image
+    from timm.data.transforms_factory import create_transform
     from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms import v2
 
@@ -104,7 +104,7 @@ def _systems(contents: list[bytes]) -> dict[str, Callable[[], object]]:
     crop = [v2.RandomResizedCrop(_SIDE, scale=_AREA, antialias=True), v2.RandomHorizontalFlip()]
     tensors = v2.Compose([*crop, v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)])
     pillow = v2.Compose([*crop, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)])
-    plain = timm.data.create_transform(_SIDE, is_training=True, scale=_AREA, color_jitter=0.0, interpolation="bilinear")
+    plain = create_transform(_SIDE, is_training=True, scale=_AREA, color_jitter=0.0, interpolation="bilinear")
 
     def opened(content: bytes) -> Image.Image:
         return Image.open(io.BytesIO(content)).convert("RGB")

@@ -166,6 +166,7 @@ OPTIONS = {
     "evaluate": "help out split",
     "predict": "features help no-features out top",
     "data check": "decode help no-decode",
+    "data pack": "help quality shard-size side",
     "weights check": "help set",
     "weights convert": "help no-trust-pickle set to trust-pickle",
     "models": "help",

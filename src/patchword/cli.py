@@ -21,6 +21,9 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb("evaluate", "evaluate", "evaluate MODEL DATA", "measure a saved model on a data set"),
     "predict": Verb("predict", "predict", "predict MODEL IMAGE…", "name what is on pictures"),
     "data check": Verb("data", "check", "data check DATA", "look at a data set before training on it"),
+    "data pack": Verb(
+        "data", "pack", "data pack DATA SHARDS", "write a data set as tar shards, for sets that are large"
+    ),
     "weights check": Verb("weights", "check", "weights check SOURCE", "say what somebody's weights are"),
     "weights convert": Verb(
         "weights", "convert", "weights convert SOURCE TARGET --to FORMAT", "write weights as another library has them"

@@ -10,6 +10,8 @@ from patchword.core.errors import DataError, nearest
 from patchword.data import splits as splitting
 from patchword.data.dataset import Dataset, Items, Notice, Split
 
+_CHUNK = 65_536
+
 
 @dataclass
 class Part:
@@ -17,7 +19,9 @@ class Part:
 
     items: Items
     codes: np.ndarray
-    """int64: one for each picture, or, with `owners`, one for each (picture, label) pair."""
+    """int64: one for each picture, or, with `owners`, one for each (picture, label) pair; or uint8 pictures × names, 1 for
+    each label of a picture.
+    """
     owners: np.ndarray | None = None
     """int64: the picture of each code where a picture may have several labels; None: one code each, in order."""
     rows: np.ndarray | None = None
@@ -26,13 +30,18 @@ class Part:
     def __len__(self) -> int:
         return len(self.items) if self.rows is None else len(self.rows)
 
+    @property
+    def several(self) -> bool:
+        """Whether a picture may have several labels."""
+        return self.owners is not None or self.codes.ndim == 2
+
 
 @dataclass
 class Found:
     """All that a reader found, before anything is decided about it."""
 
     name: str
-    location: Path
+    location: Path | str
     names: list[str]
     """Label names by code."""
     parts: dict[str, Part]
@@ -40,6 +49,8 @@ class Found:
     ordered: bool = False
     """Whether `names` is the set's own class list, whose order is kept, or just what was met."""
     notices: list[Notice] = field(default_factory=list)
+    carved: bool = False
+    """Whether the reader has made the splits itself, by the rule of `splits.carve`, because there were none."""
 
 
 def assemble(found: Found, classes: tuple[str, ...] | None) -> Dataset:
@@ -51,7 +62,7 @@ def assemble(found: Found, classes: tuple[str, ...] | None) -> Dataset:
     parts = {split: part for split, part in found.parts.items() if len(part)}
     if not parts:
         raise DataError(f"{where} holds no pictures")
-    used = {split: np.unique(part.codes) for split, part in parts.items()}
+    used = {split: _used(part.codes) for split, part in parts.items()}
     _refuse_clashes(found, used)
     if classes is None:
         if "train" not in parts:
@@ -61,16 +72,18 @@ def assemble(found: Found, classes: tuple[str, ...] | None) -> Dataset:
         classes = _decide(found, used)
     else:
         _refuse_unknown(found, used, classes)
-    multi_label = any(part.owners is not None for part in parts.values())
+    multi_label = any(part.several for part in parts.values())
     splits = {
         split: Split(parts[split].items, _labels(parts[split], found.names, classes, multi_label), parts[split].rows)
         for split in ("train", "validation", "test")
         if split in parts
     }
     notices = found.notices + _without_pictures(found, used, classes)
-    carved = list(splits) == ["train"]
+    carved = found.carved or list(splits) == ["train"]
     rule = splitting.rule(splits)
-    if carved:
+    if found.carved:
+        rule = splitting.CARVED if len(splits) > 1 else splitting.TOO_FEW
+    elif carved:
         whole = splits["train"]
         chosen = splitting.carve(whole.keys(), whole.labels)
         splits = {split: whole.subset(rows) for split, rows in chosen.items()}
@@ -85,7 +98,7 @@ def in_order(names: set[str]) -> list[str]:
 
 def _decide(found: Found, used: dict[str, np.ndarray]) -> tuple[str, ...]:
     in_train = {found.names[code] for code in used["train"]}
-    if len(in_train) < 2 and all(part.owners is None for part in found.parts.values()):
+    if len(in_train) < 2 and not any(part.several for part in found.parts.values()):
         raise DataError(
             f"{found.location} has pictures of one class only ({next(iter(in_train))}); "
             "a classifier needs at least two classes"
@@ -138,12 +151,27 @@ def _without_pictures(found: Found, used: dict[str, np.ndarray], classes: tuple[
     return [Notice("empty-class", str(found.location), f"{_listed(missing)}: no training pictures")]
 
 
+def _used(codes: np.ndarray) -> np.ndarray:
+    """The codes that occur, ascending, found piece by piece: `codes` may be a mapped file of any length."""
+    found = np.zeros(0, np.int64)
+    for start in range(0, len(codes), _CHUNK):
+        piece = codes[start : start + _CHUNK]
+        found = np.union1d(found, piece if codes.ndim == 1 else np.flatnonzero(piece.any(axis=0)))
+    return found
+
+
 def _labels(part: Part, names: list[str], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:
     position = {name: number for number, name in enumerate(classes)}
     place = np.array([position.get(name, -1) for name in names], dtype=np.int64)
+    if names == [*classes] and (part.codes.ndim == 2 if multi_label else part.owners is None):
+        return part.codes  # not copied: it may be a mapped file
     if not multi_label:
         return place[part.codes]
     labels = np.zeros((len(part), len(classes)), np.uint8)
+    if part.codes.ndim == 2:
+        known = np.flatnonzero(place >= 0)
+        labels[:, place[known]] = part.codes[:, known]
+        return labels
     owners = np.arange(len(part)) if part.owners is None else part.owners
     labels[owners, place[part.codes]] = 1
     return labels

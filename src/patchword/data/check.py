@@ -13,6 +13,8 @@ from patchword.core.runtime import available_memory
 from patchword.data.dataset import Dataset, Split
 from patchword.data.decode import decode, header
 from patchword.data.duplicates import Duplicates, find_duplicates
+from patchword.data.manifest import verify
+from patchword.data.shards import Shards
 from patchword.data.sources import open_data
 from patchword.data.store import MEMORY_SHARE, MOST_BAD, in_order, worthwhile_threads
 
@@ -166,7 +168,20 @@ def check(
     in_memory = memory <= MEMORY_SHARE * available_memory()
     report = Report(dataset, splits, find_duplicates(dataset), decode_all, mean, std, channels, memory, in_memory)
     report.warnings = list(_warnings(report))
+    if decode_all:
+        report.warnings += _changed_shards(dataset)
     return report
+
+
+def _changed_shards(dataset: Dataset) -> list[str]:
+    """Of shards that `data pack` wrote those that no longer have their hashes."""
+    items = next(iter(dataset.splits.values())).items
+    if not isinstance(items, Shards):
+        return []
+    return [
+        f"{name}: {fault}; copy it again, or pack the set again"
+        for name, fault in verify(items.place, {shard.file.name for shard in items.index.shards})
+    ]
 
 
 class _Colour:

@@ -191,11 +191,19 @@ class Split:
 
     def name(self, index: int) -> str:
         """Where the picture is, for people: its path below the data set's folder, or `file.parquet:row`."""
-        return self.items.key(self._row(index)).decode("utf-8", "backslashreplace")
+        return self.key(index).decode("utf-8", "backslashreplace")
+
+    def key(self, index: int) -> bytes:
+        """The name as bytes."""
+        return self.items.key(self._row(index))
 
     def keys(self) -> Iterator[bytes]:
         """The names as bytes, in order."""
-        return map(self.items.key, range(len(self)) if self.rows is None else self.rows.tolist())
+        if self.rows is None:
+            yield from map(self.items.key, range(len(self)))
+            return
+        for start in range(0, len(self.rows), _CHUNK):
+            yield from map(self.items.key, self.rows[start : start + _CHUNK].tolist())
 
     def subset(self, indices: np.ndarray) -> "Split":
         """The pictures at `indices`, in that order; nothing but their numbers is copied."""
@@ -209,7 +217,8 @@ class Split:
     def fingerprint(self) -> str:
         """A hash that changes when a picture is added, removed, renamed, resized or labelled otherwise."""
         digest = hashlib.sha256(self.items.digest(self.rows))
-        digest.update(self.labels.tobytes())
+        for start in range(0, len(self.labels), _CHUNK):
+            digest.update(self.labels[start : start + _CHUNK].tobytes())
         return digest.hexdigest()
 
     def sketch(self) -> list[str]:

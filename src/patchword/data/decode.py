@@ -24,7 +24,7 @@ from PIL import (
 
 from patchword.core.picture import DecodeError, orientation, to_pixels
 
-__all__ = ["PIXEL_LIMIT", "SUFFIXES", "DecodeError", "Side", "decode", "header"]
+__all__ = ["PIXEL_LIMIT", "SUFFIXES", "DecodeError", "Side", "decode", "format_of", "header"]
 
 PIXEL_LIMIT = 128_000_000
 """Larger pictures are refused from their header: the largest phone photographs in use have 108 million pixels."""
@@ -106,6 +106,14 @@ def header(item: bytes | np.ndarray) -> tuple[int, int, bool]:
 def _upright(image: Image.Image) -> tuple[int, int]:
     """Height and width as a person sees them."""
     return (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
+
+
+def format_of(content: bytes) -> str:
+    """Pillow's name of the format of a picture's file, by its first bytes; raises `DecodeError` for no picture."""
+    plugin = _plugin(content)
+    if plugin is None:
+        raise DecodeError(f"is not a picture (it starts with {_start(content)})")
+    return plugin.format or ""
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:

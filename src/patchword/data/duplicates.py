@@ -16,6 +16,7 @@ from patchword.core.errors import PatchwordError
 from patchword.core.picture import DecodeError
 from patchword.data.dataset import Dataset, Files, Notice, Split
 from patchword.data.named import cache
+from patchword.data.shards import Shards
 
 _VERSION = 1
 # Where a picture stays that lies in two splits: as far as possible from training.
@@ -120,9 +121,14 @@ def without_leaks(dataset: Dataset, duplicates: Duplicates) -> Dataset:
 
 
 def _groups(dataset: Dataset, on_progress: Callable[[int, int], None] | None) -> Iterable[Group]:
+    names = list(dataset.splits)
+    ends = np.cumsum([len(split) for split in dataset.splits.values()])
     candidates = _candidates(dataset)
     same: dict[bytes, list[tuple[str, int]]] = {}
-    for done, (name, index) in enumerate(candidates, 1):
+    for done, place in enumerate(candidates, 1):
+        number = int(np.searchsorted(ends, place, side="right"))
+        name = names[number]
+        index = int(place) - int(ends[number]) + len(dataset.splits[name])
         try:
             content = dataset.splits[name].read(index)
         except DecodeError:
@@ -136,20 +142,21 @@ def _groups(dataset: Dataset, on_progress: Callable[[int, int], None] | None) ->
             yield Group(tuple(members), any((label != labels[0]).any() for label in map(np.atleast_1d, labels)))
 
 
-def _candidates(dataset: Dataset) -> list[tuple[str, int]]:
-    """Pictures that may have a duplicate: of files those whose size another one has, too; of others all."""
-    where = [(name, index) for name, split in dataset.splits.items() for index in range(len(split))]
+def _candidates(dataset: Dataset) -> np.ndarray:
+    """Pictures that may have a duplicate, counted through all splits: of files those whose size another one has, too; of
+    others all.
+    """
     sizes = [_sizes(split) for split in dataset.splits.values()]
     if any(size is None for size in sizes):
-        return where
+        return np.arange(sum(len(split) for split in dataset.splits.values()))
     every = np.concatenate([size for size in sizes if size is not None])
     values, counts = np.unique(every, return_counts=True)
     shared = np.isin(every, values[(counts > 1) & (values > 0)])  # empty files are no pictures, so no duplicates
-    return [where[place] for place in np.flatnonzero(shared)]
+    return np.flatnonzero(shared)
 
 
 def _sizes(split: Split) -> np.ndarray | None:
-    return split.items.sizes(split.rows) if isinstance(split.items, Files) else None
+    return split.items.sizes(split.rows) if isinstance(split.items, Files | Shards) else None
 
 
 def _hash(content: bytes | np.ndarray) -> bytes:
@@ -164,6 +171,8 @@ def _key(dataset: Dataset) -> str:
     for split in dataset.splits.values():
         if isinstance(split.items, Files):
             digest.update(split.items.times(split.rows).tobytes())
+        elif isinstance(split.items, Shards):
+            digest.update(split.items.stamps())
     return digest.hexdigest()
 
 

@@ -78,11 +78,14 @@ class TrainLoader:
         self.bad: dict[int, str] = {} if store is None else dict(store.bad)
         """Index in the split → why the picture could not be decoded, as far as is known by now."""
         self.split = split
-        good = np.setdiff1d(np.arange(len(split)), np.fromiter(self.bad, np.int64, len(self.bad)))
-        if len(good) == 0:
+        good = None  # all: a list of them would be memory for each picture of the set
+        if self.bad:
+            good = np.setdiff1d(np.arange(len(split)), np.fromiter(self.bad, np.int64, len(self.bad)))
+        count = len(split) if good is None else len(good)
+        if count == 0:
             raise DataError("none of the training pictures can be decoded; `patchword data check` lists the reasons")
         source = _Source(split, store, preprocessing.channels)
-        self._plan, self._good = Plan(len(good), batch_size, seed), good
+        self._plan, self._good = Plan(count, batch_size, seed), good
         places = range(batch_size) if places is None else places
         self.build = functools.partial(_train_batch, source, preprocessing, augment, self._plan, good, places)
         """(step, stop) → the batch of the step and its bad pictures, here and now."""
@@ -95,7 +98,8 @@ class TrainLoader:
 
     def ids(self, step: int) -> np.ndarray:
         """The indices in the split of the whole batch of a step."""
-        return self._good[self._plan.batch(step)[0]]
+        positions, _ = self._plan.batch(step)
+        return positions if self._good is None else self._good[positions]
 
     @property
     def wait_seconds(self) -> float:
@@ -197,13 +201,13 @@ def _train_batch(
     preprocessing: Preprocessing,
     augment: Augment,
     plan: Plan,
-    good: np.ndarray,
+    good: np.ndarray | None,
     places: range,
     step: int,
     stop: Stop,
 ) -> _Built:
     positions, epochs = (each[places.start : places.stop] for each in plan.batch(step))
-    ids = good[positions]
+    ids = positions if good is None else good[positions]
     keys = zip(epochs.tolist(), ids.tolist(), strict=True)
     shrink_to = [augment.source_side(preprocessing, plan.seed, epoch, index) for epoch, index in keys]
     pictures, bad = source.pictures(ids, stop, shrink_to)

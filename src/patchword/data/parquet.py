@@ -1,11 +1,13 @@
-"""Parquet tables, alone or as a folder in the layout of the Hugging Face hub → what `assemble` needs."""
+"""Parquet tables, alone or as a folder in the layout of the Hugging Face hub, local or remote → what `assemble` needs."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from patchword.core.picture import DecodeError
 from patchword.data.arrays import CIFAR10
 from patchword.data.assemble import Found
 from patchword.data.dataset import Notice
+from patchword.data.places import Folder, Place, Ranged, Remote
 from patchword.data.splits import SPLIT_NAMES
 from patchword.data.table import Rows, find_columns
 
@@ -28,7 +31,7 @@ _LARGEST_GROUP = 2**31
 _BATCH = 8192
 
 
-def find_shards(folder: Path) -> Found | None:
+def find_parquets(folder: Path) -> Found | None:
     """A folder of Parquet files, by split; None where it is none.
 
     `train-00000-of-00001.parquet` …, also in `data/` or in one folder for a configuration, or `train/0000.parquet` ….
@@ -39,23 +42,50 @@ def find_shards(folder: Path) -> Found | None:
     shards = next((found for place in (folder, *below) if (found := _shards(place))), None)
     if shards is None:
         return None
+    place = Folder(folder)
+    return _chosen(
+        place, {split: [file.relative_to(folder).as_posix() for file in files] for split, files in shards.items()}
+    )
+
+
+def _chosen(place: Place, shards: dict[str, list[str]]) -> Found:
+    """The data set of those files, by the word that stands for a split in their names."""
     notices = []
-    known: dict[str | None, list[Path]] = {name: files for name, files in shards.items() if name in SPLIT_NAMES}
+    known: dict[str | None, list[str]] = {name: files for name, files in shards.items() if name in SPLIT_NAMES}
     if not known and len(shards) == 1:
         known[None] = next(iter(shards.values()))
     for name in sorted(shards.keys() - known.keys()) if None not in known else ():
         sentence = f"{name}: Parquet files neither of train, validation nor test are left out"
         notices.append(Notice("not-a-split", name, sentence))
-    found = _find(folder, known)
+    found = _find(place, None, known)
     found.notices.extend(notices)
     return found
 
 
 def find_parquet(path: Path) -> Found:
     """The pictures of one Parquet table, embedded or as paths relative to its folder."""
-    found = _find(path, {None: [path]})
+    found = _find(Folder(path.parent), path, {None: [path.name]})
     found.name = path.stem
     return found
+
+
+def find_parquet_address(address: str) -> Found | None:
+    """Parquet files with embedded pictures at an address: one, or those of a folder; None where there is none."""
+    if address.endswith(".parquet"):
+        folder, _, name = address.rpartition("/")
+        found = _find(Remote(folder), address, {None: [name]})
+        found.name = name.removesuffix(".parquet")
+        return found
+    place = Remote(address)
+    shards: dict[str, list[str]] = {}
+    for entry in place.entries(".parquet"):
+        folder, _, name = entry.name.rpartition("/")
+        above = folder.rpartition("/")[2].lower()
+        match = _SHARD.fullmatch(name)
+        split = above if above in SPLIT_NAMES else match["split"].lower() if match else None
+        if split is not None:
+            shards.setdefault(split, []).append(entry.name)
+    return _chosen(place, shards) if shards else None
 
 
 def _shards(place: Path) -> dict[str, list[Path]]:
@@ -69,60 +99,70 @@ def _shards(place: Path) -> dict[str, list[Path]]:
     return {split: files for split, files in shards.items() if files}
 
 
-def _find(source: Path, files: dict[str | None, list[Path]]) -> Found:
-    """`files` by split; None as a split: each row says it itself, or there are no splits."""
-    by_split = [(split, path) for split, paths in files.items() for path in paths]
+def _find(place: Place, table: Path | str | None, files: dict[str | None, list[str]]) -> Found:
+    """`files` of `place` by split; None as a split: each row says it itself, or there are no splits.
+
+    `table` is what was given, where that is one file.
+    """
+    by_split = [(split, name) for split, names in files.items() for name in names]
     first = by_split[0][1]
-    schema = _open(first).schema_arrow
-    image, label, split_column = find_columns(first, schema.names)
+    where = f"{place.location}/{first}"
+    schema = _open(place, first).schema_arrow
+    image, label, split_column = find_columns(where, schema.names)
     columns = [schema.names[label], schema.names[image]]
-    embedded = _embedded(first, schema.field(image))
-    root = source if source.is_dir() else source.parent
-    rows = Rows(source, root, _class_names(schema, columns[0], source))
-    for split, path in by_split:
-        table = _open(path)
-        if missing := [name for name in columns if name not in table.schema_arrow.names]:
+    embedded = _embedded(where, schema.field(image))
+    if place.remote and not embedded:
+        raise DataError(f"{where} holds paths of pictures; at an address, pictures embedded in the table are right")
+    root = place.path if isinstance(place, Folder) else Path(place.name)
+    source = table or (root if isinstance(place, Folder) else place.location)
+    rows = Rows(source, root, _class_names(schema, columns[0], place.name if table is None else ""))
+    for split, name in by_split:
+        opened = _open(place, name)
+        file_name = name.rpartition("/")[2]
+        if missing := [each for each in columns if each not in opened.schema_arrow.names]:
             raise DataError(
-                f"{path} has no column {missing[0]!r}, as {first.name} has; "
-                f"its columns are {', '.join(table.schema_arrow.names)}"
+                f"{place.location}/{name} has no column {missing[0]!r}, as {first.rpartition('/')[2]} has; "
+                f"its columns are {', '.join(opened.schema_arrow.names)}"
             )
         wanted = columns[:1] if embedded else columns[:]
         if split is None and split_column is not None:
             wanted.append(schema.names[split_column])
         number = 0
-        for batch in table.iter_batches(_BATCH, columns=wanted, use_threads=False):
-            cells = {name: batch.column(name).to_pylist() for name in wanted}
+        for batch in opened.iter_batches(_BATCH, columns=wanted, use_threads=False):
+            cells = {each: batch.column(each).to_pylist() for each in wanted}
             splits = cells[wanted[-1]] if split is None and split_column is not None else [split] * len(batch)
             paths = [None] * len(batch) if embedded else cells[columns[1]]
             for cell, its_split, picture in zip(cells[columns[0]], splits, paths, strict=True):
-                rows.add(f"row {number} of {path.name}", cell, its_split, None if embedded else picture or "")
+                rows.add(f"row {number} of {file_name}", cell, its_split, None if embedded else picture or "")
                 number += 1
-    return rows.found(
-        source.name, ParquetPictures(root, [path for _, path in by_split], columns[1]) if embedded else None
-    )
+    pictures = ParquetPictures(place, [name for _, name in by_split], columns[1]) if embedded else None
+    return rows.found(place.name, pictures)
 
 
 class ParquetPictures:
     """Pictures embedded in Parquet files, read a row group at a time; the groups last used are kept in memory."""
 
-    def __init__(self, root: Path, paths: list[Path], column: str) -> None:
-        self.root = root
-        self.paths = paths
+    def __init__(self, place: Place, files: list[str], column: str) -> None:
+        self.place = place
+        self.files = files
         self.column = column
+        self._file_sizes = []
         groups: list[tuple[int, int, int]] = []
-        for file, path in enumerate(paths):
-            metadata = _open(path).metadata
+        for file, name in enumerate(files):
+            metadata = _open(place, name).metadata
+            entry = place.entry(name)
+            self._file_sizes.append(None if entry is None else entry.size)
             for group in range(metadata.num_row_groups):
                 described = metadata.row_group(group)
                 if described.total_byte_size > _LARGEST_GROUP:
                     raise DataError(
-                        f"{path} holds {described.total_byte_size >> 20} MiB in one row group, which has to be read as a "
-                        "whole for each of its pictures; write it again with row_group_size=1000"
+                        f"{place.location}/{name} holds {described.total_byte_size >> 20} MiB in one row group, which has "
+                        "to be read as a whole for each of its pictures; write it again with row_group_size=1000"
                     )
                 groups.append((file, group, described.num_rows))
         self._groups = groups
         self._ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
-        rows_of_file = np.zeros(len(paths), np.int64)
+        rows_of_file = np.zeros(len(files), np.int64)
         np.add.at(rows_of_file, [file for file, _, _ in groups], [rows for _, _, rows in groups])
         self._file_starts = (np.cumsum(rows_of_file) - rows_of_file).tolist()
         self._prepare()
@@ -141,24 +181,28 @@ class ParquetPictures:
 
     def key(self, row: int) -> bytes:
         file = int(np.searchsorted(self._file_starts, row, side="right")) - 1
-        path = self.paths[file].relative_to(self.root).as_posix()
-        return os.fsencode(f"{path}:{row - self._file_starts[file]}")
+        return os.fsencode(f"{self.files[file]}:{row - self._file_starts[file]}")
 
     def digest(self, rows: np.ndarray | None) -> bytes:
-        files = [(str(path.relative_to(self.root)), path.stat().st_size) for path in self.paths]
+        files = list(zip(self.files, self._file_sizes, strict=True))
         rows = np.arange(len(self)) if rows is None else rows
         return hashlib.sha256(repr((files, self._groups)).encode() + rows.astype(np.int64).tobytes()).digest()
 
     def _group(self, number: int) -> Any:
         with self._lock:
+            if self._owner != os.getpid():  # a file of a process is not to be shared across a fork
+                self._open_files, self._owner = {}, os.getpid()
             if number in self._cache:
                 self._cache.move_to_end(number)
                 return self._cache[number]
             file, group, _ = self._groups[number]
             if file not in self._open_files:
-                self._open_files[file] = _open(self.paths[file])
+                self._open_files[file] = _open(self.place, self.files[file])
             # Without Arrow's threads, which a forked worker does not have.
-            column = self._open_files[file].read_row_group(group, columns=[self.column], use_threads=False).column(0)
+            with _faults(f"{self.place.location}/{self.files[file]}"):
+                column = (
+                    self._open_files[file].read_row_group(group, columns=[self.column], use_threads=False).column(0)
+                )
             while self._cache and self._cached + column.nbytes > _CACHE_BYTES:
                 self._cached -= self._cache.popitem(last=False)[1].nbytes
             self._cache[number] = column
@@ -167,6 +211,7 @@ class ParquetPictures:
 
     def _prepare(self) -> None:
         self._lock = threading.Lock()
+        self._owner = os.getpid()
         self._open_files: dict[int, pyarrow.parquet.ParquetFile] = {}
         self._cache: OrderedDict[int, Any] = OrderedDict()
         self._cached = 0
@@ -179,22 +224,32 @@ class ParquetPictures:
         self._prepare()
 
 
-_OF_THE_PROCESS = ("_lock", "_open_files", "_cache", "_cached")
+_OF_THE_PROCESS = ("_lock", "_owner", "_open_files", "_cache", "_cached")
 
 
-def _open(path: Path) -> "pyarrow.parquet.ParquetFile":
+def _open(place: Place, name: str) -> "pyarrow.parquet.ParquetFile":
+    where = f"{place.location}/{name}"
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UsageError(f"reading {path} takes pyarrow: pip install 'patchword[data]'") from error
+        raise UsageError(f"reading {where} takes pyarrow: pip install 'patchword[data]'") from error
+    with _faults(where):
+        # Of a remote file a row group is one range, read when a picture of it is wanted.
+        return pyarrow.parquet.ParquetFile(place.path / name if isinstance(place, Folder) else Ranged(place, name))
+
+
+@contextlib.contextmanager
+def _faults(where: str) -> Iterator[None]:
+    import pyarrow
+
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        yield
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a Parquet file that can be read ({str(error).splitlines()[0]})") from error
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{where} is not a Parquet file that can be read ({told})") from error
 
 
-def _embedded(path: Path, field: "pyarrow.Field") -> bool:
+def _embedded(where: str, field: "pyarrow.Field") -> bool:
     """Whether the column of pictures holds the pictures themselves and not their paths."""
     from pyarrow import types
 
@@ -205,15 +260,15 @@ def _embedded(path: Path, field: "pyarrow.Field") -> bool:
         return True
     if types.is_string(kind) or types.is_large_string(kind):
         return False
-    raise DataError(f"{path} has {kind} in its column {field.name!r}; paths, or the bytes of picture files, are right")
+    raise DataError(f"{where} has {kind} in its column {field.name!r}; paths, or the bytes of picture files, are right")
 
 
-def _class_names(schema: "pyarrow.Schema", column: str, source: Path) -> tuple[str, ...]:
+def _class_names(schema: "pyarrow.Schema", column: str, name: str) -> tuple[str, ...]:
     """What the numbers in the column of labels stand for, by the Hugging Face features in the schema; else nothing."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"][column]
         names = features.get("names") or features["feature"]["names"]
         return tuple(str(name) for name in names)
     except (KeyError, TypeError, ValueError, AttributeError):
-        is_cifar10 = re.fullmatch(r"cifar[-_]?10", source.name, re.IGNORECASE)
+        is_cifar10 = re.fullmatch(r"cifar[-_]?10", name, re.IGNORECASE)
         return CIFAR10 if is_cifar10 else ()

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+SPLITS = ("train", "validation", "test")
+"""In their order."""
+
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",

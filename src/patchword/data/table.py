@@ -40,7 +40,7 @@ def find_table(path: Path) -> Found:
     return rows.found(path.stem)
 
 
-def find_columns(path: Path, header: Sequence[str]) -> tuple[int, int, int | None]:
+def find_columns(path: Path | str, header: Sequence[str]) -> tuple[int, int, int | None]:
     """The positions of the columns of pictures, labels and (None where there is none) splits."""
     known = [name.strip().lower() for name in header]
     found = []
@@ -58,7 +58,7 @@ def find_columns(path: Path, header: Sequence[str]) -> tuple[int, int, int | Non
 class Rows:
     """The rows of a table as they are read, held as numbers: which cell of labels, which split, which path or row."""
 
-    def __init__(self, source: Path, root: Path, class_names: Sequence[str] = ()) -> None:
+    def __init__(self, source: Path | str, root: Path, class_names: Sequence[str] = ()) -> None:
         """`source` is named in errors, paths are relative to `root`; `class_names` are what whole numbers in the cells of
         labels stand for, where the table says so.
         """

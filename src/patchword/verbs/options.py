@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Name = str | Path | None
     Number = float | None
     Whole = int | None
+    Shards = str | Path
 else:
     Data = Annotated[str, tyro.conf.Positional, argument("DATA")]
     ModelSource = Annotated[str, tyro.conf.Positional, argument("MODEL")]
@@ -34,4 +35,5 @@ else:
     Target = Annotated[str | None, argument("PATH", constructor=str)]
     Name = Annotated[str | None, argument("NAME", constructor=str)]
     Number = Annotated[float | None, argument("N", constructor=float)]
+    Shards = Annotated[str, tyro.conf.Positional, argument("SHARDS")]
     Whole = Annotated[int | None, argument("N", constructor=int)]
