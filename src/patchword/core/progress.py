@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from patchword.core.errors import one_line
+
 _SECONDS_BETWEEN_LINES = 15.0
 _quiet = False
 
@@ -24,7 +26,7 @@ def say(sentence: str) -> None:
     """One line to the person at the terminal; results go to standard output, not here."""
     if _quiet:
         return
-    sys.stderr.write(sentence + "\n")
+    sys.stderr.write(one_line(sentence) + "\n")
     sys.stderr.flush()
 
 
