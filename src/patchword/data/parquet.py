@@ -1,17 +1,20 @@
 """Parquet tables, alone or as a folder in the layout of the Hugging Face hub → what `assemble` needs."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from patchword.core.errors import DataError, UsageError
+from patchword.core.files import check_regular
 from patchword.core.picture import DecodeError
 from patchword.data.arrays import CIFAR10
 from patchword.data.assemble import Found
@@ -90,13 +93,14 @@ def _find(source: Path, files: dict[str | None, list[Path]]) -> Found:
         if split is None and split_column is not None:
             wanted.append(schema.names[split_column])
         number = 0
-        for batch in table.iter_batches(_BATCH, columns=wanted, use_threads=False):
-            cells = {name: batch.column(name).to_pylist() for name in wanted}
-            splits = cells[wanted[-1]] if split is None and split_column is not None else [split] * len(batch)
-            paths = [None] * len(batch) if embedded else cells[columns[1]]
-            for cell, its_split, picture in zip(cells[columns[0]], splits, paths, strict=True):
-                rows.add(f"row {number} of {path.name}", cell, its_split, None if embedded else picture or "")
-                number += 1
+        with _sound(path):
+            for batch in table.iter_batches(_BATCH, columns=wanted, use_threads=False):
+                cells = {name: batch.column(name).to_pylist() for name in wanted}
+                splits = cells[wanted[-1]] if split is None and split_column is not None else [split] * len(batch)
+                paths = [None] * len(batch) if embedded else cells[columns[1]]
+                for cell, its_split, picture in zip(cells[columns[0]], splits, paths, strict=True):
+                    rows.add(f"row {number} of {path.name}", cell, its_split, None if embedded else picture or "")
+                    number += 1
     return rows.found(
         source.name, ParquetPictures(root, [path for _, path in by_split], columns[1]) if embedded else None
     )
@@ -132,10 +136,14 @@ class ParquetPictures:
 
     def read(self, row: int) -> bytes:
         group = int(np.searchsorted(self._ends, row, side="right"))
-        value = self._group(group)[row - int(self._ends[group]) + self._groups[group][2]].as_py()
+        try:
+            with _sound(self.paths[self._groups[group][0]]):
+                value = self._group(group)[row - int(self._ends[group]) + self._groups[group][2]].as_py()
+        except DataError as error:
+            raise DecodeError(f"cannot be had: {error}") from error
         if isinstance(value, dict):
             value = value["bytes"]
-        if value is None:
+        if not isinstance(value, bytes):
             raise DecodeError("has no bytes in its row")
         return value
 
@@ -184,14 +192,25 @@ _OF_THE_PROCESS = ("_lock", "_open_files", "_cache", "_cached")
 
 def _open(path: Path) -> "pyarrow.parquet.ParquetFile":
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise UsageError(f"reading {path} takes pyarrow: pip install 'patchword[data]'") from error
-    try:
+    check_regular(path)
+    with _sound(path):
         return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a Parquet file that can be read ({str(error).splitlines()[0]})") from error
+
+
+@contextlib.contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """Say of everything that Arrow complains of that `path` is damaged: pages are first looked at when they are read."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+        raise DataError(
+            f"{path} is not a Parquet file that can be read ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def _embedded(path: Path, field: "pyarrow.Field") -> bool:
