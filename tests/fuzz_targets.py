@@ -75,6 +75,8 @@ class Target:
     """Damage the folder otherwise than by `mutations.damage_folder`."""
     named: bool = True
     """Whether the sentence must name the file: an entry that takes bytes cannot."""
+    or_says: str = "\0"
+    """What a sentence may say instead: a model of finite weights whose outputs are not is of no one file."""
     mebibytes: int = MEBIBYTES
     share: int = 10
     """Of the soak's cases, in parts."""
@@ -136,7 +138,7 @@ class Cases:
                     target.open(case, valid)
             except PatchwordError as error:
                 ending, text = "sentence", str(error)
-                wrong = _wrong_sentence(error, case if target.named else None)
+                wrong = _wrong_sentence(error, case if target.named and target.or_says not in text else None)
             except TooSlowError as error:
                 wrong = f"not done after {self.seconds:g} s: {_where(error)}"
             except Exception as error:
@@ -657,7 +659,15 @@ TARGETS: dict[str, Target] = {
             share=10,
         ),
         Target("recipe", _recipe, _load_recipe, share=40),
-        Target("resume", _run_data, _resume, files=("run/checkpoints/*/*",), seal=_reseal_checkpoints, share=30),
+        Target(
+            "resume",
+            _run_data,
+            _resume,
+            files=("run/checkpoints/*/*",),
+            seal=_reseal_checkpoints,
+            or_says="outputs that are not finite",
+            share=30,
+        ),
         Target("resume record", _run_data, _resume, files=("run/*.json", "run/*.jsonl", "run/*.toml"), share=10),
         Target("log", _log, _read_log, share=15),
         Target(
