@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from patchword.core.errors import UsageError, nearest
 
 T = TypeVar("T")
+_MOST = 2**63
+"""No whole number in a recipe or a model is larger; files have them of any length."""
 
 
 def build(kind: type[T], values: dict[str, Any], where: str = "") -> T:
@@ -50,10 +52,14 @@ def coerce(value: Any, expected: Any, where: str) -> Any:
         kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is ... else args
         if len(kinds) == len(value):
             return tuple(coerce(each, kind, where) for each, kind in zip(value, kinds, strict=True))
+    elif origin is list and isinstance(value, list):
+        return [coerce(each, args[0], where) for each in value]
     elif origin is dict and isinstance(value, dict):
-        return dict(value)
-    elif expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return {coerce(key, args[0], where): coerce(each, args[1], f"{where}.{key}") for key, each in value.items()}
+    elif expected is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST:
         return float(value)
+    elif type(value) is int and abs(value) >= _MOST:
+        pass
     elif expected is Any or (isinstance(expected, type) and type(value) is expected):
         return value
     raise UsageError(f"{where}={value!r} is not of the right type; it takes {_in_words(expected)}")
@@ -107,5 +113,5 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # not TOML, nested too deep, or of too many digits
         return text

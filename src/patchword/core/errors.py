@@ -4,6 +4,21 @@ import difflib
 import re
 from collections.abc import Iterable
 
+_SHOWN = 12
+_LONGEST = 2000
+"""Characters of a sentence: a table may have a cell, and so a class, of 100,000."""
+
+
+def one_line(text: str) -> str:
+    """`text` as one line that a terminal shows as it is: names in files may hold line ends, escape codes and no end.
+
+    >>> one_line("the class 'a\nb'")
+    "the class 'a\\nb'"
+    """
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+
 
 class PatchwordError(Exception):
     """The base of every error that patchword raises on purpose."""
@@ -11,6 +26,9 @@ class PatchwordError(Exception):
     exit_code = 4
     told = False
     """Whether another process has said it already."""
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(one_line(sentence))
 
 
 class UsageError(PatchwordError):
@@ -41,7 +59,6 @@ class StoppedError(PatchwordError):
     exit_code = 143
 
 
-_SHOWN = 12
 _MOST_SIGNS = 200
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from patchword.core.errors import DataError, FaultError
 
 # What `tempfile` adds to the names of what is written aside.
 _ASIDE = r"\.(?P<name>{})(?P<old>\.old)?\.[a-z0-9_]{{8}}"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # No room left, over quota, file too large, read-only: the fault is the disk's, and what was there before must stay.
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -30,7 +32,7 @@ def disk_faults(target: Path) -> Iterator[None]:
             raise FaultError(
                 f"cannot write {target}: {os.strerror(error.errno)}; make room there or choose another folder with --out"
             ) from error
-        if isinstance(error, PermissionError | NotADirectoryError):
+        if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):
             raise FaultError(f"cannot write {target}: {os.strerror(error.errno or 0)}") from error
         raise
 
@@ -72,12 +74,31 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; a sentence names the file where it is damaged."""
+    check_regular(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if _SURROGATE.search(text):  # half a character: whatever writes or prints it later would fail
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error})") from error
+
+
+def check_regular(path: Path) -> None:
+    """Raise `DataError` where `path` is a folder, a pipe or a device, which may never end; one that is not there passes."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode):
+        raise DataError(
+            f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}; a file would be right"
+        )
 
 
 @contextmanager

@@ -56,7 +56,8 @@ def to_pixels(image: Image.Image, channels: int) -> np.ndarray:
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) to 8; a damaged EXIF block says nothing, and the picture stays as stored."""
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        number = int(image.getexif().get(_ORIENTATION_TAG, 1))
+        return number if number in _UPRIGHT else 1
     except Exception:
         # Pillow's reader of this untrusted block fails with any of a dozen kinds of exception.
         return 1

@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from patchword.core.errors import one_line
+
 _SECONDS_BETWEEN_LINES = 15.0
 _quiet = False
 
@@ -27,7 +29,7 @@ def say(sentence: str) -> None:
         return
     # Where standard error goes to a file, its disk may be full: what cannot be said must not end the work.
     with contextlib.suppress(OSError):
-        sys.stderr.write(sentence + "\n")
+        sys.stderr.write(one_line(sentence) + "\n")
         sys.stderr.flush()
 
 

@@ -3,17 +3,26 @@
 Each reader looks for its authors' files in a folder and answers None where they are not.
 """
 
+import contextlib
 import gzip
+import math
 import tarfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, cast
 
 import numpy as np
 
-from patchword.core.errors import DataError, UsageError
+from patchword.core.errors import DataError
+from patchword.core.files import check_regular
+from patchword.data import matlab
 from patchword.data.assemble import Found, Part
 from patchword.data.dataset import Arrays
+
+_MOST_BYTES = 2**31
+"""None of these sets has a file of 2 GiB, so what would unpack to more is a bomb."""
+_CHUNK = 2**20
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGITS = tuple("0123456789")
@@ -55,7 +64,7 @@ def find_cifar(folder: Path) -> Found | None:
         if place is None:
             continue
         files = _members(place, inner, [*train, test, *([names_file] if names_file else [])])
-        names: list[str] = files[names_file].decode("ascii").split() if names_file else [*CIFAR10]
+        names: list[str] = files[names_file].decode("ascii", "replace").split() if names_file else [*CIFAR10]
         parts = {}
         for split, batches in (("train", train), ("test", [test])):
             try:
@@ -84,9 +93,11 @@ def find_svhn(folder: Path) -> Found | None:
     parts = {}
     for split in ("train", "test"):
         path = folder / f"{split}_32x32.mat"
-        content = load_matlab(path)
-        labels = content["y"].reshape(-1).astype(np.int64) % 10  # the authors write 10 for the digit 0
-        parts[split] = _arrays(path, split, np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2)), labels, 10)
+        with as_published(path):
+            content = matlab.read(path)
+            labels = content["y"].reshape(-1).astype(np.int64) % 10  # the authors write 10 for the digit 0
+            pixels = np.ascontiguousarray(content["X"].transpose(3, 0, 1, 2))
+        parts[split] = _arrays(path, split, pixels, labels, 10)
     return Found(folder.name, folder, list(DIGITS), parts, ordered=True)
 
 
@@ -95,14 +106,18 @@ def find_stl10(folder: Path) -> Found | None:
     place = place_of(folder, ("", "stl10_binary"), ("train_X.bin",))
     if place is None:
         return None
-    names = (place / "class_names.txt").read_text(encoding="ascii").split()
+    with as_published(place / "class_names.txt"):
+        check_regular(place / "class_names.txt")
+        names = (place / "class_names.txt").read_text(encoding="ascii").split()
     parts = {}
     for split in ("train", "test"):
         path = place / f"{split}_X.bin"
-        if not path.stat().st_size or path.stat().st_size % (3 * 96 * 96):
+        if not path.is_file() or not path.stat().st_size or path.stat().st_size % (3 * 96 * 96):
             raise DataError(f"{path} is damaged; a whole number of pictures of {3 * 96 * 96} bytes is right")
         pixels = np.memmap(path, np.uint8, "r").reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
-        labels = np.frombuffer((place / f"{split}_y.bin").read_bytes(), np.uint8).astype(np.int64) - 1
+        with as_published(place / f"{split}_y.bin"):
+            check_regular(place / f"{split}_y.bin")
+            labels = np.frombuffer((place / f"{split}_y.bin").read_bytes(), np.uint8).astype(np.int64) - 1
         parts[split] = _arrays(path, split, pixels, labels, len(names))
     return Found(folder.name, folder, names, parts, ordered=True)
 
@@ -116,20 +131,21 @@ def place_of(folder: Path, below: Iterable[str], markers: Iterable[str]) -> Path
     return None
 
 
-def load_matlab(path: Path, **options: Any) -> dict[str, Any]:
-    """The variables of a Matlab file, by name."""
+@contextlib.contextmanager
+def as_published(path: Path) -> Iterator[None]:
+    """Say that `path` is not what its authors published where it lacks something, or has it in another form."""
     try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise UsageError(f"reading {path} takes scipy: pip install 'patchword[data]'") from error
-    try:
-        return loadmat(path, **options)
-    except Exception as error:  # scipy's reader fails with any of a dozen kinds of exception
-        raise DataError(f"{path} is not a Matlab file that can be read ({error})") from error
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise DataError(f"{path} is not what was published under its name ({error})") from error
 
 
 def _arrays(place: Path, split: str, pixels: np.ndarray, labels: np.ndarray, classes: int) -> Part:
     labels = labels.astype(np.int64)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3)):
+        raise DataError(
+            f"{place}: {split} has pixels of {pixels.dtype} in the shape {pixels.shape}; bytes, N×H×W×3, are right"
+        )
     if len(pixels) != len(labels) or (labels.size and not 0 <= labels.min() <= labels.max() < classes):
         raise DataError(
             f"{place}: {split} has {len(pixels)} pictures and {len(labels)} labels; one label from 0 to {classes - 1} for "
@@ -141,23 +157,44 @@ def _arrays(place: Path, split: str, pixels: np.ndarray, labels: np.ndarray, cla
 def _idx(place: Path, name: str, axes: int) -> np.ndarray:
     """An array in the IDX format (http://yann.lecun.com/exdb/mnist): magic, one big-endian length per axis, bytes."""
     path = place / name if (place / name).exists() else place / f"{name}.gz"
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error})") from error
+    check_regular(path)
     start = 4 + 4 * axes
-    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
-    if content[:4] != bytes([0, 0, 8, axes]) or len(content) - start != int(np.prod(shape, dtype=np.int64)):
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(start)
+            shape = [int.from_bytes(head[at : at + 4], "big") for at in range(4, start, 4)]
+            # No more is unpacked than the file promises.
+            content = _read_at_most(cast(IO[bytes], file), min(math.prod(shape), _MOST_BYTES) + 1)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
+    if head[:4] != bytes([0, 0, 8, axes]) or len(head) < start or len(content) != math.prod(shape):
         raise DataError(f"{path} is not a whole IDX file of bytes with {axes} axes")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_at_most(file: IO[bytes], most: int) -> bytearray:
+    content = bytearray()
+    while chunk := file.read(min(_CHUNK, most - len(content))):
+        content += chunk
+    return content
 
 
 def _members(place: Path, inner: str, names: list[str]) -> dict[str, bytes]:
     """Files by name, from a folder or straight out of a .tar.gz, of which nothing is written to the disk."""
     try:
         if place.is_dir():
+            for name in names:
+                check_regular(place / name)
             return {name: (place / name).read_bytes() for name in names}
         with tarfile.open(place) as archive:
-            return {name: archive.extractfile(f"{inner}/{name}").read() for name in names}  # pyright: ignore[reportOptionalMemberAccess]
-    except (OSError, EOFError, KeyError, AttributeError, tarfile.TarError) as error:
+            return {name: _member(archive, f"{inner}/{name}") for name in names}
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error) as error:
         raise DataError(f"{place} is not whole ({error}); {', '.join(names)} are needed") from error
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    member = archive.getmember(name)
+    opened = archive.extractfile(member) if member.isreg() else None
+    if opened is None or member.size > _MOST_BYTES:
+        raise ValueError(f"{name} is no file, or larger than any of them is")
+    return bytes(_read_at_most(opened, member.size))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchword.core.errors import DataError, UsageError
+from patchword.core.files import check_regular
 from patchword.core.picture import DecodeError
 from patchword.data.arrays import CIFAR10
 from patchword.data.assemble import Found
@@ -128,13 +129,14 @@ def _find(place: Place, table: Path | str | None, files: dict[str | None, list[s
         if split is None and split_column is not None:
             wanted.append(schema.names[split_column])
         number = 0
-        for batch in opened.iter_batches(_BATCH, columns=wanted, use_threads=False):
-            cells = {each: batch.column(each).to_pylist() for each in wanted}
-            splits = cells[wanted[-1]] if split is None and split_column is not None else [split] * len(batch)
-            paths = [None] * len(batch) if embedded else cells[columns[1]]
-            for cell, its_split, picture in zip(cells[columns[0]], splits, paths, strict=True):
-                rows.add(f"row {number} of {file_name}", cell, its_split, None if embedded else picture or "")
-                number += 1
+        with _faults(f"{place.location}/{file_name}"):
+            for batch in opened.iter_batches(_BATCH, columns=wanted, use_threads=False):
+                cells = {each: batch.column(each).to_pylist() for each in wanted}
+                splits = cells[wanted[-1]] if split is None and split_column is not None else [split] * len(batch)
+                paths = [None] * len(batch) if embedded else cells[columns[1]]
+                for cell, its_split, picture in zip(cells[columns[0]], splits, paths, strict=True):
+                    rows.add(f"row {number} of {file_name}", cell, its_split, None if embedded else picture or "")
+                    number += 1
     pictures = ParquetPictures(place, [name for _, name in by_split], columns[1]) if embedded else None
     return rows.found(place.name, pictures)
 
@@ -172,10 +174,14 @@ class ParquetPictures:
 
     def read(self, row: int) -> bytes:
         group = int(np.searchsorted(self._ends, row, side="right"))
-        value = self._group(group)[row - int(self._ends[group]) + self._groups[group][2]].as_py()
+        try:
+            with _faults(f"{self.place.location}/{self.files[self._groups[group][0]]}"):
+                value = self._group(group)[row - int(self._ends[group]) + self._groups[group][2]].as_py()
+        except DataError as error:
+            raise DecodeError(f"cannot be had: {error}") from error
         if isinstance(value, dict):
             value = value["bytes"]
-        if value is None:
+        if not isinstance(value, bytes):
             raise DecodeError("has no bytes in its row")
         return value
 
@@ -233,6 +239,8 @@ def _open(place: Place, name: str) -> "pyarrow.parquet.ParquetFile":
         import pyarrow.parquet
     except ImportError as error:
         raise UsageError(f"reading {where} takes pyarrow: pip install 'patchword[data]'") from error
+    if isinstance(place, Folder):
+        check_regular(place.path / name)
     with _faults(where):
         # Of a remote file a row group is one range, read when a picture of it is wanted.
         return pyarrow.parquet.ParquetFile(place.path / name if isinstance(place, Folder) else Ranged(place, name))
@@ -240,13 +248,15 @@ def _open(place: Place, name: str) -> "pyarrow.parquet.ParquetFile":
 
 @contextlib.contextmanager
 def _faults(where: str) -> Iterator[None]:
+    """Say of everything that Arrow complains of that the file is damaged: pages are first looked at when they are read."""
     import pyarrow
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{where} is not a Parquet file that can be read ({told})") from error
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+        raise DataError(
+            f"{where} is not a Parquet file that can be read ({' '.join(str(error).split())[:200] or type(error).__name__})"
+        ) from error
 
 
 def _embedded(where: str, field: "pyarrow.Field") -> bool:

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from patchword.core.errors import DataError
-from patchword.data.arrays import find_cifar, find_idx, find_stl10, find_svhn, load_matlab, place_of
+from patchword.core.files import check_regular
+from patchword.data import matlab
+from patchword.data.arrays import as_published, find_cifar, find_idx, find_stl10, find_svhn, place_of
 from patchword.data.assemble import Found, Part
 from patchword.data.dataset import Files, Names, Notice
 from patchword.data.folder import find_folders, list_folder
@@ -57,13 +59,24 @@ def find_flowers(folder: Path) -> Found | None:
     place = place_of(folder, ("", "flowers-102"), ("setid.mat",))
     if place is None:
         return None
-    labels = load_matlab(place / "imagelabels.mat")["labels"].reshape(-1)
-    sets = load_matlab(place / "setid.mat")
-    lists = {
-        split: [(f"jpg/image_{number:05d}.jpg", FLOWERS[labels[number - 1] - 1]) for number in sets[key].reshape(-1)]
-        for split, key in (("train", "trnid"), ("validation", "valid"), ("test", "tstid"))
-    }
+    with as_published(place / "imagelabels.mat"):
+        labels = _from_one(matlab.read(place / "imagelabels.mat")["labels"])
+        names = [FLOWERS[label - 1] for label in labels]
+    with as_published(place / "setid.mat"):
+        sets = matlab.read(place / "setid.mat")
+        lists = {
+            split: [(f"jpg/image_{number:05d}.jpg", names[number - 1]) for number in _from_one(sets[key])]
+            for split, key in (("train", "trnid"), ("validation", "valid"), ("test", "tstid"))
+        }
     return _from_lists(folder, place, lists, FLOWERS)
+
+
+def _from_one(numbers: np.ndarray) -> list[int]:
+    """Matlab counts from 1."""
+    found = numbers.reshape(-1).astype(np.int64).tolist()
+    if min(found, default=1) < 1:
+        raise ValueError(f"{min(found)} is the number of nothing")
+    return found
 
 
 def find_food(folder: Path) -> Found | None:
@@ -151,13 +164,16 @@ def _imagenet_truth(folder: Path) -> dict[str, str]:
     """The synset of each validation picture, by its name without ending."""
     table, kit = folder / "LOC_val_solution.csv", folder / "ILSVRC2012_devkit_t12" / "data"
     if table.is_file():
-        with table.open(encoding="utf-8", newline="") as file:
-            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+        rows = csv.DictReader(_lines(table))
+        with as_published(table):
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
     if (kit / "meta.mat").is_file():
-        described = load_matlab(kit / "meta.mat", squeeze_me=True, struct_as_record=False)["synsets"]
-        synset = {int(entry.ILSVRC2012_ID): str(entry.WNID) for entry in described}
+        with as_published(kit / "meta.mat"):
+            described = matlab.read(kit / "meta.mat")["synsets"].reshape(-1)
+            synset = {int(entry["ILSVRC2012_ID"].item()): entry["WNID"] for entry in described}
         numbers = _lines(kit / "ILSVRC2012_validation_ground_truth.txt")
-        return {f"ILSVRC2012_val_{place:08d}": synset[int(number)] for place, number in enumerate(numbers, 1)}
+        with as_published(kit / "ILSVRC2012_validation_ground_truth.txt"):
+            return {f"ILSVRC2012_val_{place:08d}": synset[int(number)] for place, number in enumerate(numbers, 1)}
     raise DataError(
         f"{folder}: its val is not sorted into classes; put LOC_val_solution.csv or ILSVRC2012_devkit_t12 into {folder}"
     )
@@ -184,10 +200,10 @@ def find_published(folder: Path) -> Found | None:
 
 
 def _lines(path: Path) -> list[str]:
+    check_regular(path)
     try:
-        return [
-            line for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")
-        ]
+        text = path.read_text(encoding="utf-8").replace("\0", "\n")  # no name of a file holds a NUL
+        return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
 
@@ -197,6 +213,11 @@ def _from_lists(
 ) -> Found:
     """A data set whose splits are lists of (path, class name); the class list is sorted where the authors give none."""
     known = {split: list(pairs) for split, pairs in lists.items()}
+    for path, _ in (pair for pairs in known.values() for pair in pairs):
+        if ".." in path.split("/"):
+            raise DataError(
+                f"{place}: the lists name {path!r}, which leads out of the folder; paths below it are right"
+            )
     names = list(classes) or sorted({name for pairs in known.values() for _, name in pairs}, key=str.casefold)
     code = {name: number for number, name in enumerate(names)}
     try:

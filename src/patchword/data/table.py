@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from patchword.core.errors import DataError, nearest
+from patchword.core.files import check_regular
 from patchword.data.assemble import Found, Part
 from patchword.data.dataset import Files, Items, Names, Notice
 from patchword.data.splits import SPLIT_NAMES
@@ -77,7 +78,7 @@ class Rows:
             cell = cell.strip()
         elif isinstance(cell, list):
             cell = tuple(cell)
-        if cell is None or cell in ("", -1) or (isinstance(cell, float) and math.isnan(cell)):
+        if cell is None or cell in ("", -1) or (isinstance(cell, float) and math.isnan(cell)) or not _labels_in(cell):
             cell = ""
             self._unlabelled_at = self._unlabelled_at or where
         part = self._part(where, split)
@@ -182,6 +183,11 @@ class Rows:
             )
 
 
+def _labels_in(cell: Any) -> bool:
+    """Whether a cell of text has more than separators."""
+    return not isinstance(cell, str) or bool(cell.strip("|; \t"))
+
+
 class _RowsOfSplit:
     def __init__(self) -> None:
         self.cells = array("q")
@@ -202,6 +208,7 @@ class _RowsOfSplit:
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The lines that are not blank, each with its number, cells stripped of nothing; the separator is seen in the first."""
+    check_regular(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()

@@ -13,6 +13,7 @@ no parameters, and bfloat16 needs no loss scaler, so neither is here.
 """
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchword.core import files
-from patchword.core.errors import DataError, FaultError
+from patchword.core import config, files
+from patchword.core.errors import DataError, FaultError, UsageError
 from patchword.core.progress import say
 from patchword.models.contract import Model
 from patchword.training.optimizer import Average
 from patchword.training.passes import as_sharded, full, full_tensors
-from patchword.weights.folder import check_fit, read_tensors, write_tensors
+from patchword.weights.folder import check_fit, check_like, read_tensors, write_tensors
 
 MANIFEST = "manifest.json"
 _MODEL, _AVERAGE, _STATE = "model.safetensors", "average.safetensors", "state.json"
@@ -91,7 +92,8 @@ def save(folder: Path, state: State, tensors: Tensors, keep: int) -> None:
     there stays.
     """
     for name in (_MODEL, _AVERAGE):
-        _refuse_non_finite(tensors.get(name, {}), state.step)
+        if (spoiled := _non_finite(tensors.get(name, {}))) is not None:
+            raise FaultError(f"{spoiled} is not finite after step {state.step}: no checkpoint of it is written")
     # Files are hashed and brought to the disk while the next one is written.
     with files.new_directory(folder / f"step-{state.step:08d}") as aside, ThreadPoolExecutor(1) as behind:
         done: dict[str, Future[list[Any]]] = {}
@@ -140,7 +142,7 @@ def newest(folder: Path, model: Model) -> Saved | None:
         try:
             _verify(path)
             saved = Saved(path, _read_state(path / _STATE))
-            check_fit(model, read_tensors(path / _MODEL), str(path))
+            _check_fit(saved, model)
         except DataError as error:
             say(f"checkpoint {path.name} is passed over: {error}")
             continue
@@ -165,7 +167,8 @@ def _optimizer_file(kind: str) -> str:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-[0-9]*"), reverse=True) if folder.is_dir() else []
+    found = folder.glob("step-[0-9]*") if folder.is_dir() else ()
+    return sorted((path for path in found if re.fullmatch(r"step-\d{8,}", path.name)), reverse=True)
 
 
 def _verify(path: Path) -> None:
@@ -173,15 +176,36 @@ def _verify(path: Path) -> None:
     entries = list(_entries(manifest, path / MANIFEST))
     if not {_MODEL, _STATE} <= {name for name, _, _ in entries}:
         raise DataError(f"{path / MANIFEST} is not a manifest: it lacks {_MODEL} or {_STATE}")
+    if strange := sorted({file.name for file in path.glob("*.safetensors")} - {name for name, _, _ in entries}):
+        raise DataError(f"{path / strange[0]} is not in its manifest")
     for name, size, digest in entries:
         file = path / name
         if not file.is_file() or file.stat().st_size != size or files.sha256(file) != digest:
             raise DataError(f"{file} is missing or not what its manifest says")
 
 
+def _check_fit(saved: Saved, model: Model) -> None:
+    """Raise `DataError` unless the checkpoint is of the step that its name says, and all its tensors are the model's."""
+    if saved.path.name != f"step-{saved.state.step:08d}":
+        raise DataError(f"{saved.path / _STATE} is of step {saved.state.step}, and not of this checkpoint's")
+    for file in (saved.path / _MODEL, saved.path / _AVERAGE):
+        if file.name == _MODEL or file.exists():
+            weights = read_tensors(file)
+            check_fit(model, weights, str(file))
+            if (name := _non_finite(weights)) is not None:
+                raise DataError(f"{file}: {name} is not finite")
+    shapes = {name: value.shape for name, value in model.named_parameters()}
+    for file in sorted(saved.path.glob(_optimizer_file("*"))):
+        for name, value in read_tensors(file).items():
+            if name not in shapes:
+                raise DataError(f"{file} has an unknown tensor {name}")
+            shape = torch.Size() if file.name == _optimizer_file("step") else shapes[name]
+            check_like(name, value, shape, str(file), "the optimizer")
+
+
 def _entries(manifest: Any, where: Path) -> Iterator[tuple[str, int, str]]:
     for name, entry in manifest.items() if isinstance(manifest, dict) else ():
-        if Path(name).name != name or not isinstance(entry, list) or len(entry) != 2:
+        if Path(name).name != name or len(name) > 99 or not isinstance(entry, list) or len(entry) != 2:
             raise DataError(f"{where} is not a manifest of files beside it with their size and SHA-256")
         yield name, entry[0], entry[1]
 
@@ -190,16 +214,18 @@ def _read_state(path: Path) -> State:
     values = files.read_json(path)
     try:
         values["unreadable"] = {int(index): reason for index, reason in values["unreadable"].items()}
-        return State(**values)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        return config.build(State, values, "state")
+    except (TypeError, KeyError, ValueError, AttributeError, UsageError) as error:
         raise DataError(f"{path} is not the state of a run ({error})") from error
 
 
-def _refuse_non_finite(tensors: dict[str, Tensor], step: int) -> None:
+def _non_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with values that are not finite."""
     for name, value in tensors.items():
         # A sum is finite where all of its terms are, unless they are huge: only then look at each.
         if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
-            raise FaultError(f"{name} is not finite after step {step}: no checkpoint of it is written")
+            return name
+    return None
 
 
 def _named(optimizer: torch.optim.Optimizer) -> dict[str, torch.nn.Parameter]:

@@ -4,14 +4,17 @@ A preset (`presets/*.toml`) or a file gives the start, `--set field=value` chang
 result, with nothing left open, as its `recipe.toml`. Unknown names and wrong types are errors.
 """
 
+import contextlib
 import dataclasses
 import tomllib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from patchword.core import config
 from patchword.core.errors import DataError, UsageError, nearest
+from patchword.core.files import check_regular
 from patchword.core.processes import TIMEOUT
 from patchword.data.augment import AUGREG_LEVELS, Augment
 from patchword.data.store import MEMORY_SHARE
@@ -280,6 +283,8 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
     """A preset by name (`paper-finetune/pets` takes a variant) or a TOML file, with `changes` (nested tables) on top."""
     if name_or_file.endswith(".toml"):
         values = _parse(name_or_file, Path(name_or_file))
+        with _blamed(name_or_file):
+            values = _augment_level(values)
     else:
         stem, _, variant = name_or_file.partition("/")
         file = resources.files("patchword.training").joinpath("presets", f"{stem}.toml")
@@ -299,15 +304,34 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
         values = _without_strange_fields(values, changes["model"].get("name"))
     if "budget" in changes:
         values.pop("budget", None)  # a budget is replaced as a whole: 5 minutes do not mix with the preset's epochs
-    return config.build(Recipe, config.merge(values, changes))
+    try:
+        return config.build(Recipe, config.merge(values, changes))
+    except UsageError as error:
+        if name_or_file.endswith(".toml"):
+            # Is it the file, or what is asked for beside it?
+            with _blamed(name_or_file, only=str(error)):
+                config.build(Recipe, values)
+        raise
 
 
 def loads(text: str, where: str) -> Recipe:
     """The recipe in a text that `to_toml` has written, which lies at `where`."""
     try:
-        return config.build(Recipe, tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"recipe {where} cannot be read: {error}") from error
+    with _blamed(where):
+        return config.build(Recipe, values)
+
+
+@contextlib.contextmanager
+def _blamed(file: str, only: str = "") -> Iterator[None]:
+    """Name the file in what is wrong with its fields (if that is `only`, where given)."""
+    try:
+        yield
+    except UsageError as error:
+        if only in ("", str(error)):
+            raise UsageError(f"recipe {file}: {error}") from error
 
 
 def _without_strange_fields(values: dict[str, Any], name: Any) -> dict[str, Any]:
@@ -325,16 +349,17 @@ def _augment_level(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(augment, dict) or "level" not in augment:
         return values
     level = augment["level"]
-    if level not in AUGREG_LEVELS:
+    if not isinstance(level, str) or level not in AUGREG_LEVELS:
         raise UsageError(f"unknown augment.level {level!r}; {nearest(str(level), AUGREG_LEVELS)}")
     rest = {name: value for name, value in augment.items() if name != "level"}
     return {**values, "augment": {**AUGREG_LEVELS[level], **rest}}
 
 
 def _parse(shown: str, path: Path) -> dict[str, Any]:
+    check_regular(path)
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"recipe {shown} does not exist; presets are {', '.join(presets())}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"recipe {shown} cannot be read: {error}") from error

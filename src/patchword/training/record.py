@@ -69,17 +69,33 @@ class Record:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                break
-            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-                break
+    """The lines that a run has written, in the order of their steps. A crash tears the last; others that are damaged are told."""
+    files.check_regular(path)
+    lines: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    texts = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, text in enumerate(texts, 1):
+        line = _parse(text)
+        if line is not None and (not lines or line["step"] >= lines[-1]["step"]):
             lines.append(line)
+        elif number < len(texts):
+            damaged.append(number)
+    if damaged:
+        say(f"note: {path} is damaged in line {damaged[0]} ({len(damaged)} in all); what stood there is lost")
     return lines
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+        if [type(line["kind"]), type(line["step"])] != [str, int]:
+            return None
+        if not all(isinstance(value, int | float) for name, value in line.items() if name != "kind"):
+            return None
+        _dump(line).encode()  # what Python reads and JSON has not, such as NaN
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return line
 
 
 def _dump(line: dict[str, Any]) -> str:

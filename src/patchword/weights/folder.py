@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from patchword.core import files
-from patchword.core.errors import DataError
+from patchword.core.errors import DataError, PatchwordError
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.contract import Model
 from patchword.models.names import build_model
@@ -18,6 +18,7 @@ from patchword.weights.card import card
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "model.json", "README.md"
 _FORMAT = 1
+_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 
 def save(model: Model, folder: Path) -> None:
@@ -43,7 +44,15 @@ def load(folder: Path) -> Model:
 
     Raises `DataError` where a file is missing, damaged (the hash tells) or not what the description promises.
     """
-    description = files.read_json(folder / DESCRIPTION)
+    try:
+        return _load(folder, files.read_json(folder / DESCRIPTION))
+    except PatchwordError as error:
+        if str(folder) in str(error):
+            raise
+        raise DataError(f"{folder / DESCRIPTION}: {error}") from error
+
+
+def _load(folder: Path, description: Any) -> Model:
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise DataError(f"{folder / DESCRIPTION} is not a model description of format {_FORMAT}")
     try:
@@ -69,8 +78,11 @@ def load(folder: Path) -> Model:
         raise DataError(
             f"{folder / WEIGHTS} is damaged: its SHA-256 is {found[:12]}…, {DESCRIPTION} says {expected[:12]}…"
         )
+    tensors = read_tensors(folder / WEIGHTS)
+    if not _plausible(architecture, tensors):
+        raise DataError(f"{folder / DESCRIPTION} describes a larger model than there are tensors for in {WEIGHTS}")
     model = build_model(architecture, preprocessing)
-    fill(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    fill(model, tensors, str(folder / WEIGHTS))
     if labels is not None and not (
         isinstance(labels, list)
         and len(labels) == model.num_classes
@@ -82,6 +94,13 @@ def load(folder: Path) -> Model:
     provenance = description.get("provenance")
     model.provenance = provenance if isinstance(provenance, dict) else {}
     return model.eval()
+
+
+def _plausible(architecture: dict[str, Any], tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether a model as described has its like: nobody builds a million blocks to find that the file has twelve."""
+    depths = architecture.get("depth", 0), architecture.get("depths", ())
+    blocks = [depths[0], *depths[1]] if isinstance(depths[1], list | tuple) else [depths[0]]
+    return all(not isinstance(count, int) or count <= len(tensors) for count in blocks)
 
 
 def _hash(description: dict[str, Any]) -> str:
@@ -101,8 +120,15 @@ def check_fit(model: Model, tensors: dict[str, torch.Tensor], where: str) -> Non
     for name in sorted(wanted.keys() ^ tensors.keys()):
         raise DataError(f"{where} {'lacks' if name in wanted else 'has an unknown tensor'} {name} for {model.name}")
     for name, shape in wanted.items():
-        if tensors[name].shape != shape:
-            raise DataError(f"{where}: {name} is {tuple(tensors[name].shape)}, {model.name} needs {tuple(shape)}")
+        check_like(name, tensors[name], shape, where, model.name)
+
+
+def check_like(name: str, tensor: torch.Tensor, shape: torch.Size, where: str, needs: str) -> None:
+    """Raise `DataError` unless `tensor`, read from `where`, has the shape that `needs` has, and numbers to compute with."""
+    if tensor.shape != shape:
+        raise DataError(f"{where}: {name} is {tuple(tensor.shape)}, {needs} needs {tuple(shape)}")
+    if tensor.dtype not in _NUMBERS:
+        raise DataError(f"{where}: {name} is of {tensor.dtype}; {', '.join(map(str, _NUMBERS[:-1]))} are right")
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -117,6 +143,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file; a sentence names it where it is damaged."""
+    files.check_regular(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

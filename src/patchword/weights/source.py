@@ -1,7 +1,7 @@
 """A path → the tensors there and what lies beside them. Whose they are is seen in their names, never in the file's."""
 
 import dataclasses
-import pickle
+import struct
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -104,6 +104,7 @@ def _shards(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
 
 
 def _file(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
+    files.check_regular(path)
     with path.open("rb") as file:
         start = file.read(16)
     if start[8:9] == b"{":
@@ -112,7 +113,7 @@ def _file(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
         try:
             with zipfile.ZipFile(path) as archive:
                 pickled = any(name.endswith("data.pkl") for name in archive.namelist())
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, OSError, struct.error) as error:
             raise DataError(f"{path} is not a whole archive ({error})") from error
         if not pickled:
             return npz.read(path)
@@ -126,8 +127,10 @@ def _file(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
 def _pickle(path: Path) -> dict[str, Tensor]:
     """A state dict that `torch.save` wrote, alone or among other things."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        # Opened here, for by its name torch may take a file for one of another format.
+        with path.open("rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader fails with any of a dozen kinds on what is damaged
         # Around its reason, torch says at length how a file that is trusted could be opened all the same.
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0].partition(". ")[0]
         raise DataError(
@@ -139,7 +142,7 @@ def _pickle(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise DataError(f"{path} holds no state dict of tensors alone")
-    return {name.removeprefix("module."): value for name, value in content.items()}
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
 
 
 def _refuse_pickle(path: Path) -> DataError:
