@@ -129,7 +129,7 @@ def _find(place: Place, table: Path | str | None, files: dict[str | None, list[s
         if split is None and split_column is not None:
             wanted.append(schema.names[split_column])
         number = 0
-        with _faults(f"{place.location}/{file_name}"):
+        with _faults(f"{place.location}/{name}"):
             for batch in opened.iter_batches(_BATCH, columns=wanted, use_threads=False):
                 cells = {each: batch.column(each).to_pylist() for each in wanted}
                 splits = cells[wanted[-1]] if split is None and split_column is not None else [split] * len(batch)
