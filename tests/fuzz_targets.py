@@ -106,7 +106,10 @@ class Cases:
         home.mkdir(parents=True, exist_ok=True)
 
     def run(self, name: str, seed: int) -> Outcome:
-        target = TARGETS[name]
+        return self.run_target(TARGETS[name], seed)
+
+    def run_target(self, target: Target, seed: int) -> Outcome:
+        name = target.name
         valid, case = self.home / f"valid-{_plain(name)}", self.home / f"case-{_plain(name)}"
         if not valid.exists():
             with contextlib.redirect_stderr(io.StringIO()):
@@ -299,7 +302,8 @@ def _idx(folder: Path, pack: Callable[[bytes], bytes] = bytes, ending: str = "")
 def _cifar(folder: Path) -> None:
     folder.mkdir()
     for name in [f"data_batch_{n}.bin" for n in range(1, 6)] + ["test_batch.bin"]:
-        record = np.random.default_rng(len(name)).integers(0, 10, (2, 3073), dtype=np.uint8)
+        record = np.random.default_rng(len(name)).integers(0, 256, (3, 3073), dtype=np.uint8)
+        record[:, 0] = range(3)
         (folder / name).write_bytes(record.tobytes())
 
 
@@ -307,8 +311,8 @@ def _cifar_archive(folder: Path) -> None:
     folder.mkdir()
     with tarfile.open(folder / "cifar-100-binary.tar.gz", "w:gz") as archive:
         for name, content in (
-            ("train.bin", bytes(3074 * 3)),
-            ("test.bin", bytes(3074)),
+            ("train.bin", b"".join(bytes([1, label]) + bytes(range(256)) * 12 for label in (0, 1, 99))),
+            ("test.bin", bytes([1, 1]) + bytes(3072)),
             ("fine_label_names.txt", "\n".join(f"thing_{n}" for n in range(100)).encode()),
         ):
             member = tarfile.TarInfo(f"cifar-100-binary/{name}")

@@ -1,5 +1,6 @@
 """Damaged and hostile files at every entry: a result or one sentence. `fuzz_soak.py` does the same ten thousand times."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -38,6 +39,18 @@ def test_damage_gives_a_result_or_one_sentence(cases: Cases, name: str) -> None:
     outcomes = [cases.run(name, seed) for seed in SEEDS[name]]
     failures = [str(outcome) for outcome in outcomes if outcome.ending == "failure"]
     assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_valid_files_give_a_result(cases: Cases, name: str) -> None:
+    """Otherwise a sentence would be no news."""
+    target = dataclasses.replace(TARGETS[name], change=lambda folder, random: "nothing", seal=None)
+    if name.startswith("decode"):
+        for content in fuzz_targets.pictures_of(name.removeprefix("decode ")):
+            assert decode(content, 3).size
+        return
+    outcome = cases.run_target(target, 0)
+    assert outcome.ending == "result", str(outcome)
 
 
 def test_there_are_enough_cases_and_the_same_seed_does_the_same(tmp_path: Path) -> None:
