@@ -6,13 +6,15 @@ import threading
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
+from patchword.core.preprocessing import Preprocessing
 from patchword.data import decode as module
 from patchword.data.decode import PIXEL_LIMIT, DecodeError, decode, header
 
@@ -195,6 +197,33 @@ def test_one_filter_is_enough() -> None:
     before = len(warnings.filters)
     decode(CONTENTS["PNG"], 3)
     assert len(warnings.filters) == before
+
+
+def as_pillow_evaluates(content: bytes, side: int) -> np.ndarray:
+    """The middle, 7/8 of the short side, resized to `side`: by Pillow alone."""
+    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    width, height = picture.size
+    kept = min(width, height) * 0.875
+    box = ((width - kept) / 2, (height - kept) / 2, (width + kept) / 2, (height + kept) / 2)
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=box)).astype(int)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_evaluation_sees_pillows_pixels(orientation: int, options: dict[str, Any]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for height, width in ((307, 401), (97, 31), (23, 29)):
+        content = encoded("JPEG", height, width, exif=exif, **options)
+        for side in (37, 224):
+            ours = Preprocessing(image_size=(side, side)).fit(decode(content, 3))
+            assert np.abs(ours - as_pillow_evaluates(content, side)).max() <= 1
+
+
+def test_evaluation_sees_pillows_pixels_of_photographs(real_data: Path) -> None:
+    for path in sorted((real_data / "imagenet-sample").iterdir())[::9]:
+        ours = Preprocessing().fit(decode(path.read_bytes(), 3))
+        assert np.abs(ours - as_pillow_evaluates(path.read_bytes(), 224)).max() <= 1
 
 
 def test_real_photographs_as_pillow_shows_them(real_data: Path) -> None:

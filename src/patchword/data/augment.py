@@ -9,16 +9,30 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 
 from patchword.core.errors import UsageError
 from patchword.core.preprocessing import Preprocessing
+from patchword.data.part import Part
 from patchword.data.plan import uniform
+from patchword.data.resize import resized
 
 if TYPE_CHECKING:
     import torch
+
+
+class Partial(Protocol):
+    """A picture that gives its parts without being decoded whole, as `part.Undecoded` does."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """h, w, C."""
+        ...
+
+    def part(self, box: tuple[int, int, int, int], least: tuple[int, int]) -> Part: ...
+
 
 Pictures = Sequence[np.ndarray] | np.ndarray
 """B pictures, uint8 h×w×C of any sizes; where all have one size, they may be one array B×h×w×C."""
@@ -98,9 +112,14 @@ class Augment:
             return dataclasses.replace(self, crop="random-resized")
         return dataclasses.replace(self, crop="shift", shift_pixels=max(1, min(4, side // 8)))
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether pictures need not be decoded whole: the crop says which part of each is looked at."""
+        return self.crop == "random-resized"
+
     def __call__(
         self,
-        pictures: Pictures,
+        pictures: Pictures | Sequence[np.ndarray | Partial],
         preprocessing: Preprocessing,
         *,
         seed: int,
@@ -109,24 +128,26 @@ class Augment:
     ) -> torch.Tensor:
         """Crop, flip and RandAugment: B pictures → uint8 B×C×H×W at the model's size.
 
-        `epochs` and `ids`, int64 of length B, say which draws each picture gets.
+        `epochs` and `ids`, int64 of length B, say which draws each picture gets. Where `takes_parts`, a picture may be
+        `Partial`; what its `part` raises, this raises.
         """
         import torch
 
         from patchword.data.randaugment import rand_augment
 
-        if self.crop == "random-resized":
-            fitted = _crop(pictures, self.crop_area, preprocessing, uniform(seed, "crop", epochs, ids, count=40))
+        if self.takes_parts:
+            draws = uniform(seed, "crop", epochs, ids, count=40)
+            images = torch.from_numpy(_crop(pictures, self.crop_area, preprocessing, draws))
         else:
-            fitted = fit_all(pictures, preprocessing)
-        pixels = self.shift_pixels if self.crop == "shift" else 0
-        shifts = (uniform(seed, "shift", epochs, ids, count=2) * (2 * pixels + 1)).astype(np.int64)
-        images = _shift(fitted, shifts, pixels)
+            pixels = self.shift_pixels if self.crop == "shift" else 0
+            shifts = (uniform(seed, "shift", epochs, ids, count=2) * (2 * pixels + 1)).astype(np.int64)
+            fitted = fit_all(cast(Pictures, pictures), preprocessing)
+            images = torch.from_numpy(_shift(fitted, shifts, pixels))
         if self.flip:
-            mirrored = np.flatnonzero(uniform(seed, "flip", epochs, ids, count=1).reshape(-1) < 0.5)
-            images[mirrored] = images[mirrored, :, :, ::-1]
+            for index in np.flatnonzero(uniform(seed, "flip", epochs, ids, count=1).reshape(-1) < 0.5).tolist():
+                images[index] = images[index].flip(2)
         return rand_augment(
-            torch.from_numpy(images),
+            images,
             layers=self.randaugment_layers,
             magnitude=self.randaugment_magnitude,
             seed=seed,
@@ -135,11 +156,8 @@ class Augment:
         )
 
     def source_side(self, preprocessing: Preprocessing) -> int:
-        """The short side, in pixels, from which on a larger picture gains next to nothing: decoders may stop there."""
-        longest = max(preprocessing.image_size)
-        if self.crop == "random-resized":  # the smallest crop is then not enlarged
-            return math.ceil(longest / math.sqrt(self.crop_area[0] * CROP_ASPECT[0]))
-        return math.ceil(2 * longest / preprocessing.crop_fraction)
+        """The short side, in pixels, from which on a larger picture that is seen whole gains next to nothing."""
+        return math.ceil(2 * max(preprocessing.image_size) / preprocessing.crop_fraction)
 
 
 def fit_all(pictures: Pictures, preprocessing: Preprocessing) -> np.ndarray:
@@ -173,8 +191,13 @@ def sample_boxes(
     return np.stack([top, left, top + tall, left + wide], axis=1).astype(np.int64), np.any(fits, axis=1)
 
 
-def _crop(pictures: Pictures, area: tuple[float, float], preprocessing: Preprocessing, draws: np.ndarray) -> np.ndarray:
-    """A random part of each picture, scaled to the model's size: uint8 B×H×W×C. `draws` is B×40."""
+def _crop(
+    pictures: Sequence[np.ndarray | Partial] | np.ndarray,
+    area: tuple[float, float],
+    preprocessing: Preprocessing,
+    draws: np.ndarray,
+) -> np.ndarray:
+    """A random part of each picture, scaled to the model's size: uint8 B×C×H×W. `draws` is B×40."""
     heights, widths = np.array([picture.shape[:2] for picture in pictures]).reshape(-1, 2).T
     boxes, found = sample_boxes(heights, widths, area, CROP_ASPECT, draws.reshape(len(pictures), -1, 4))
     # No attempt fits only in a very long or a tiny picture: then the middle, as large as the aspect allows.
@@ -182,10 +205,16 @@ def _crop(pictures: Pictures, area: tuple[float, float], preprocessing: Preproce
     wide = np.minimum(widths, np.maximum(1, np.rint(heights * CROP_ASPECT[1])))
     top, left = (heights - tall) // 2, (widths - wide) // 2
     middle = np.stack([top, left, top + tall, left + wide], axis=1).astype(np.int64)
-    stretch = dataclasses.replace(preprocessing, resize="stretch")
-    cropped = np.empty((len(pictures), *preprocessing.image_size, preprocessing.channels), np.uint8)
-    for place, picture, box in zip(cropped, pictures, np.where(found[:, None], boxes, middle), strict=True):
-        place[:] = stretch.fit(picture[box[0] : box[2], box[1] : box[3]])
+    size = preprocessing.image_size
+    cropped = np.empty((len(pictures), preprocessing.channels, *size), np.uint8)
+    for place, picture, (y, x, bottom, right) in zip(
+        cropped, pictures, np.where(found[:, None], boxes, middle).tolist(), strict=True
+    ):
+        if isinstance(picture, np.ndarray):
+            part = Part(picture[y:bottom, x:right], (0, 0, bottom - y, right - x))
+        else:
+            part = picture.part((y, x, bottom, right), size)
+        place[:] = resized(part, size, preprocessing.interpolation)
     return cropped
 
 

@@ -22,7 +22,7 @@ from PIL import (
 
 from patchword.core.picture import DecodeError, orientation, to_pixels
 
-__all__ = ["PIXEL_LIMIT", "SUFFIXES", "DecodeError", "decode", "header"]
+__all__ = ["PIXEL_LIMIT", "SUFFIXES", "DecodeError", "decode", "header", "opened", "shrunk"]
 
 PIXEL_LIMIT = 128_000_000
 """Larger pictures are refused from their header: the largest phone photographs in use have 108 million pixels."""
@@ -72,15 +72,17 @@ def decode(item: bytes | np.ndarray, channels: int, *, shrink_to: int | None = N
     """
     if isinstance(item, np.ndarray):
         return _adapt(item, channels)
-    image = _open(item)
-    try:
-        if shrink_to is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-            image.draft(None, (shrink_to, shrink_to))
-        return to_pixels(image, channels)
-    except DecodeError:
-        raise
-    except _DAMAGE as error:
-        raise DecodeError(_damage(error, item)) from error
+    image = opened(item)
+    if shrink_to is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+        image.draft(None, (shrink_to, shrink_to))
+    return _pixels(image, item, channels)
+
+
+def shrunk(content: bytes, channels: int, scale: int) -> np.ndarray:
+    """A JPEG as `decode` gives it, with sides of 1/`scale`, rounded up; `scale` is 1, 2, 4 or 8."""
+    image = opened(content)
+    image.draft(None, (image.width // scale, image.height // scale))  # never less, and never half of it
+    return _pixels(image, content, channels)
 
 
 def header(item: bytes | np.ndarray) -> tuple[int, int, bool]:
@@ -91,14 +93,14 @@ def header(item: bytes | np.ndarray) -> tuple[int, int, bool]:
     if isinstance(item, np.ndarray):
         _check_array(item)
         return item.shape[0], item.shape[1], item.ndim == 2 or item.shape[2] == 1
-    image = _open(item)
+    image = opened(item)
     turned = orientation(image) >= 5
     height, width = (image.width, image.height) if turned else (image.height, image.width)
     return height, width, image.mode in _GREY_MODES
 
 
-def _open(content: bytes) -> ImageFile.ImageFile:
-    """The picture with its header read and its size checked.
+def opened(content: bytes) -> ImageFile.ImageFile:
+    """The picture with its header read and its size checked; raises `DecodeError`.
 
     The plugin is chosen here, by the first bytes, and not by `Image.open`: so that only the formats below are ever
     parsed, whatever plugins the process has loaded, and so that Pillow's process-wide limit neither warns nor matters.
@@ -120,6 +122,16 @@ def _open(content: bytes) -> ImageFile.ImageFile:
     if min(image.size) < _SMALLEST_SIDE:
         raise DecodeError(f"is {image.width}x{image.height} pixels, too small")
     return image
+
+
+def _pixels(image: ImageFile.ImageFile, content: bytes, channels: int) -> np.ndarray:
+    """`to_pixels` of what `opened` made of `content`, with every failure a `DecodeError`."""
+    try:
+        return to_pixels(image, channels)
+    except DecodeError:
+        raise
+    except _DAMAGE as error:
+        raise DecodeError(_damage(error, content)) from error
 
 
 def _plugin(content: bytes) -> type[ImageFile.ImageFile] | None:
