@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from patchword.data import jpeg
 from patchword.data.decode import DecodeError, decode
-from patchword.data.part import Undecoded, open_picture
+from patchword.data.part import Part, Undecoded, open_picture
 from patchword.data.resize import resized
 
 HEIGHT, WIDTH = 149, 211  # primes: no multiple of a JPEG's blocks
@@ -59,13 +60,10 @@ def upright(content: bytes, mode: str = "RGB", scale: int = 1) -> np.ndarray:
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def pillows(crop: np.ndarray, size: Size) -> np.ndarray:
+def pillows(crop: np.ndarray, size: Size, channels: int = 3) -> np.ndarray:
     """Pillow's resize, C×H×W."""
-    return (
-        np.asarray(Image.fromarray(crop).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-        .transpose(2, 0, 1)
-        .astype(int)
-    )
+    picture = Image.fromarray(crop).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(picture).reshape(*size, channels).transpose(2, 0, 1).astype(int)
 
 
 def undecoded(content: bytes, channels: int = 3) -> Undecoded:
@@ -344,6 +342,24 @@ def test_at_full_size_training_sees_pillows_resize(layout: str) -> None:
         found = difference(content, box, (101, 97))  # nothing is large enough to be shrunk
         assert found.max() <= 2
         assert found.mean() < 0.3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("tall", "wide"), [(1, 1), (1, 997), (1201, 3), (1201, 997), (17, 13), (5, 31)])
+def test_any_part_is_resized_as_pillow_does(
+    tall: int, wide: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(2).choice(np.array([0, 255], np.uint8), (tall, wide, channels))
+    whole = Part(pixels, (0, 0, tall, wide))
+    expected = pillows(pixels[..., 0] if channels == 1 else pixels, (17, 13), channels)
+    assert np.abs(resized(whole, (17, 13), "bilinear") - expected).max() <= 2
+    mirrored = Part(pixels[::-1, ::-1], (0, 0, tall, wide))
+    np.testing.assert_array_equal(
+        resized(mirrored, (17, 13), "bilinear"),
+        resized(Part(np.ascontiguousarray(mirrored.pixels), mirrored.box), (17, 13), "bilinear"),
+    )
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    np.testing.assert_array_equal(resized(whole, (17, 13), "bilinear"), expected)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])

@@ -15,15 +15,15 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 def resized(part: Part, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> np.ndarray:
     """`part` stretched to `size` (height, width): uint8 C×H×W.
 
-    Pillow's pixels, or within one grey level of them: torch's kernel for bytes with AVX computes the same filter in
-    fixed point and takes a quarter of the time. It knows no parts between pixels, and its bicubic is another function.
+    Pillow's pixels, or within two grey levels of them: torch's kernel for bytes with AVX computes the same filter in
+    fixed point, in a third of the time. It knows no parts between pixels, and its bicubic is another function.
     """
     import torch
     from torch.nn.functional import interpolate
 
     pixels, box = part
-    if min(pixels.strides) < 0:  # turned or mirrored
-        pixels = np.ascontiguousarray(pixels)
+    if min(pixels.strides) < 0:  # mirrored, which torch does not take
+        pixels = pixels.copy()
     whole = box == (0, 0, *pixels.shape[:2])
     if whole and interpolation == "bilinear" and torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
