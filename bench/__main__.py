@@ -28,21 +28,21 @@ from bench.timing import Timings, measure, ratio, workers
 from patchword.models.cost import TRAINING_FACTOR, cost
 
 RESULTS = Path(__file__).parent / "results"
+PARTS = ("train", "forward", "convolutions", "pictures", "engine", "other")
 PACKAGES = ("torch", "timm", "transformers", "torchvision", "onnxruntime")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("mode", choices=("quick", "full", "scale"))
-    parser.add_argument(
-        "--only", choices=("train", "forward", "convolutions", "engine", "other"), help="one part of it"
-    )
+    parser.add_argument("--only", choices=PARTS, help="one part of it")
     arguments = parser.parse_args()
     full = arguments.mode == "full"
     parts = {
         "train": functools.partial(_compare, TRAINING, full=full),
         "forward": functools.partial(_compare, FORWARD, full=full),
         "convolutions": functools.partial(_compare, CONVOLUTIONS, full=full, eager=("patchword", "timm")),
+        "pictures": functools.partial(_pictures, rounds=15 if full else 7),
         "engine": functools.partial(_engine, rounds=5 if full else 3),
         "other": functools.partial(_other, rounds=7 if full else 3),
     }
@@ -53,7 +53,10 @@ def main() -> None:
     results = {name: part() for name, part in parts.items() if arguments.only in (None, name)}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{datetime.date.today():%Y-%m-%d}-{arguments.mode}.json"
-    path.write_text(json.dumps({"machine": machine, **results}, indent=1) + "\n")
+    before = json.loads(path.read_text()) if arguments.only and path.exists() else {}
+    if before.get("machine") != machine:  # parts of one record come from one machine
+        before = {}
+    path.write_text(json.dumps({"machine": machine, **before, **results}, indent=1) + "\n")
     print(f"\nwritten to {path}")
 
 
@@ -127,10 +130,19 @@ def _show(row: dict[str, Any]) -> None:
         )
 
 
+def _pictures(rounds: int) -> dict[str, Any]:
+    if not pictures.FOLDER.is_dir():
+        print(f"\nJPEG bytes → augmented batch: left out, there are no photographs in {pictures.FOLDER}")
+        return {}
+    found = json.loads(subprocess.check_output([sys.executable, "-m", "bench.pictures", str(rounds)], text=True))
+    pictures.show(found)
+    return found
+
+
 def _engine(rounds: int) -> list[dict[str, Any]]:
     print()
     rows = []
-    for sentence, figures in [*pictures.lines(2 * rounds + 1), *engine.lines(rounds)]:
+    for sentence, figures in engine.lines(rounds):
         print(sentence, flush=True)
         rows.append({"sentence": sentence, **figures})
     return rows

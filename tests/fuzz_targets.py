@@ -502,7 +502,7 @@ def _decode_target(kind: str) -> Target:
         with contextlib.suppress(DecodeError):
             size = header(content)
         for channels, shrink_to in ((3, None), (1, 8)):
-            array = decode(content, channels, shrink_to=None if shrink_to is None else lambda height, width: 8.0)
+            array = decode(content, channels, shrink_to=shrink_to)
             assert array.dtype == np.uint8
             assert array.shape[2] == channels
             assert size is not None, "decode reads what header does not"

@@ -6,13 +6,15 @@ import threading
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
+from patchword.core.preprocessing import Preprocessing
 from patchword.data import decode as module
 from patchword.data.decode import PIXEL_LIMIT, DecodeError, decode, header
 
@@ -89,23 +91,11 @@ def test_other_arrays_are_refused(array: np.ndarray) -> None:
     ("shrink_to", "size"), [(200, (200, 300)), (101, (200, 300)), (100, (100, 150)), (25, (25, 38))]
 )
 def test_shrink_to_keeps_the_short_side(shrink_to: int, size: tuple[int, int]) -> None:
-    assert decode(encoded("JPEG", 200, 300), 3, shrink_to=lambda height, width: shrink_to).shape[:2] == size
-
-
-@pytest.mark.parametrize("turn", range(1, 9))
-def test_shrink_to_is_asked_for_the_upright_picture(turn: int) -> None:
-    asked: list[tuple[int, int]] = []
-    exif = Image.Exif()
-    exif[0x0112] = turn
-    content = io.BytesIO()
-    Image.new("RGB", (211, 151)).save(content, "JPEG", exif=exif)
-    pixels = decode(content.getvalue(), 3, shrink_to=lambda height, width: asked.append((height, width)) or 30)
-    assert asked == [(151, 211) if turn < 5 else (211, 151)]
-    assert pixels.shape[:2] == ((38, 53) if turn < 5 else (53, 38))
+    assert decode(encoded("JPEG", 200, 300), 3, shrink_to=shrink_to).shape[:2] == size
 
 
 def test_shrink_to_leaves_other_formats_alone() -> None:
-    assert decode(encoded("PNG", 200, 300), 3, shrink_to=lambda height, width: 10).shape == (200, 300, 3)
+    assert decode(encoded("PNG", 200, 300), 3, shrink_to=10).shape == (200, 300, 3)
 
 
 def test_reasons() -> None:
@@ -207,6 +197,33 @@ def test_one_filter_is_enough() -> None:
     before = len(warnings.filters)
     decode(CONTENTS["PNG"], 3)
     assert len(warnings.filters) == before
+
+
+def as_pillow_evaluates(content: bytes, side: int) -> np.ndarray:
+    """The middle, 7/8 of the short side, resized to `side`: by Pillow alone."""
+    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    width, height = picture.size
+    kept = min(width, height) * 0.875
+    box = ((width - kept) / 2, (height - kept) / 2, (width + kept) / 2, (height + kept) / 2)
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box=box)).astype(int)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_evaluation_sees_pillows_pixels(orientation: int, options: dict[str, Any]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for height, width in ((307, 401), (97, 31), (23, 29)):
+        content = encoded("JPEG", height, width, exif=exif, **options)
+        for side in (37, 224):
+            ours = Preprocessing(image_size=(side, side)).fit(decode(content, 3))
+            assert np.abs(ours - as_pillow_evaluates(content, side)).max() <= 1
+
+
+def test_evaluation_sees_pillows_pixels_of_photographs(real_data: Path) -> None:
+    for path in sorted((real_data / "imagenet-sample").iterdir())[::9]:
+        ours = Preprocessing().fit(decode(path.read_bytes(), 3))
+        assert np.abs(ours - as_pillow_evaluates(path.read_bytes(), 224)).max() <= 1
 
 
 def test_real_photographs_as_pillow_shows_them(real_data: Path) -> None:

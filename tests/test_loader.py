@@ -61,6 +61,21 @@ class Encoded:
         return b""
 
 
+class Photographs(Encoded):
+    """Large JPEGs, of which the broken ones end in the middle of their pixels."""
+
+    def read(self, row: int) -> bytes:
+        random = np.random.default_rng(row)
+        content = io.BytesIO()
+        small = Image.fromarray(random.integers(0, 256, (9, 7 + row % 3, 3), dtype=np.uint8))
+        small.resize((211 + row, 307 - row), Image.Resampling.BICUBIC).save(content, "jpeg", quality=90)
+        return content.getvalue()[: len(content.getvalue()) * 2 // 3 if row in self.broken else None]
+
+
+def _photographs(broken: tuple[int, ...] = ()) -> Split:
+    return Split(Photographs(broken), np.arange(COUNT) % 5)
+
+
 def _encoded(broken: tuple[int, ...] = (), fails: dict[int, BaseException] | None = None) -> Split:
     return Split(Encoded(broken, fails), np.arange(COUNT) % 5)
 
@@ -141,6 +156,53 @@ def test_a_batch_depends_on_its_step_alone(make: Any) -> None:
             _take(_loader(make(), store=False, workers=workers, first_step=workers), 4), reference[workers:][:4]
         )
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("crop", ["random-resized", "resize"])
+def test_a_batch_of_streamed_jpegs_depends_on_its_step_alone(crop: Any) -> None:
+    augment = Augment(crop=crop, randaugment_layers=1)
+    reference = _take(_loader(_photographs(), store=False, augment=augment), 6)
+    for workers, first in ((0, 4), (1, 0), (2, 3)):
+        loader = _loader(_photographs(), store=False, augment=augment, workers=workers, first_step=first)
+        _assert_equal(_take(loader, 6 - first), reference[first:])
+
+
+def test_large_jpegs_are_cropped_alike_from_store_and_stream() -> None:
+    plain = Augment(crop="random-resized")
+    stored = _take(_loader(_photographs(), store=True, augment=plain), 3)
+    streamed = _take(_loader(_photographs(), store=False, augment=plain), 3)
+    for one, other in zip(stored, streamed, strict=True):
+        away = (one.images.float() - other.images.float()).abs().mean(dim=(1, 2, 3))
+        assert away.max() < 4  # the same crops: others differ by 30 and more
+        assert away.max() > 0  # of which some were shrunk on the way
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_jpeg_that_ends_early_has_no_weight_wherever_its_crop_is(workers: int) -> None:
+    loader = _loader(_photographs(broken=(3, 17)), store=False, workers=workers)
+    for batch in _take(loader, 20):  # six epochs, with crops at the top, too
+        failed = np.isin(batch.ids, [3, 17])
+        assert batch.weights.tolist() == (~failed).astype(float).tolist()
+        assert (batch.images.flatten(1) == 0).all(dim=1).tolist() == failed.tolist()
+    assert loader.bad == {3: "is truncated", 17: "is truncated"}
+
+
+def test_closing_ends_a_batch_while_its_parts_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from patchword.data.part import Part, Undecoded
+
+    original, started, parts = Undecoded.part, threading.Event(), []
+
+    def slow(self: Undecoded, *arguments: Any) -> Part:
+        parts.append(self)
+        started.set()
+        time.sleep(0.01)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Undecoded, "part", slow)
+    loader = _loader(_photographs(), store=False, batch_size=2000)
+    assert started.wait(60)
+    loader.close()
+    assert len(parts) < 1000
 
 
 @pytest.mark.parametrize("crop", ["shift", "resize"])
@@ -329,16 +391,16 @@ def test_large_jpegs_are_shrunk_in_training_only() -> None:
     split = Split(Large(), np.zeros(COUNT, np.int64))
     seen: list[int] = []
 
-    def decode(item: Any, channels: int, shrink_to: Any) -> np.ndarray:
-        pixels = original(item, channels, shrink_to)
+    def decode(item: Any, channels: int, *, shrink_to: int | None = None) -> np.ndarray:
+        pixels = original(item, channels, shrink_to=shrink_to)
         seen.append(pixels.shape[0])
         return pixels
 
     from patchword.data import loader as module
 
-    original = module._decode
+    original = module.decode
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_decode", decode)
+        patch.setattr(module, "decode", decode)
         _take(_loader(split, store=False, augment=Augment(crop="resize")), 1)
         assert set(seen) == {80}  # at least twice 12 / 0.875 = 28 pixels, at 1/8
         seen.clear()
@@ -353,7 +415,7 @@ def test_real_photographs_stream_as_they_are_stored() -> None:
     from patchword.data.sources import open_data
 
     split = open_data(str(root)).splits["test"].subset(np.arange(0, 372, 9))
-    large = (208, 200)  # so large that no JPEG is shrunk on the way
+    large = (160, 120)  # more than half of their 224 pixels of width: no crop is shrunk on the way
     _assert_equal(
         _take(_loader(split, store=False, workers=2, image_size=large), 3),
         _take(_loader(split, store=True, image_size=large), 3),

@@ -78,10 +78,12 @@ class Preprocessing:
         import torch
 
         dtype = dtype or torch.get_default_dtype()
-        mean = torch.tensor(self.mean, dtype=dtype, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, dtype=dtype, device=images.device).view(1, -1, 1, 1)
-        # One multiply-add per pixel: value · 1/(255 std) − mean/std.
-        return torch.addcmul(-mean / std, images.to(dtype), 1 / (255 * std))
+        mean, std = torch.tensor(self.mean, dtype=dtype), torch.tensor(self.std, dtype=dtype)
+        normalized = torch.empty(images.shape, dtype=dtype, device=images.device)
+        # One multiply-add per pixel, −mean/std + value · 1/(255 std), and no float copy of the pixels before it.
+        for channel, (offset, scale) in enumerate(zip(-mean / std, (1 / (255 * std)).tolist(), strict=True)):
+            torch.add(offset, images[:, channel], alpha=scale, out=normalized[:, channel])
+        return normalized
 
     def __call__(self, pictures: Image.Image | list[Image.Image]) -> torch.Tensor:
         """A picture or a list of them → a normalised batch, float B×C×H×W."""

@@ -9,17 +9,30 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 
 from patchword.core.errors import UsageError
 from patchword.core.preprocessing import Preprocessing
-from patchword.data.decode import Side
+from patchword.data.part import Part
 from patchword.data.plan import uniform
+from patchword.data.resize import resized
 
 if TYPE_CHECKING:
     import torch
+
+
+class Partial(Protocol):
+    """A picture that gives its parts without being decoded whole, as `part.Undecoded` does."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """h, w, C."""
+        ...
+
+    def part(self, box: tuple[int, int, int, int], least: tuple[int, int]) -> Part: ...
+
 
 Pictures = Sequence[np.ndarray] | np.ndarray
 """B pictures, uint8 h×w×C of any sizes; where all have one size, they may be one array B×h×w×C."""
@@ -99,9 +112,14 @@ class Augment:
             return dataclasses.replace(self, crop="random-resized")
         return dataclasses.replace(self, crop="shift", shift_pixels=max(1, min(4, side // 8)))
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether pictures need not be decoded whole: the crop says which part of each is looked at."""
+        return self.crop == "random-resized"
+
     def __call__(
         self,
-        pictures: Pictures,
+        pictures: Pictures | Sequence[np.ndarray | Partial],
         preprocessing: Preprocessing,
         *,
         seed: int,
@@ -110,24 +128,26 @@ class Augment:
     ) -> torch.Tensor:
         """Crop, flip and RandAugment: B pictures → uint8 B×C×H×W at the model's size.
 
-        `epochs` and `ids`, int64 of length B, say which draws each picture gets.
+        `epochs` and `ids`, int64 of length B, say which draws each picture gets. Where `takes_parts`, a picture may be
+        `Partial`; what its `part` raises, this raises.
         """
         import torch
 
         from patchword.data.randaugment import rand_augment
 
-        if self.crop == "random-resized":
-            fitted = _crop(pictures, self.crop_area, preprocessing, uniform(seed, "crop", epochs, ids, count=40))
+        if self.takes_parts:
+            draws = uniform(seed, "crop", epochs, ids, count=40)
+            images = torch.from_numpy(_crop(pictures, self.crop_area, preprocessing, draws))
         else:
-            fitted = fit_all(pictures, preprocessing)
-        pixels = self.shift_pixels if self.crop == "shift" else 0
-        shifts = (uniform(seed, "shift", epochs, ids, count=2) * (2 * pixels + 1)).astype(np.int64)
-        images = _shift(fitted, shifts, pixels)
+            pixels = self.shift_pixels if self.crop == "shift" else 0
+            shifts = (uniform(seed, "shift", epochs, ids, count=2) * (2 * pixels + 1)).astype(np.int64)
+            fitted = fit_all(cast(Pictures, pictures), preprocessing)
+            images = torch.from_numpy(_shift(fitted, shifts, pixels))
         if self.flip:
-            mirrored = np.flatnonzero(uniform(seed, "flip", epochs, ids, count=1).reshape(-1) < 0.5)
-            images[mirrored] = images[mirrored, :, :, ::-1]
+            for index in np.flatnonzero(uniform(seed, "flip", epochs, ids, count=1).reshape(-1) < 0.5).tolist():
+                images[index] = images[index].flip(2)
         return rand_augment(
-            torch.from_numpy(images),
+            images,
             layers=self.randaugment_layers,
             magnitude=self.randaugment_magnitude,
             seed=seed,
@@ -135,21 +155,9 @@ class Augment:
             ids=ids,
         )
 
-    def source_side(self, preprocessing: Preprocessing, seed: int, epoch: int, index: int) -> Side:
-        """What a decoder may shrink a picture to in this epoch: as far as no pixel that is seen has to be enlarged for it."""
-        if self.crop != "random-resized":
-            side = math.ceil(2 * max(preprocessing.image_size) / preprocessing.crop_fraction)
-            return lambda height, width: side
-
-        def needed(height: int, width: int) -> float:
-            if min(height, width) < 2 * min(preprocessing.image_size):
-                return min(height, width)  # too small to be shrunk, whatever the crop
-            draws = uniform(seed, "crop", epoch, np.array([index]), count=40)
-            [(top, left, bottom, right)] = _boxes(np.array([height]), np.array([width]), self.crop_area, draws)
-            H, W = preprocessing.image_size
-            return min(height, width) * max(H / (bottom - top), W / (right - left))
-
-        return needed
+    def source_side(self, preprocessing: Preprocessing) -> int:
+        """The short side, in pixels, from which on a larger picture that is seen whole gains next to nothing."""
+        return math.ceil(2 * max(preprocessing.image_size) / preprocessing.crop_fraction)
 
 
 def fit_all(pictures: Pictures, preprocessing: Preprocessing) -> np.ndarray:
@@ -183,36 +191,31 @@ def sample_boxes(
     return np.stack([top, left, top + tall, left + wide], axis=1).astype(np.int64), np.any(fits, axis=1)
 
 
-def _crop(pictures: Pictures, area: tuple[float, float], preprocessing: Preprocessing, draws: np.ndarray) -> np.ndarray:
-    """A random part of each picture, scaled to the model's size: uint8 B×H×W×C. `draws` is B×40."""
+def _crop(
+    pictures: Sequence[np.ndarray | Partial] | np.ndarray,
+    area: tuple[float, float],
+    preprocessing: Preprocessing,
+    draws: np.ndarray,
+) -> np.ndarray:
+    """A random part of each picture, scaled to the model's size: uint8 B×C×H×W. `draws` is B×40."""
     heights, widths = np.array([picture.shape[:2] for picture in pictures]).reshape(-1, 2).T
-    cropped = np.empty((len(pictures), *preprocessing.image_size, preprocessing.channels), np.uint8)
-    for place, picture, box in zip(cropped, pictures, _boxes(heights, widths, area, draws), strict=True):
-        place[:] = _resize(picture[box[0] : box[2], box[1] : box[3]], preprocessing)
-    return cropped
-
-
-def _boxes(heights: np.ndarray, widths: np.ndarray, area: tuple[float, float], draws: np.ndarray) -> np.ndarray:
-    """The random part of each picture that is seen, int64 B×4 (top, left, bottom, right)."""
-    boxes, found = sample_boxes(heights, widths, area, CROP_ASPECT, draws.reshape(len(heights), -1, 4))
+    boxes, found = sample_boxes(heights, widths, area, CROP_ASPECT, draws.reshape(len(pictures), -1, 4))
     # No attempt fits only in a very long or a tiny picture: then the middle, as large as the aspect allows.
     tall = np.minimum(heights, np.maximum(1, np.rint(widths / CROP_ASPECT[0])))
     wide = np.minimum(widths, np.maximum(1, np.rint(heights * CROP_ASPECT[1])))
     top, left = (heights - tall) // 2, (widths - wide) // 2
     middle = np.stack([top, left, top + tall, left + wide], axis=1).astype(np.int64)
-    return np.where(found[:, None], boxes, middle)
-
-
-def _resize(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 h×w×C → H×W×C as Pillow resizes, but for a rounding by one grey level, in a third of the time."""
-    import torch
-    import torch.nn.functional as F
-
-    if pixels.shape[:2] == preprocessing.image_size:
-        return pixels
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-    mode, size = preprocessing.interpolation, preprocessing.image_size
-    return F.interpolate(image, size, mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
+    size = preprocessing.image_size
+    cropped = np.empty((len(pictures), preprocessing.channels, *size), np.uint8)
+    for place, picture, (y, x, bottom, right) in zip(
+        cropped, pictures, np.where(found[:, None], boxes, middle).tolist(), strict=True
+    ):
+        if isinstance(picture, np.ndarray):
+            part = Part(picture[y:bottom, x:right], (0, 0, bottom - y, right - x))
+        else:
+            part = picture.part((y, x, bottom, right), size)
+        place[:] = resized(part, size, preprocessing.interpolation)
+    return cropped
 
 
 def _shift(images: np.ndarray, shifts: np.ndarray, pixels: int) -> np.ndarray:

@@ -2,11 +2,9 @@
 
 import io
 import logging
-import math
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 from PIL import (
@@ -24,7 +22,7 @@ from PIL import (
 
 from patchword.core.picture import DecodeError, orientation, to_pixels
 
-__all__ = ["PIXEL_LIMIT", "SUFFIXES", "DecodeError", "Side", "decode", "format_of", "header"]
+__all__ = ["PIXEL_LIMIT", "SUFFIXES", "DecodeError", "decode", "format_of", "header", "opened", "shrunk"]
 
 PIXEL_LIMIT = 128_000_000
 """Larger pictures are refused from their header: the largest phone photographs in use have 108 million pixels."""
@@ -63,32 +61,28 @@ _DAMAGE = (
 )
 
 
-Side = Callable[[int, int], float]
-"""Height and width of a picture → the fewest pixels that its short side needs."""
-
-
-def decode(item: bytes | np.ndarray, channels: int, *, shrink_to: Side | None = None) -> np.ndarray:
+def decode(item: bytes | np.ndarray, channels: int, *, shrink_to: int | None = None) -> np.ndarray:
     """One picture as uint8 H×W×C, upright, on white (see `core.picture.to_pixels`); C = `channels` is 1 or 3.
 
     `item` is the content of a picture file, or pixels already: uint8 H×W or H×W×C, of which only the channels change.
     `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size (the DCT does it almost for free) as long as its
-    short side keeps at least the pixels that it says for the upright picture's height and width; other pictures ignore it.
+    short side keeps at least that many pixels; other pictures ignore it.
 
     Raises `DecodeError` with a `reason`. Safe in threads.
     """
     if isinstance(item, np.ndarray):
         return _adapt(item, channels)
-    image = _open(item)
-    try:
-        if shrink_to is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-            height, width = _upright(image)
-            side = math.ceil(shrink_to(height, width))
-            image.draft(None, (side, side))
-        return to_pixels(image, channels)
-    except DecodeError:
-        raise
-    except _DAMAGE as error:
-        raise DecodeError(_damage(error, item)) from error
+    image = opened(item)
+    if shrink_to is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+        image.draft(None, (shrink_to, shrink_to))
+    return _pixels(image, item, channels)
+
+
+def shrunk(content: bytes, channels: int, scale: int) -> np.ndarray:
+    """A JPEG as `decode` gives it, with sides of 1/`scale`, rounded up; `scale` is 1, 2, 4 or 8."""
+    image = opened(content)
+    image.draft(None, (image.width // scale, image.height // scale))  # never less, and never half of it
+    return _pixels(image, content, channels)
 
 
 def header(item: bytes | np.ndarray) -> tuple[int, int, bool]:
@@ -99,13 +93,10 @@ def header(item: bytes | np.ndarray) -> tuple[int, int, bool]:
     if isinstance(item, np.ndarray):
         _check_array(item)
         return item.shape[0], item.shape[1], item.ndim == 2 or item.shape[2] == 1
-    image = _open(item)
-    return *_upright(image), image.mode in _GREY_MODES
-
-
-def _upright(image: Image.Image) -> tuple[int, int]:
-    """Height and width as a person sees them."""
-    return (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
+    image = opened(item)
+    turned = orientation(image) >= 5
+    height, width = (image.width, image.height) if turned else (image.height, image.width)
+    return height, width, image.mode in _GREY_MODES
 
 
 def format_of(content: bytes) -> str:
@@ -116,8 +107,8 @@ def format_of(content: bytes) -> str:
     return plugin.format or ""
 
 
-def _open(content: bytes) -> ImageFile.ImageFile:
-    """The picture with its header read and its size checked.
+def opened(content: bytes) -> ImageFile.ImageFile:
+    """The picture with its header read and its size checked; raises `DecodeError`.
 
     The plugin is chosen here, by the first bytes, and not by `Image.open`: so that only the formats below are ever
     parsed, whatever plugins the process has loaded, and so that Pillow's process-wide limit neither warns nor matters.
@@ -139,6 +130,16 @@ def _open(content: bytes) -> ImageFile.ImageFile:
     if min(image.size) < _SMALLEST_SIDE:
         raise DecodeError(f"is {image.width}x{image.height} pixels, too small")
     return image
+
+
+def _pixels(image: ImageFile.ImageFile, content: bytes, channels: int) -> np.ndarray:
+    """`to_pixels` of what `opened` made of `content`, with every failure a `DecodeError`."""
+    try:
+        return to_pixels(image, channels)
+    except DecodeError:
+        raise
+    except _DAMAGE as error:
+        raise DecodeError(_damage(error, content)) from error
 
 
 def _plugin(content: bytes) -> type[ImageFile.ImageFile] | None:
@@ -196,10 +197,9 @@ def _silence() -> None:
     """Keep the plugins' warnings about unused metadata from the user, in every thread.
 
     `warnings.catch_warnings` swaps a process-wide list and would undo the work of other threads; one filter that stays,
-    narrow enough to touch nothing else, is safe. It is put back in front when somebody restored the filters of before, or
-    put others before it.
+    narrow enough to touch nothing else, is safe. It is put back when somebody restored the filters of before.
     """
-    if not any(getattr(entry[3], "pattern", None) == _CHATTY for entry in tuple(warnings.filters)[:1]):
+    if not any(getattr(entry[3], "pattern", None) == _CHATTY for entry in tuple(warnings.filters)):
         warnings.filterwarnings("ignore", module=_CHATTY)
 
 

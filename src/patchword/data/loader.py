@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
-from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,16 +15,17 @@ from torch import Tensor
 from patchword.core.errors import DataError
 from patchword.core.picture import DecodeError
 from patchword.core.preprocessing import Preprocessing
-from patchword.data.augment import Augment, Pictures, fit_all
-from patchword.data.decode import PIXEL_LIMIT, Side, decode
+from patchword.data.augment import Augment, Partial, Pictures, fit_all
+from patchword.data.decode import decode
 from patchword.data.feed import Feed, Stop
-from patchword.data.jpeg import decode_plain, plain_size
+from patchword.data.part import Part, Undecoded, open_picture
 from patchword.data.plan import Plan
 
 if TYPE_CHECKING:
     from patchword.data.dataset import Split
     from patchword.data.store import Store
 
+T = TypeVar("T")
 _Built = tuple["Batch", dict[int, str]]
 """A batch, and the reasons why some of its pictures could not be decoded."""
 
@@ -53,8 +53,8 @@ class TrainLoader:
 
     The batch of a step depends on the arguments of `__init__` up to `seed` and on nothing else: not on the number of
     workers or on where the iteration began. Store and stream give the same batches, too, unless a picture is bad (the
-    store knows before, the stream meets it) or JPEGs are much larger than the model's input (the store has decoded them
-    at full size, the stream does it at 1/2, 1/4 or 1/8).
+    store knows before, the stream meets it) or what is seen of a JPEG is at least twice as large as the model's input
+    (the store has decoded it at full size, the stream does it at 1/2, 1/4 or 1/8). The crops themselves are the same.
 
     With a `store` a thread prepares the batches, and pictures that the store could not decode are left out of the plan.
     Without one, `workers` processes read and decode (0: the thread does), and a picture that fails gets weight 0. An
@@ -84,12 +84,11 @@ class TrainLoader:
         count = len(split) if good is None else len(good)
         if count == 0:
             raise DataError("none of the training pictures can be decoded; `patchword data check` lists the reasons")
-        source = _Source(split, store, preprocessing.channels)
+        source = _Source(split, store, preprocessing.channels, augment.source_side(preprocessing))
         self._plan, self._good = Plan(count, batch_size, seed), good
         places = range(batch_size) if places is None else places
-        self.build = functools.partial(_train_batch, source, preprocessing, augment, self._plan, good, places)
-        """(step, stop) → the batch of the step and its bad pictures, here and now."""
-        self._feed = Feed(self.build, itertools.count(first_step), workers if store is None else 0)
+        build = functools.partial(_train_batch, source, preprocessing, augment, self._plan, good, places)
+        self._feed = Feed(build, itertools.count(first_step), workers if store is None else 0)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch, bad in self._feed:
@@ -134,7 +133,7 @@ def evaluation_batches(
     A picture that cannot be decoded is there, too, with weight 0. `store` and `workers` are as in `TrainLoader`, but JPEGs
     are always decoded at full size: a figure must not depend on whether the pictures fitted into memory.
     """
-    source = _Source(split, store, preprocessing.channels)
+    source = _Source(split, store, preprocessing.channels, shrink_to=None)
     build = functools.partial(_evaluation_batch, source, preprocessing, batch_size)
     feed = Feed(build, range(rank, -(-len(split) // batch_size), count), workers if store is None else 0)
     try:
@@ -151,30 +150,39 @@ class _Source:
     split: Split
     store: Store | None
     channels: int
+    shrink_to: int | None
 
-    def pictures(
-        self, ids: np.ndarray, stop: Stop, shrink_to: Sequence[Side] | None = None
-    ) -> tuple[Pictures, dict[int, str]]:
-        """uint8 h×w×C for each of `ids`, one array where all shapes are equal, and why some of them failed.
-
-        `shrink_to` says for each how far a decoder may shrink it.
-        """
+    def pictures(self, ids: np.ndarray, stop: Stop) -> tuple[Pictures, dict[int, str]]:
+        """uint8 h×w×C for each of `ids`, one array where all shapes are equal, and why some of them failed."""
         if self.store is not None and self.store.same_shape and not self.store.bad:
             return self.store.stacked()[ids], {}
-        pictures, bad = [], {}
-        for place, index in enumerate(ids.tolist()):
-            if stop.is_set():
-                raise InterruptedError("the loader was closed")
-            try:
-                if self.store is not None:
-                    pictures.append(self.store.pixels(index))
-                else:
-                    side = None if shrink_to is None else shrink_to[place]
-                    pictures.append(_decode(self.split.read(index), self.channels, side))
-            except DecodeError as error:
-                bad[index] = error.reason
-                pictures.append(np.zeros((1, 1, self.channels), np.uint8))
-        return pictures, bad
+        bad: dict[int, str] = {}
+        return [self._tried(index, self._pixels, bad, stop) for index in ids.tolist()], bad
+
+    def parts(self, ids: np.ndarray, stop: Stop) -> tuple[Pictures | list[np.ndarray | Partial], dict[int, str]]:
+        """The same, with JPEGs not yet decoded; those that then fail are added to the dictionary."""
+        if self.store is not None:
+            return self.pictures(ids, stop)
+        bad: dict[int, str] = {}
+
+        def opened(index: int) -> np.ndarray | Partial:
+            picture = open_picture(self.split.read(index), self.channels)
+            return picture if isinstance(picture, np.ndarray) else _Watched(picture, index, bad, stop)
+
+        return [self._tried(index, opened, bad, stop) for index in ids.tolist()], bad
+
+    def _pixels(self, index: int) -> np.ndarray:
+        if self.store is not None:
+            return self.store.pixels(index)
+        return decode(self.split.read(index), self.channels, shrink_to=self.shrink_to)
+
+    def _tried(self, index: int, get: Callable[[int], T], bad: dict[int, str], stop: Stop) -> T | np.ndarray:
+        _raise_if(stop)
+        try:
+            return get(index)
+        except DecodeError as error:
+            bad[index] = error.reason
+            return _nothing(self.channels)
 
     def batch(self, images: Tensor, ids: np.ndarray, epochs: np.ndarray, bad: dict[int, str], first: int = 0) -> _Built:
         weights = torch.ones(len(ids))
@@ -187,13 +195,35 @@ class _Source:
         return Batch(images, labels, weights, ids, epochs, first), bad
 
 
-def _decode(item: bytes | np.ndarray, channels: int, shrink_to: Side | None) -> np.ndarray:
-    """As `decode`; a plain JPEG that does not shrink takes a shorter way to the same pixels."""
-    if isinstance(item, bytes) and (size := plain_size(item)) is not None and math.prod(size) <= PIXEL_LIMIT:
-        shrinks = shrink_to is not None and min(size) >= 2 * shrink_to(*size)
-        if not shrinks and (pixels := decode_plain(item, channels)) is not None:
-            return pixels
-    return decode(item, channels, shrink_to=shrink_to)
+@dataclasses.dataclass(frozen=True)
+class _Watched:
+    """A picture that, when it fails, says so in `bad` and is zeros; it stops with the loader."""
+
+    picture: Undecoded
+    index: int
+    bad: dict[int, str]
+    stop: Stop
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.picture.shape
+
+    def part(self, box: tuple[int, int, int, int], least: tuple[int, int]) -> Part:
+        _raise_if(self.stop)
+        try:
+            return self.picture.part(box, least)
+        except DecodeError as error:
+            self.bad[self.index] = error.reason
+            return Part(_nothing(self.shape[2]), (0, 0, 1, 1))
+
+
+def _nothing(channels: int) -> np.ndarray:
+    return np.zeros((1, 1, channels), np.uint8)
+
+
+def _raise_if(stop: Stop) -> None:
+    if stop.is_set():
+        raise InterruptedError("the loader was closed")
 
 
 def _train_batch(
@@ -208,9 +238,7 @@ def _train_batch(
 ) -> _Built:
     positions, epochs = (each[places.start : places.stop] for each in plan.batch(step))
     ids = positions if good is None else good[positions]
-    keys = zip(epochs.tolist(), ids.tolist(), strict=True)
-    shrink_to = [augment.source_side(preprocessing, plan.seed, epoch, index) for epoch, index in keys]
-    pictures, bad = source.pictures(ids, stop, shrink_to)
+    pictures, bad = (source.parts if augment.takes_parts else source.pictures)(ids, stop)
     images = augment(pictures, preprocessing, seed=plan.seed, epochs=epochs, ids=ids)
     return source.batch(images, ids, epochs, bad, places.start)
 
