@@ -392,6 +392,25 @@ def test_a_description_that_cannot_be_is_refused_before_it_is_built(
         fuzz_targets.load_model(tmp_path / "m")
 
 
+def test_names_of_files_that_are_too_long_are_files_that_are_not_there(
+    unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fuzz_targets._sharded(tmp_path / "m")
+    index = tmp_path / "m/model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] = dict.fromkeys(content["weight_map"], "é" * 150)
+    index.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="does not exist, though"):
+        open_source(tmp_path / "m")
+    shutil.copytree(unfinished / "run/checkpoints", tmp_path / "c")
+    manifest = tmp_path / "c/step-00000004/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "é" * 150: [1, "x"]}))
+    saved = checkpoint.newest(tmp_path / "c", trained(unfinished))
+    assert saved is not None
+    assert saved.state.step == 2
+    assert "is missing or not what its manifest says" in capsys.readouterr().err
+
+
 def test_half_a_character_in_json_is_refused(tmp_path: Path) -> None:
     """It could be neither written nor printed."""
     (tmp_path / "a.json").write_text('{"label": "\\ud800"}')

@@ -97,6 +97,7 @@ def overview(first_word: str = "") -> str:
 def _call(verb: Verb, called: list[str], arguments: list[str]) -> int:
     import tyro
 
+    from patchword.core.errors import one_line
     from patchword.core.progress import is_quiet
 
     module = importlib.import_module(f"patchword.verbs.{verb.module}")
@@ -109,7 +110,8 @@ def _call(verb: Verb, called: list[str], arguments: list[str]) -> int:
     )
     show = getattr(module, "show", str)
     if result is not None and not is_quiet():
-        sys.stdout.write(show(result) + "\n")
+        # Labels and names of files are other people's text: no escape code of theirs reaches the terminal.
+        sys.stdout.write("\n".join(one_line(line) for line in show(result).split("\n")) + "\n")
     rows = result if isinstance(result, list) else [result]
     failed = any(isinstance(row, dict) and "error" in row for row in rows)
     return 3 if failed or getattr(result, "stops_training", False) else 0

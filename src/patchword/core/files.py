@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from patchword.core.errors import DataError, FaultError
+from patchword.core.errors import DataError, FaultError, UsageError
 
 # What `tempfile` adds to the names of what is written aside.
 _ASIDE = r"\.(?P<name>{})(?P<old>\.old)?\.[a-z0-9_]{{8}}"
@@ -87,6 +87,14 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error})") from error
+
+
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """The path with a leading `~` or `~user` as that home; raises `UsageError` for nobody's."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{os.fspath(path)} begins with the home of nobody on this machine") from error
 
 
 def check_regular(path: Path) -> None:

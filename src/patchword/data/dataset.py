@@ -108,8 +108,12 @@ class Files:
 
     def read(self, row: int) -> bytes:
         try:
-            with open(self.path(row), "rb") as file:
-                size = os.fstat(file.fileno()).st_size
+            # Without waiting: a pipe in a file's place would wait for somebody to write.
+            with open(os.open(self.path(row), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise DecodeError("is no regular file")
+                size = status.st_size
                 if size > FILE_LIMIT:
                     raise DecodeError(f"has {size:,} bytes, more than the limit of {FILE_LIMIT >> 20} MiB")
                 return file.read()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from patchword.core import files
-from patchword.core.errors import PatchwordError
+from patchword.core.errors import DataError, PatchwordError
 from patchword.core.picture import DecodeError
 from patchword.data.dataset import Dataset, Files, Notice, Split
 from patchword.data.named import cache
@@ -114,6 +114,13 @@ def without_leaks(dataset: Dataset, duplicates: Duplicates) -> Dataset:
     for name, indices in duplicates.leaked().items():
         split = splits[name]
         splits[name] = split.subset(np.setdiff1d(np.arange(len(split)), indices))
+        if not len(splits[name]):
+            if name == "train":
+                raise DataError(
+                    f"{dataset.location}: every training picture is in validation or test, too; other ones belong there, or "
+                    "loading.duplicates=no keeps them"
+                )
+            del splits[name]
         first = split.name(int(indices[0]))
         sentence = f"{name}: left out, for validation or test have them, too: {len(indices)} (first: {first})"
         notices.append(Notice("leak", first, sentence))

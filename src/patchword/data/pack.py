@@ -68,7 +68,7 @@ def pack(
         raise UsageError(f"a shard of {shard_bytes} bytes holds nothing; 256 MB are usual")
     if is_address(out):
         raise UsageError(f"{out} is an address; pack into a folder of this machine and copy that")
-    out = Path(out).expanduser()
+    out = files.at_home(out)
     dataset = open_data(data)
     settings = {"side": side, "quality": quality if side else None, "shard_bytes": shard_bytes}
     with only_writer(out):

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from patchword.core import files
 from patchword.core.errors import DataError
 from patchword.data import named
 from patchword.data.assemble import Found, assemble
@@ -29,7 +30,7 @@ def open_data(data: str | os.PathLike[str], *, classes: tuple[str, ...] | None =
     Raises `DataError` in one sentence: what is wrong, where, what would be right; `FaultError` for an address that does
     not answer.
     """
-    path = Path(data).expanduser()
+    path = files.at_home(data)
     if path.exists() or path.is_symlink():
         return assemble(_find(Path(os.path.abspath(path))), classes)
     if is_address(data):

@@ -13,6 +13,7 @@ no parameters, and bfloat16 needs no loss scaler, so neither is here.
 """
 
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -180,7 +181,7 @@ def _verify(path: Path) -> None:
         raise DataError(f"{path / strange[0]} is not in its manifest")
     for name, size, digest in entries:
         file = path / name
-        if not file.is_file() or file.stat().st_size != size or files.sha256(file) != digest:
+        if not os.path.isfile(file) or file.stat().st_size != size or files.sha256(file) != digest:
             raise DataError(f"{file} is missing or not what its manifest says")
 
 
@@ -205,7 +206,7 @@ def _check_fit(saved: Saved, model: Model) -> None:
 
 def _entries(manifest: Any, where: Path) -> Iterator[tuple[str, int, str]]:
     for name, entry in manifest.items() if isinstance(manifest, dict) else ():
-        if Path(name).name != name or len(name) > 99 or not isinstance(entry, list) or len(entry) != 2:
+        if Path(name).name != name or not isinstance(entry, list) or len(entry) != 2:
             raise DataError(f"{where} is not a manifest of files beside it with their size and SHA-256")
         yield name, entry[0], entry[1]
 

@@ -71,12 +71,12 @@ def _run(
 ) -> Path:
     if out is not None:
         world.decide(functools.partial(run_folder.check, out))  # before the data is looked through
-    if world.count > 1 and not Path(recipe.data).expanduser().exists():
+    if world.count > 1 and not files.at_home(recipe.data).exists():
         world.decide(lambda: prepare.fetch(recipe))  # one downloads, the others find it
     opened = prepare.open_training_data(recipe)
     dataset = opened.dataset
-    if Path(recipe.data).expanduser().exists():  # a named set keeps its name, a path works from anywhere
-        recipe = dataclasses.replace(recipe, data=str(Path(recipe.data).expanduser().resolve()))
+    if files.at_home(recipe.data).exists():  # a named set keeps its name, a path works from anywhere
+        recipe = dataclasses.replace(recipe, data=str(files.at_home(recipe.data).resolve()))
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(dataset.splits["train"])))
     if recipe.batch_size < 2 * world.count:
         raise UsageError(

@@ -59,10 +59,7 @@ def locate(source: str | Path) -> Path:
     name of an official file (`OFFICIAL`) that does not lie here. Raises `UsageError` for an address that leads nowhere and
     `DataError` where it cannot be reached.
     """
-    try:
-        path = Path(source).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"{source} begins with the home of nobody on this machine") from error
+    path = files.at_home(source)
     if isinstance(source, Path) or path.exists():
         return path
     address = OFFICIAL.get(source, source)

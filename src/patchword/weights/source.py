@@ -1,6 +1,7 @@
 """A path → the tensors there and what lies beside them. Whose they are is seen in their names, never in the file's."""
 
 import dataclasses
+import os
 import struct
 import zipfile
 from collections.abc import Collection, Mapping
@@ -95,7 +96,7 @@ def _shards(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
     for name in sorted(set(index.values())):
         if Path(name).name != name:
             raise DataError(f"{path / _INDEX} names {name!r}, which leads out of the folder; a file beside it is right")
-        if not (path / name).is_file():
+        if not os.path.isfile(path / name):  # pathlib's raises where a name is too long
             raise DataError(f"{path / name} does not exist, though {_INDEX} names it")
         tensors.update(folder.read_tensors(path / name))
     if missing := sorted(set(index) ^ set(tensors)):

@@ -240,7 +240,7 @@ def preprocessing(
             mean=_per_channel(picture["mean"], channels),
             std=_per_channel(picture["std"], channels),
         )
-    except (UsageError, TypeError, ValueError) as error:
+    except (UsageError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{reading.where}: pretrained_cfg of {CONFIG} is out of range ({error})") from error
 
 
