@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from patchword.core.errors import DataError
 from patchword.data import duplicates as module
 from patchword.data.dataset import Arrays, Dataset, Split
 from patchword.data.duplicates import Duplicates, Group, find_duplicates, without_leaks
@@ -181,3 +182,10 @@ def test_real_photographs(real_data: Path, tmp_path: Path) -> None:
     test = dataset.splits["test"]
     assert len({bytes(test.read(index)) for index in range(len(test))}) == len(test)
     assert find_duplicates(dataset, tmp_path).groups == ()
+
+
+def test_a_set_whose_training_pictures_are_all_elsewhere_too_is_an_error(tmp_path: Path) -> None:
+    root = write(tmp_path / "all", train__ant__0=b"one", train__bee__0=b"two", test__ant__0=b"one", test__bee__0=b"two")
+    dataset = open_data(root)
+    with pytest.raises(DataError, match="every training picture is in validation or test, too"):
+        without_leaks(dataset, find_duplicates(dataset, tmp_path / "cache"))
