@@ -185,3 +185,24 @@ def test_importing_patchword_imports_no_torch() -> None:
     code = "import patchword, patchword.cli, sys; assert 'torch' not in sys.modules; patchword.DataError; print(dir(patchword))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "create_model" in done.stdout
+
+
+def test_a_folder_that_is_half_removed_is_out_of_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a crash leaves of it has another name, and goes with the leftovers."""
+    old = tmp_path / "step-00000007"
+    old.mkdir()
+    for name in ("a", "manifest.json"):
+        (old / name).write_text(name)
+
+    def killed(path: Path, **_: Any) -> None:
+        next(path.rglob("manifest.json")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.remove_directory(old)
+    assert not old.exists()
+    assert list(tmp_path.rglob("a"))
+    files.remove_leftovers(tmp_path, r"step-\d+")
+    assert not list(tmp_path.iterdir())

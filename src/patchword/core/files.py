@@ -138,6 +138,13 @@ def new_directory(path: Path) -> Iterator[Path]:
         sync_directory(path.parent)
 
 
+def remove_directory(path: Path) -> None:
+    """Remove a folder so that a crash leaves it whole or, under another name, for `remove_leftovers`: never a part of it."""
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    os.replace(path, aside / path.name)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path, names: str) -> None:
     """Clear away what a crash has left of files and folders that were being written aside, and nothing else.
 

@@ -15,7 +15,6 @@ no parameters, and bfloat16 needs no loss scaler, so neither is here.
 import dataclasses
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -106,7 +105,8 @@ def save(folder: Path, state: State, tensors: Tensors, keep: int) -> None:
         files.write_json(aside / MANIFEST, {name: done[name].result() for name in sorted(done)})
     whole = [path for path in _newest_first(folder) if (path / MANIFEST).is_file()]
     for old in whole[max(1, keep) :]:
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the disk may be full: the next saving removes it
+            files.remove_directory(old)
 
 
 @dataclasses.dataclass(frozen=True)
