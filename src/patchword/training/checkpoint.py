@@ -12,6 +12,7 @@ The order of the data and all randomness are pure functions of the step, so the 
 no parameters, and bfloat16 needs no loss scaler, so neither is here.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
