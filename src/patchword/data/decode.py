@@ -197,9 +197,10 @@ def _silence() -> None:
     """Keep the plugins' warnings about unused metadata from the user, in every thread.
 
     `warnings.catch_warnings` swaps a process-wide list and would undo the work of other threads; one filter that stays,
-    narrow enough to touch nothing else, is safe. It is put back when somebody restored the filters of before.
+    narrow enough to touch nothing else, is safe. It is put back in front when somebody restored the filters of before, or
+    put others before it.
     """
-    if not any(getattr(entry[3], "pattern", None) == _CHATTY for entry in tuple(warnings.filters)):
+    if not any(getattr(entry[3], "pattern", None) == _CHATTY for entry in tuple(warnings.filters)[:1]):
         warnings.filterwarnings("ignore", module=_CHATTY)
 
 
