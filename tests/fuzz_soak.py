@@ -3,7 +3,7 @@
     python tests/fuzz_soak.py --count 10000 --workers 1 --report soak/files
 
 prints the table and writes it as `soak/files.json` and `soak/files.md`; the exit code is 1 where there was a failure. One case
-again: `python tests/fuzz_targets.py "Google npz" 17 /tmp/case`.
+again: `python tests/fuzz_targets.py "Google npz" 17 CASE`, with a new folder's name.
 """
 
 import argparse

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -37,37 +36,9 @@ from patchword.training.run import run
 from patchword.training.step import gradients as step_gradients
 from patchword.training.step import train_step
 from patchword.weights.io import load_model
-
-TINY = {"name": "ViT-At/8", "depth": 2, "embed_dim": 16, "num_heads": 2, "mlp_dim": 24}
-
-
-def tiny(data: Path, **changes: Any) -> Recipe:
-    """Twelve steps of the smallest model on 16-px pictures, with every kind of chance that training has."""
-    base: dict[str, Any] = {
-        "data": str(data),
-        "model": TINY,
-        "image_size": [16, 16],
-        "batch_size": 10,
-        "micro_batch": 4,
-        "threads": 2,
-        "budget": {"steps": 12},
-        "augment": {"crop": "shift", "shift_pixels": 2, "mixup": 0.2, "cutmix": 0.5, "erasing": 0.2},
-        "optimizer": {"lr": 3e-3},
-        "regularization": {"dropout": 0.1, "stochastic_depth": 0.1, "patch_dropout": 0.25, "average_decay": 0.9},
-    }
-    if "budget" in changes:
-        del base["budget"]
-    return recipes.load("scratch", config.merge(base, changes))
-
-
-def weights_hash(folder: Path) -> str:
-    return hashlib.sha256((folder / "model/model.safetensors").read_bytes()).hexdigest()
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """The log without what the clock decides."""
-    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in read]
+from tiny import tiny
+from victims import log_lines as lines
+from victims import weights_hash
 
 
 @pytest.fixture

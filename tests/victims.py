@@ -42,7 +42,7 @@ class Victim:
     largest_file: int = 0
     """The most bytes that a file may have (RLIMIT_FSIZE); 0: no limit."""
     signal_at: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """`{"where": "step" | "validate" | "save" | "data", "step": 3, "rank": 1, "signal": 15}`."""
+    """`{"where": "step" | "validate" | "save" | "data", "step": 3, "rank": 1, "signal": 15, "times": 1}`."""
     poison: dict[str, Any] = dataclasses.field(default_factory=dict)
     """`{"step": 4, "rank": 1}`: a picture of that process's batch is NaN there."""
     ids: Path | None = None
@@ -177,7 +177,8 @@ def _signal_at(at: dict[str, Any]) -> None:
     def send() -> None:
         if not sent[0]:
             sent[0] = True
-            os.kill(os.getpid(), at.get("signal", signal.SIGTERM))
+            for _ in range(at.get("times", 1)):
+                os.kill(os.getpid(), at.get("signal", signal.SIGTERM))
 
     step, gradients = at.get("step", 3), loop.gradients
 

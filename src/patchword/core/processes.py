@@ -35,7 +35,6 @@ class Processes:
         self.rank, self.count = rank, count
         self.local_rank, self.local_count = local_rank, local_count
         """Among those on this machine."""
-        self.device_type = "cpu"
         self._store: Any = None
 
     @property
@@ -83,6 +82,10 @@ class Processes:
         return [
             json.loads(bytes(each[: int(length.item())].tolist())) for each, length in zip(texts, lengths, strict=True)
         ]
+
+    def together(self, found: dict[int, str]) -> dict[int, str]:
+        """What any process has found, by number."""
+        return {int(number): what for each in self.gather(found) for number, what in each.items()}
 
     def decide(self, decision: Callable[[], Any]) -> Any:
         """What the first process finds, which JSON can hold: found by it alone and known to all; so are its errors."""
@@ -159,11 +162,6 @@ _SIGNS = ("gloo", "NCCL", "Connection", "connection", "Timed out", "timed out", 
 """What torch's messages hold when another process does not answer."""
 
 
-def launched() -> bool:
-    """Whether a launcher such as `torchrun` has started several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 @contextmanager
 def joined(timeout: float = TIMEOUT, on_orphaned: Callable[[], object] = lambda: None) -> Iterator[Processes]:
     """The group that the environment describes, for as long as the context lasts; a group of one without a launcher.
@@ -171,7 +169,7 @@ def joined(timeout: float = TIMEOUT, on_orphaned: Callable[[], object] = lambda:
     `timeout` is how many seconds a process waits for the others; `on_orphaned` is called, in a thread, when the launcher
     no longer answers.
     """
-    if not launched():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
     import torch

@@ -3,6 +3,7 @@
 import ctypes
 import fcntl
 import os
+import platform
 import resource
 import signal
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -76,6 +78,13 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     except (OSError, AttributeError):
         return
+
+
+def versions() -> dict[str, str]:
+    """Of patchword, torch and Python: what a run's bits depend on beside the machine."""
+    import torch
+
+    return {"patchword": version("patchword"), "torch": torch.__version__, "python": platform.python_version()}
 
 
 def peak_memory(device: "torch.device") -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from patchword.core.errors import DataError, UsageError, nearest
-from patchword.core.files import new_directory
+from patchword.core.files import at_home, new_directory
 from patchword.data.arrays import DIGITS
 from patchword.data.assemble import Found, Part
 from patchword.data.dataset import Arrays
@@ -92,7 +92,7 @@ def cache() -> Path:
 
 def _unknown(name: str) -> str:
     """The sentence for a name or path that stands for nothing; suggestions are what lies beside it, and the named sets."""
-    path = Path(name).expanduser()
+    path = at_home(name)
     beside = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
     if os.sep in name or path.suffix:
         guess = nearest(path.name, beside)
@@ -105,7 +105,7 @@ def _unknown(name: str) -> str:
 
 def _places() -> list[Path]:
     own = os.environ.get("PATCHWORD_DATA")
-    return [Path(own).expanduser(), *_SYSTEM] if own else list(_SYSTEM)
+    return [at_home(own), *_SYSTEM] if own else list(_SYSTEM)
 
 
 def _plain(name: str) -> str:

@@ -70,7 +70,7 @@ def predict(
     if world.sum(stop())[0]:
         raise StoppedError(f"stopped by a signal while {what}; the same command goes on")
     logits = world.add(logits)  # each row is zeros everywhere but in one process
-    unreadable = {int(index): reason for each in world.gather(unreadable) for index, reason in each.items()}
+    unreadable = world.together(unreadable)
     if not np.isfinite(logits).all():
         raise FaultError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
     return Predictions(logits, split.labels, unreadable)

@@ -30,7 +30,7 @@ from patchword.core.progress import say
 from patchword.models.contract import Model
 from patchword.training.optimizer import Average
 from patchword.training.passes import as_sharded, full, full_tensors
-from patchword.weights.folder import check_fit, check_like, read_tensors, write_tensors
+from patchword.weights.folder import check_fit, check_like, is_finite, read_tensors, write_tensors
 
 MANIFEST = "manifest.json"
 _MODEL, _AVERAGE, _STATE = "model.safetensors", "average.safetensors", "state.json"
@@ -223,11 +223,7 @@ def _read_state(path: Path) -> State:
 
 def _non_finite(tensors: dict[str, Tensor]) -> str | None:
     """The name of the first tensor with values that are not finite."""
-    for name, value in tensors.items():
-        # A sum is finite where all of its terms are, unless they are huge: only then look at each.
-        if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
-            return name
-    return None
+    return next((name for name, value in tensors.items() if not is_finite(value)), None)
 
 
 def _named(optimizer: torch.optim.Optimizer) -> dict[str, torch.nn.Parameter]:

@@ -2,20 +2,18 @@
 
 import copy
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from patchword.core import files
 from patchword.core.errors import DataError, DivergedError, FaultError, StoppedError
 from patchword.core.processes import Processes
 from patchword.core.progress import Progress, say
+from patchword.core.runtime import versions
 from patchword.data.dataset import Split
 from patchword.data.loader import TrainLoader
 from patchword.data.store import MOST_BAD
@@ -76,8 +74,7 @@ class Loop:
             self._fill(saved)
             state.resumed_from.append(saved.state.step)
         state.total_steps, state.processes, state.threads = self.total, self.world.count, torch.get_num_threads()
-        state.versions = {"patchword": version("patchword"), "torch": torch.__version__}
-        state.versions["python"] = platform.python_version()
+        state.versions = versions()
         self.record = Record(folder / LOG, state.step, writes=self.world.first)
         self._load(state.step)
 
@@ -117,7 +114,7 @@ class Loop:
             raise
         finally:
             self.loader.close()
-        return self.passes.whole(None if self.average is None else self.average.weights)
+        return self._kept()
 
     def step(self) -> bool:
         """One update, or none where the training has gone wrong in this step before; whether to stop after it."""
@@ -203,7 +200,7 @@ class Loop:
         if self.passes.model.has_batch_norm:
             self.world.spread(self.passes.model.buffers())
         try:
-            figures = self.validate(self.passes.whole(None if self.average is None else self.average.weights))
+            figures = self.validate(self._kept())
         except FaultError as error:
             raise FaultError(f"training diverged before step {state.step + 1}: {error}; {_SMALLER_RATE}") from error
         self.record.write("validation", state.step, **figures)
@@ -228,6 +225,10 @@ class Loop:
             if insist:
                 raise
             say(f"note: no checkpoint at step {state.step}: {error}; the training goes on and tries again")
+
+    def _kept(self) -> Model:
+        """The model to look at and to keep, in one piece: with the average of its weights where the recipe has one."""
+        return self.passes.whole(None if self.average is None else self.average.weights)
 
     def _newest(self, model: Model) -> checkpoint.Saved | None:
         """The newest whole checkpoint; one of other data or another recipe is an error."""
@@ -265,8 +266,7 @@ class Loop:
 
     def _all_bad(self) -> dict[int, str]:
         """The unreadable pictures that any process has met, or that were known before."""
-        met = [{int(index): reason for index, reason in each.items()} for each in self.world.gather(self.loader.bad)]
-        return dict(sorted({**self.state.unreadable, **{k: v for each in met for k, v in each.items()}}.items()))
+        return dict(sorted({**self.state.unreadable, **self.world.together(self.loader.bad)}.items()))
 
 
 def passes_for(model: Model, objective: Objective, recipe: Recipe, world: Processes, *, sharded: bool) -> Passes:
@@ -311,8 +311,8 @@ def seconds_per_step(
                     break
     finally:
         loader.close()
-    seconds = np.array(world.sum(statistics.median(times[1:])))  # the first step pays for what is made once
-    return float(seconds[0]) / world.count
+    [seconds] = world.sum(statistics.median(times[1:]))  # the first step pays for what is made once
+    return seconds / world.count
 
 
 def check_bad(bad: dict[int, str], split: Split) -> None:

@@ -109,7 +109,6 @@ class Passes:
             # Depthwise kernels of one channel have two spellings of the same strides.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             self.losses = [nn.parallel.DistributedDataParallel(self.losses[0], gradient_as_bucket_view=True)]
-
         self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         """What has gradients, as the optimizer sees it."""
 
@@ -209,8 +208,6 @@ class Passes:
             yield
 
     def _gather(self) -> None:
-        if self.crew.size == 1:
-            return
         for replica in self.losses[1:]:
             for mine, theirs in zip(self.losses[0].parameters(), replica.parameters(), strict=True):
                 if theirs.grad is not None and mine.grad is not None:

@@ -6,10 +6,8 @@ import datetime
 import functools
 import hashlib
 import math
-import platform
 import shlex
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from patchword.core.runtime import (
     describe_device,
     keep_memory,
     peak_memory,
+    versions,
 )
 from patchword.data.augment import Augment
 from patchword.data.loader import TrainLoader
@@ -71,12 +70,13 @@ def _run(
 ) -> Path:
     if out is not None:
         world.decide(functools.partial(run_folder.check, out))  # before the data is looked through
-    if world.count > 1 and not files.at_home(recipe.data).exists():
+    there = files.at_home(recipe.data)
+    if world.count > 1 and not there.exists():
         world.decide(lambda: prepare.fetch(recipe))  # one downloads, the others find it
     opened = prepare.open_training_data(recipe)
     dataset = opened.dataset
-    if files.at_home(recipe.data).exists():  # a named set keeps its name, a path works from anywhere
-        recipe = dataclasses.replace(recipe, data=str(files.at_home(recipe.data).resolve()))
+    if there.exists():  # a named set keeps its name, a path works from anywhere
+        recipe = dataclasses.replace(recipe, data=str(there.resolve()))
     recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(dataset.splits["train"])))
     if recipe.batch_size < 2 * world.count:
         raise UsageError(
@@ -314,7 +314,7 @@ class _Run:
         split = "test" if "test" in self.dataset.splits else "validation"
         if split not in self.dataset.splits:
             say("the data set has neither test nor validation pictures: the model is not evaluated")
-            self.world.decide(lambda: self.write_result("finished"))
+            self.world.decide(lambda: self.write_result(FINISHED))
             return
         predictions = self.predict(self.model, split)
         pictures, classes = self.dataset.splits[split], self.dataset.classes
@@ -328,7 +328,7 @@ class _Run:
         measured = {"split": split, **{key: figures[key] for key in ("n", "metric", "value", "value_ci95")}}
         if figures["metric"] == "accuracy":
             measured |= {"accuracy": figures["value"], "accuracy_ci95": figures["value_ci95"]}
-        self.world.decide(lambda: self.write_result("finished", **measured))
+        self.world.decide(lambda: self.write_result(FINISHED, **measured))
 
     def command(self) -> str:
         """What repeats the run, bit for bit on the same machine."""
@@ -370,11 +370,7 @@ class _Run:
                     for index, why in sorted(self.state.unreadable.items())
                 ],
             },
-            "versions": {
-                "patchword": version("patchword"),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
             "device": describe_device(torch.device(recipe.device)),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
@@ -383,7 +379,7 @@ class _Run:
             if self.publish is not None and (self.out / RECIPE).is_file():
                 self.publish(self.out)
         except FaultError:
-            if status == "finished":
+            if status == FINISHED:
                 raise
             # The disk that stopped the run cannot take its story either; the error itself is about to be shown.
 

@@ -11,6 +11,7 @@ from patchword.core import files
 from patchword.core.errors import DataError
 from patchword.models.contract import Model
 from patchword.weights import io
+from patchword.weights.folder import is_finite
 from patchword.weights.mapping import Hints, type_of
 from patchword.weights.source import Source, open_source
 
@@ -36,7 +37,7 @@ def values_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         types[name] = types.get(name, 0) + tensor.numel()
         if tensor.is_floating_point() and tensor.numel():
             bounds += [bound.item() for bound in tensor.aminmax()]
-            finite &= bool(tensor.isfinite().all())
+            finite &= is_finite(tensor)
     return {"types": types, "least": min(bounds), "largest": max(bounds), "finite": finite}
 
 

@@ -131,6 +131,12 @@ def check_like(name: str, tensor: torch.Tensor, shape: torch.Size, where: str, n
         raise DataError(f"{where}: {name} is of {tensor.dtype}; {', '.join(map(str, _NUMBERS[:-1]))} are right")
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite; whole numbers are."""
+    # A sum is finite where all of its terms are, unless they are huge: only then look at each.
+    return not tensor.is_floating_point() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors in the order of their names: the same values, and metadata of at most one key, are the same bytes."""
     ready = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}

@@ -17,6 +17,7 @@ from patchword.models.layers import Gelu
 from patchword.models.names import build_model
 from patchword.models.position import Position
 from patchword.models.vit import ViT
+from patchword.weights.folder import is_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +134,7 @@ def _number(tensor: Tensor, name: str, where: str) -> Tensor:
     """The tensor in float32, or in float64 where it is: what processors compute without detours. No value changes."""
     if not tensor.is_floating_point():
         raise DataError(f"{where}: {name} holds {type_of(tensor)}; weights are floating point")
-    # A sum is finite where all of its terms are, unless they are huge: only then look at each.
-    if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
+    if not is_finite(tensor):
         raise DataError(f"{where}: {name} holds values that are not finite; the file is damaged, or was written so")
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
