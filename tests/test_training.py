@@ -185,6 +185,102 @@ def test_changed_data_is_an_error_on_resume(done: Path, pictures: Path) -> None:
         run(tiny(pictures), done)
 
 
+def test_what_has_changed_of_the_data_is_said(done: Path, pictures: Path) -> None:
+    (done / "result.json").unlink()
+    picture = sorted((pictures / "train/ant").iterdir())[2]
+    before = picture.read_bytes()
+    picture.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(DataError, match="was written: the content of a picture in train is another; --restart"):
+        run(tiny(pictures), done)
+    picture.write_bytes(before)
+    picture.rename(picture.with_name("other.png"))
+    with pytest.raises(DataError, match="was written: the name, size or label of a picture is another"):
+        run(tiny(pictures), done)
+    picture.with_name("other.png").unlink()
+    with pytest.raises(DataError, match="was written: train has 71 pictures, not 72"):
+        run(tiny(pictures), done)
+    picture.write_bytes(before)
+    for split in ("train", "validation", "test"):
+        (pictures / split / "ant").rename(pictures / split / "moth")
+    with pytest.raises(DataError, match="was written: the class ant is gone"):
+        run(tiny(pictures), done)
+
+
+def test_what_makes_no_difference_may_change_on_resume(pictures: Path, tmp_path: Path, done: Path) -> None:
+    """After a stop: other intervals, another time-out, more checkpoints kept, and the same weights in the end."""
+    folder = tmp_path / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(4, patch)
+        with pytest.raises(StoppedError):
+            run(tiny(pictures), folder)
+    others = {
+        "checkpoint": {"every_steps": 1, "keep": 5, "every_minutes": 3.0},
+        "compute": {"timeout": 17.0},
+        "loading": {"workers": 0},
+    }
+    run(tiny(pictures, **others), folder)
+    assert weights_hash(folder) == weights_hash(done)
+    assert len(list((folder / "checkpoints").iterdir())) == 5
+    assert recipes.load(str(folder / "recipe.toml")).compute.timeout == 17.0
+
+
+def test_a_run_on_its_way_says_so(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was said of it before: a process that is killed cannot say anything any more."""
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(4, patch)
+        with pytest.raises(StoppedError):
+            run(tiny(pictures), folder)
+    (folder / "report.html").write_text("of before")
+    told: list[str] = []
+    monkeypatch.setattr(loop.Loop, "run", lambda self: told.append((folder / "result.json").read_text()) or sys.exit(9))
+    with pytest.raises(SystemExit):
+        run(tiny(pictures), folder)
+    assert json.loads(told[0])["status"] == "running"
+    assert not (folder / "report.html").exists()
+
+
+def test_a_checkpoint_is_made_by_the_clock_too(pictures: Path, tmp_path: Path) -> None:
+    often = tiny(pictures, checkpoint={"every_steps": 100, "every_minutes": 1e-9, "keep": 50})
+    made = {path.name for path in (run(often, tmp_path / "often") / "checkpoints").iterdir()}
+    assert made == {f"step-{step:08d}" for step in range(1, 13)}
+    seldom = tiny(pictures, checkpoint={"every_steps": 100, "keep": 50})
+    assert len(list((run(seldom, tmp_path / "seldom") / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize("harm", ["damaged", "gone"])
+def test_a_finished_model_that_is_lost_is_made_again(
+    harm: str, done: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, result = weights_hash(done), json.loads((done / "result.json").read_text())
+    if harm == "gone":
+        shutil.rmtree(done / "model")
+    else:
+        (done / "model/model.safetensors").write_bytes(b"torn")
+    run(tiny(pictures), done)
+    assert "it is made again from the newest checkpoint" in capsys.readouterr().err
+    assert weights_hash(done) == before
+    assert json.loads((done / "result.json").read_text())["value"] == result["value"]
+
+
+def test_outputs_that_are_damaged_or_gone_stop_no_resume(
+    done: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = weights_hash(done)
+    (done / "result.json").write_text("{bad")
+    (done / "metrics.jsonl").unlink()
+    run(tiny(pictures), done)
+    said = capsys.readouterr().err
+    assert "result.json is not valid JSON" in said
+    assert "it is written again" in said
+    assert "metrics.jsonl is gone; the log begins after step 12" in said
+    assert f"{done} goes on after step 12 of 12" in said
+    assert weights_hash(done) == before
+    (done / "recipe.toml").write_text("bad")
+    with pytest.raises(DataError, match="--restart begins anew and keeps what is there"):
+        run(tiny(pictures), done)
+
+
 def test_diverging_run_stops_before_the_weights_are_spoiled(pictures: Path, tmp_path: Path) -> None:
     """In a step: the weights before it are in a checkpoint. Seen on validation: they are spoiled, and are not kept."""
     wild = tiny(pictures, optimizer={"lr": 1e30, "clip_norm": 0.0, "name": "sgd"}, schedule={"warmup": 0.0})

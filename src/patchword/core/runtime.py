@@ -168,7 +168,7 @@ def _use_threads(count: int) -> None:
 
 
 class StopFlag:
-    """Turns the first SIGTERM or SIGINT into a flag that the work looks at between steps; the second ends it at once."""
+    """Turns the first SIGTERM, SIGINT or SIGHUP into a flag that the work looks at between steps; the second ends it at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -187,12 +187,15 @@ class StopFlag:
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.received = number
+            # As bytes: whoever is interrupted may hold the locks of all that prints.
+            os.write(2, b"\nstopping after this step; a second signal ends at once\n")
             for each, handler in before.items():
                 signal.signal(each, handler)
 
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                before[number] = signal.signal(number, handle)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                    before[number] = signal.signal(number, handle)
         except ValueError:  # not the main thread
             pass
         try:

@@ -60,6 +60,10 @@ class State:
     """Index in the training split → reason, for pictures that turned out bad on the way."""
     recipe_hash: str = ""
     data_fingerprint: str = ""
+    content: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Split → a hash of what the files of its pictures held, where they are held in memory."""
+    pictures: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Split → the number of its pictures."""
     classes: list[str] = dataclasses.field(default_factory=list)
     processes: int = 1
     threads: int = 1
@@ -68,6 +72,23 @@ class State:
     """Images that pass through the model at once, where a GPU has had no room for more; 0: no limit met."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of patchword, torch and Python, when it was saved."""
+
+    def change_of_data(self, before: "State") -> str | None:
+        """What is another in the data than it was `before`, in words; None if all is as it was."""
+        if gone := [name for name in before.classes if name not in self.classes]:
+            return f"the class {gone[0]} is gone"
+        if new := [name for name in self.classes if name not in before.classes]:
+            return f"the class {new[0]} is new"
+        for split in sorted({*self.pictures, *before.pictures}):
+            now, then = self.pictures.get(split, 0), before.pictures.get(split, 0)
+            if now != then:
+                return f"{split} has {now:,} pictures, not {then:,}"
+        if self.data_fingerprint != before.data_fingerprint:
+            return "the name, size or label of a picture is another"
+        for split, content in self.content.items():
+            if content != before.content.get(split, content):
+                return f"the content of a picture in {split} is another"
+        return None
 
 
 Tensors = dict[str, dict[str, Tensor]]

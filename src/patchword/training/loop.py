@@ -63,6 +63,7 @@ class Loop:
         self.validate, self.stop, self.world = validate, stop, world or Processes()
         self.total, self.rollbacks = recipe.budget.steps, recipe.guard.rollbacks
         self._loss = self._norm = self._lr = math.nan
+        self._saved, self._due = 0.0, False  # when the newest checkpoint was made; whether the next is due by the clock
         saved = self._newest(model)
         if saved is not None:
             model.load_state_dict(saved.weights())  # before it is shared out over processes
@@ -75,6 +76,8 @@ class Loop:
             state.resumed_from.append(saved.state.step)
         state.total_steps, state.processes, state.threads = self.total, self.world.count, torch.get_num_threads()
         state.versions = versions()
+        if saved is not None:
+            say(f"{folder} goes on after step {state.step:,} of {self.total:,}")
         self.record = Record(folder / LOG, state.step, writes=self.world.first)
         self._load(state.step)
 
@@ -87,6 +90,7 @@ class Loop:
         log_every = max(1, total // _LOG_LINES)
         self._began = time.perf_counter() - state.seconds
         images, last_line = 0, time.perf_counter()
+        self._saved = last_line
         self.passes.model.train()
         try:
             with self.passes, Progress("training", total, state.step) as progress:
@@ -106,7 +110,7 @@ class Loop:
                             f"stopped by a signal after step {state.step} of {total}; the same command goes on"
                         )
                     last_line += self.look()  # a look is no training: pictures a second leave it out
-                    if state.step < total and state.step % self.recipe.checkpoint.every_steps == 0:
+                    if state.step < total and (self._due or state.step % self.recipe.checkpoint.every_steps == 0):
                         self.save(insist=False)
                 self.save(insist=True)
         except (StoppedError, DivergedError):
@@ -126,7 +130,9 @@ class Loop:
         lr = recipe.optimizer.lr * recipe.schedule.factor(state.step, self.total)
         set_learning_rate(self.optimizer, lr)
         loss, norm = gradients(self.passes, batch, recipe, state.step)
-        loss, stopping, bad = self.world.sum(loss, self.stop(), len(self.loader.bad))
+        late = time.perf_counter() - self._saved > 60 * recipe.checkpoint.every_minutes
+        loss, stopping, bad, due = self.world.sum(loss, self.stop(), len(self.loader.bad), late)
+        self._due = bool(due)
         if bad > MOST_BAD * len(self.loader.split):
             check_bad(self._all_bad(), self.loader.split)
         if wrong := self._wrong(loss, norm):
@@ -212,6 +218,7 @@ class Loop:
     def save(self, *, insist: bool) -> None:
         """A checkpoint of now. A disk that refuses is a note, and the next time is tried again; an error where we `insist`."""
         state = self.state
+        self._due, self._saved = False, time.perf_counter()
         state.unreadable, state.most_at_once = self._all_bad(), self.passes.most_at_once
         tensors = checkpoint.tensors_of(self.passes.model, self.optimizer, self.average)
 
@@ -223,7 +230,11 @@ class Loop:
             self.world.decide(write)
         except FaultError as error:
             if insist:
-                raise
+                if (newest := self._steps_kept()) is None:
+                    raise
+                raise FaultError(
+                    f"{error}; the checkpoint of step {newest:,} stands, and the same command goes on from it"
+                ) from error
             say(f"note: no checkpoint at step {state.step}: {error}; the training goes on and tries again")
 
     def _kept(self) -> Model:
@@ -243,15 +254,19 @@ class Loop:
         if path is None:
             return None
         saved = checkpoint.at(Path(path))
-        for what, mine, theirs in (
-            ("recipe", self.state.recipe_hash, saved.state.recipe_hash),
-            ("data set", self.state.data_fingerprint, saved.state.data_fingerprint),
-        ):
-            if mine != theirs:
-                raise DataError(
-                    f"the {what} has changed since {folder} was written; --restart begins anew and keeps the old run"
-                )
+        changed = None
+        if self.state.recipe_hash != saved.state.recipe_hash:
+            changed = f"the recipe has changed since {saved.path} was written"
+        elif another := self.state.change_of_data(saved.state):
+            changed = f"the data set has changed since {saved.path} was written: {another}"
+        if changed:
+            raise DataError(f"{changed}; --restart begins anew and keeps the old run")
         return saved
+
+    def _steps_kept(self) -> int | None:
+        """The step of the newest checkpoint that lies in the folder."""
+        kept = sorted((self.folder / CHECKPOINTS).glob("step-[0-9]*"))
+        return int(kept[-1].name.removeprefix("step-")) if kept else None
 
     def _fill(self, saved: checkpoint.Saved) -> None:
         saved.fill_optimizer(self.optimizer)

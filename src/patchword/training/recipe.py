@@ -6,6 +6,8 @@ result, with nothing left open, as its `recipe.toml`. Unknown names and wrong ty
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import tomllib
 from collections.abc import Iterator
 from importlib import resources
@@ -153,11 +155,15 @@ class Checkpoint:
 
     every_steps: int = 0
     """0 saves ten times in the run."""
+    every_minutes: float = 15.0
+    """At least so often, by the clock."""
     keep: int = 2
     """How many of the newest checkpoints stay."""
 
     def __post_init__(self) -> None:
         _check_least(self, "checkpoint", every_steps=0, keep=1)
+        if not 0 < self.every_minutes <= _MOST:
+            raise UsageError(f"checkpoint.every_minutes={self.every_minutes} must be greater than 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,7 +179,8 @@ class Recipe:
     `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
     head, and the others must be what the weights say."""
     init: str = "none"
-    """Where the weights come from: `none`, a run or model folder, or weights of others as `load_model` takes them."""
+    """Where the weights come from: `none`, `auto` (from nothing, until weights are shipped), a run or model folder, or
+    weights of others as `load_model` takes them."""
     resampling: Resampling = "official"
     """How the position embedding of `init` goes to another grid: `official` (linear, corners kept) or `bicubic` (as timm)."""
     tune: str = "all"
@@ -223,9 +230,30 @@ class Recipe:
     def difference(self, stored: "Recipe") -> str | None:
         """The first field in which a request differs from the stored recipe of a run; None if it asks for the same.
 
-        What the request leaves open does not differ from what the run chose for it.
+        What the request leaves open does not differ from what the run chose for it, and what makes no difference to
+        the weights or the log may be another.
         """
         return _difference(dataclasses.asdict(self), dataclasses.asdict(stored), "")
+
+    def going_on(self, asked: "Recipe") -> "Recipe":
+        """The recipe of a run that is resumed by a request for the same: what makes no difference is as asked for now."""
+        parts: dict[str, dict[str, Any]] = {}
+        for path in NO_DIFFERENCE:
+            part, _, field = path.partition(".")
+            value = getattr(getattr(asked, part), field)
+            if not (path in LEFT_OPEN and value == LEFT_OPEN[path]):
+                parts.setdefault(part, {})[field] = value
+        return dataclasses.replace(
+            self, **{part: dataclasses.replace(getattr(self, part), **fields) for part, fields in parts.items()}
+        )
+
+    def identity(self) -> str:
+        """A hash of all that makes a difference to the weights and the log."""
+        values = dataclasses.asdict(self)
+        for path in NO_DIFFERENCE:
+            part, _, field = path.partition(".")
+            del values[part][field]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
         """The recipe as TOML, every field written out."""
@@ -236,6 +264,7 @@ class Recipe:
 
 LEFT_OPEN: dict[str, Any] = {
     "name": "",
+    "init": "auto",
     "image_size": (0, 0),
     "objective": "",
     "micro_batch": 0,
@@ -255,9 +284,21 @@ LEFT_OPEN: dict[str, Any] = {
 """Fields whose value means "choose for me"; the run replaces each."""
 
 
+NO_DIFFERENCE = (
+    "checkpoint.every_steps",
+    "checkpoint.every_minutes",
+    "checkpoint.keep",
+    "compute.timeout",
+    "loading.workers",
+)
+"""Fields that make no difference to the weights or the log: they may change when a run is resumed."""
+
+
 def _difference(asked: dict[str, Any], stored: dict[str, Any], where: str) -> str | None:
     for name, value in asked.items():
         path = where + name
+        if path in NO_DIFFERENCE:
+            continue
         if isinstance(value, dict):
             found = _difference(value, stored.get(name, {}), path + ".")
             if found:

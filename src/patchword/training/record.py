@@ -22,6 +22,8 @@ class Record:
         Of several processes, one `writes`; the others read what they need to know alike.
         """
         self.path, self.writes = path, writes
+        if step and writes and not path.exists():
+            say(f"note: {path} is gone; the log begins after step {step}")
         kept = [line for line in _whole_lines(path) if line["step"] <= step]
         self.last_validation = max((line["step"] for line in kept if line.get("kind") == "validation"), default=0)
         """The newest step that has a line of validation."""

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import hashlib
 import math
 import shlex
 from collections.abc import Callable
@@ -36,7 +35,7 @@ from patchword.training import loop, prepare, run_folder
 from patchword.training.checkpoint import State
 from patchword.training.objectives import OBJECTIVES, Objective
 from patchword.training.recipe import Recipe, loads
-from patchword.training.run_folder import EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT
+from patchword.training.run_folder import EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
 from patchword.training.tune import merge
 from patchword.weights import folder as model_folder
 
@@ -77,10 +76,15 @@ def _run(
     dataset = opened.dataset
     if there.exists():  # a named set keeps its name, a path works from anywhere
         recipe = dataclasses.replace(recipe, data=str(there.resolve()))
-    recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(dataset.splits["train"])))
+    if recipe.batch_size > (there_are := len(dataset.splits["train"])):
+        say(
+            f"note: a batch of {recipe.batch_size:,} would hold pictures twice; it is {there_are:,}, as many as there are"
+        )
+        recipe = dataclasses.replace(recipe, batch_size=there_are)
     if recipe.batch_size < 2 * world.count:
         raise UsageError(
-            f"batch_size={recipe.batch_size} is too small to be shared by {world.count} processes; "
+            f"batch_size={recipe.batch_size} is too small "
+            f"{'to learn from' if world.count == 1 else f'to be shared by {world.count} processes'}; "
             f"{2 * world.count} or more would be right"
         )
     prepared = prepare.prepare_model(recipe, dataset)
@@ -97,7 +101,7 @@ def _run(
                 publish(out)
             return out
         with flag.listening():
-            of_before = None if stored is None else loads(stored, str(out / RECIPE))
+            of_before = None if stored is None else loads(stored, str(out / RECIPE)).going_on(recipe)
             _Run(out, opened, prepared, of_before, flag, publish, world).go(resuming=stored is not None)
     return out
 
@@ -135,8 +139,8 @@ class _Run:
                 self.load_pictures()
                 if not resuming:
                     self.recipe = self.fix_steps()
-                    self.world.decide(lambda: files.write_text(self.out / RECIPE, self.recipe.to_toml()))
-                self.announce()
+                    self.announce()
+                self.world.decide(self.open_books)
                 self.train()
                 self.evaluate()
         except PatchwordError as error:
@@ -144,6 +148,12 @@ class _Run:
             if self.world.first:
                 self.write_result(status, reason=str(error))
             raise
+
+    def open_books(self) -> None:
+        """Write the recipe, and that the run is on its way: what was said of it before no longer holds."""
+        files.write_text(self.out / RECIPE, self.recipe.to_toml())
+        (self.out / PAGE).unlink(missing_ok=True)
+        self.write_result(RUNNING)
 
     def load_pictures(self) -> None:
         """Decode what is held in memory, and write down whether it is: a later run must see the same pixels."""
@@ -213,6 +223,8 @@ class _Run:
 
     def announce(self) -> None:
         """One line before the run: what, on what, how long, how much memory."""
+        if self.prepared.note:
+            say(self.prepared.note)
         recipe, total = self.recipe, self.recipe.budget.steps
         learning = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         needed = prepare.memory_needed(recipe, self.cost, learning, self.world, sharded=self.sharded)
@@ -227,7 +239,7 @@ class _Run:
         say(
             f"{self.model.name} ({self.cost.params / 1e6:.2f} M parameters{tuned}) at {height}×{width} on "
             f"{len(self.dataset.splits['train']):,} pictures of {len(self.dataset.classes)} classes: {total:,} steps of "
-            f"{recipe.batch_size}, {flops / 1e15:.3g} PFLOP, {time_needed} and about {size(memory)} beside Python itself{each}"
+            f"{recipe.batch_size}, {flops / 1e15:.3g} PFLOP, {time_needed} and about {size(memory)} beside Python and torch{each}"
         )
         if self.world.count > 1 and self.model.has_batch_norm:
             say(
@@ -266,8 +278,10 @@ class _Run:
         validate: Callable[[Model], dict[str, float]] | None = (
             self.validate if "validation" in self.dataset.splits else None
         )
-        self.state.recipe_hash = hashlib.sha256(self.recipe.to_toml().encode()).hexdigest()
+        self.state.recipe_hash = self.recipe.identity()
         self.state.data_fingerprint, self.state.classes = self.opened.fingerprint, list(self.dataset.classes)
+        self.state.content = {name: store.content for name, store in self.stores.items()}
+        self.state.pictures = {name: len(split) for name, split in self.dataset.splits.items()}
         training = loop.Loop(
             self.model,
             self.objective,
@@ -376,7 +390,7 @@ class _Run:
         }
         try:
             files.write_json(self.out / RESULT, result)
-            if self.publish is not None and (self.out / RECIPE).is_file():
+            if self.publish is not None and status != RUNNING and (self.out / RECIPE).is_file():
                 self.publish(self.out)
         except FaultError:
             if status == FINISHED:
