@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchword.core import config, files
+from patchword.core import config, files, runtime
 from patchword.core.errors import DataError, FaultError, UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.core.progress import duration, size
@@ -66,18 +67,49 @@ def test_only_one_writer(tmp_path: Path) -> None:
         pass
 
 
-def test_second_signal_is_no_longer_ours() -> None:
-    code = (
-        "import os, signal\n"
+def test_a_lock_is_of_the_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one waits for the lock, who holds it moves the folder away: the lock that comes free is of another place."""
+    folder, pauses = tmp_path / "run", []
+    holding = only_writer(folder)
+    holding.__enter__()
+
+    def moved(seconds: float) -> None:
+        if not pauses:
+            folder.rename(tmp_path / "aside")
+            holding.__exit__(None, None, None)
+        pauses.append(seconds)
+
+    monkeypatch.setattr(runtime.time, "sleep", moved)
+    with only_writer(folder):
+        assert (folder / ".lock").exists()
+        with pytest.raises(UsageError, match="is being written by another process"), only_writer(folder):
+            pass
+    with pytest.raises(FileNotFoundError), only_writer(folder):
+        (folder / "what is not there").read_bytes()
+
+
+@pytest.mark.parametrize(("pause", "code"), [(0.0, 0), (1.3, -15)])
+def test_the_second_signal_ends_it_unless_it_is_the_first_once_more(pause: float, code: int) -> None:
+    """Who signals a whole group reaches torchrun too, which passes the signal on."""
+    program = (
+        "import os, signal, time\n"
         "from patchword.core.runtime import StopFlag\n"
         "flag = StopFlag()\n"
         "with flag.listening():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert flag\n"
+        f"    time.sleep({pause})\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -15
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
     assert not StopFlag()
+
+
+def test_a_closed_terminal_stops_as_a_signal_does() -> None:
+    flag = StopFlag()
+    with flag.listening():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert flag.received == signal.SIGHUP
 
 
 @dataclasses.dataclass(frozen=True)

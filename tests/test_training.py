@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,15 +19,17 @@ import torch
 from PIL import Image
 
 from patchword.core import config
-from patchword.core.errors import DataError, FaultError, StoppedError, UsageError
+from patchword.core.errors import DataError, DivergedError, FaultError, StoppedError, UsageError
 from patchword.core.processes import Processes
 from patchword.core.runtime import only_writer
 from patchword.data.loader import Batch
+from patchword.models import chance
 from patchword.models.chance import Chance
 from patchword.models.cost import cost
 from patchword.models.names import create_model
-from patchword.training import loop, prepare
+from patchword.training import checkpoint, loop, prepare
 from patchword.training import recipe as recipes
+from patchword.training import run as runs
 from patchword.training.objectives import Sigmoid, Softmax
 from patchword.training.optimizer import build_optimizer
 from patchword.training.passes import Part, Passes
@@ -34,7 +37,9 @@ from patchword.training.recipe import Recipe
 from patchword.training.record import Record
 from patchword.training.run import run
 from patchword.training.step import gradients as step_gradients
+from patchword.training.step import parts as parts_of
 from patchword.training.step import train_step
+from patchword.weights.folder import read_tensors
 from patchword.weights.io import load_model
 from tiny import tiny
 from victims import log_lines as lines
@@ -355,6 +360,110 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_pictures(
     assert left[0].read_bytes() == left[1].read_bytes()
 
 
+def test_a_step_that_goes_wrong_leaves_batch_norm_as_it_was(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
+    small = {"name": "EfficientNet-B0", "width": 0.25, "depth": 0.5}
+    regularization = {"patch_dropout": 0.0, "average_decay": 0.0}
+    recipe = recipes.load(
+        "scratch",
+        {
+            "data": str(pictures),
+            "model": small,
+            "image_size": [32, 32],
+            "batch_size": 16,
+            "budget": {"steps": 8},
+            "regularization": regularization,
+        },
+    )
+    stop_after(5, monkeypatch)
+    with pytest.raises(StoppedError):
+        run(recipe, tmp_path / "stopped")
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
+    gradients = loop.gradients
+
+    def spoiled(passes: Passes, one: Batch, recipe: Recipe, step: int) -> tuple[float, float]:
+        loss, norm = gradients(passes, one, recipe, step)
+        return loss, math.inf if step == 5 else norm
+
+    monkeypatch.setattr(loop, "gradients", spoiled)
+    with pytest.raises(DivergedError, match="diverged in step 6: the gradient norm is inf"):
+        run(recipe, tmp_path / "spoiled")
+    for name, value in read_tensors(tmp_path / "stopped/checkpoints/step-00000005/model.safetensors").items():
+        there = read_tensors(tmp_path / "spoiled/checkpoints/step-00000005/model.safetensors")[name]
+        torch.testing.assert_close(there, value, rtol=0, atol=0, msg=name)
+
+
+def test_a_place_that_cannot_be_read_is_not_blamed_on_the_learning_rate(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was learned before it is kept."""
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise FaultError("s3://somewhere cannot be read")
+
+    monkeypatch.setattr(runs, "predict", gone)
+    with pytest.raises(FaultError, match="^s3://somewhere cannot be read$"):
+        run(tiny(pictures, evaluation={"every_steps": 5}, checkpoint={"every_steps": 100}), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000005"]
+
+
+def test_memory_is_counted_before_anything_is_tried(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: pytest.fail("a step was tried"))
+    huge = tiny(pictures, model={"name": "ViT-At/8", "embed_dim": 4096, "num_heads": 2}, budget={"minutes": 1.0})
+    with pytest.raises(UsageError, match="training would need about .* of memory, of which 1 GB are free"):
+        run(huge, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_newest_good_checkpoint_outlives_damaged_ones_beyond_it(tmp_path: Path) -> None:
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    tensors = checkpoint.tensors_of(model, build_optimizer(Recipe().optimizer, model), None)
+    for step in (99999999, 100000000):
+        checkpoint.save(tmp_path, checkpoint.State(step=step), tensors, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-100000000"]
+    (tmp_path / "step-100000000/model.safetensors").write_bytes(b"torn")
+    checkpoint.save(tmp_path, checkpoint.State(step=7), tensors, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
+    saved = checkpoint.newest(tmp_path, model)
+    assert saved is not None
+    assert saved.state.step == 7
+
+
+@pytest.mark.parametrize(("size", "micro_batch", "count"), [(6, 1, 2), (10, 2, 3), (64, 7, 4), (9, 100, 4)])
+def test_all_processes_pass_as_many_parts_and_none_is_empty(size: int, micro_batch: int, count: int) -> None:
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    recipe = Recipe(batch_size=size, micro_batch=micro_batch)
+    numbers = set()
+    for rank in range(count):
+        world = Processes(rank, count)
+        passes = Passes(model, Softmax(3))
+        passes.world = world
+        mine = len(world.share(size))
+        parts = parts_of(mine, recipe, passes)
+        assert [row for part in parts for row in range(part.start, part.stop)] == list(range(mine))
+        assert all(part.stop > part.start for part in parts)
+        numbers.add(len(parts))
+    assert len(numbers) == 1
+
+
+def test_a_copy_of_what_drops_is_its_own_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where blocks are compiled, the averaged copy that is measured must not drop because the model in training does."""
+    monkeypatch.setattr(chance._Dropping, "drop", chance._Dropping.drop)  # put back afterwards
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    model.regularize(dropout=0.5)
+    with Passes(model.train(), Softmax(3), compiled=True) as passes:
+        whole = passes.whole(model.state_dict()).eval()
+    ones = torch.ones(4, 100)
+    assert torch.equal(whole.get_submodule("dropout")(ones), ones)
+    assert not torch.equal(model.get_submodule("dropout")(ones), ones)
+
+
 def test_a_spike_is_answered_by_going_back_and_leaving_it_out(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -664,7 +773,6 @@ def test_full_disk_keeps_what_was_written_and_training_goes_on(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The disk is full from the second checkpoint on, and has room again for the last: nothing is lost but time."""
-    from patchword.training import checkpoint
 
     write, full = checkpoint.write_tensors, {6, 9}
 
@@ -692,7 +800,6 @@ def test_full_disk_keeps_what_was_written_and_training_goes_on(
 
 
 def test_weights_that_are_not_finite_are_not_published(tmp_path: Path) -> None:
-    from patchword.training import checkpoint
 
     model = create_model("ViT-At/8", 3, 16, depth=1)
     tensors = checkpoint.tensors_of(model, build_optimizer(Recipe().optimizer, model), None)

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 import numpy as np
 import torch
 
-from patchword.core.errors import FaultError, StoppedError
+from patchword.core.errors import DivergedError, StoppedError
 from patchword.core.picture import DecodeError
 from patchword.core.processes import Processes
 from patchword.core.progress import Progress
@@ -31,15 +31,17 @@ def predict(
     what: str = "evaluating",
     stop: Callable[[], bool] = bool,
     world: Processes | None = None,
+    threads: int = 0,
 ) -> Predictions:
     """Logits for each picture of a split, in evaluation mode; the processes of `world` share the work and know it all.
 
     `store` holds the split's decoded pictures where they are in memory; `batch_size` 0 takes what suits the caches;
-    `stop` is asked between batches; when it says so to any process, all raise `StoppedError`.
+    `threads` are this process's on a CPU, 0 for torch's number; `stop` is asked between batches; when it says so to any
+    process, all raise `StoppedError`.
     """
     world = world or Processes()
     device = next(model.parameters()).device
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    threads = (threads or torch.get_num_threads()) if device.type == "cpu" else 1
     crew = Crew(threads, most=MOST_REPLICAS if model.replicates else 1)
     batches = evaluation_batches(
         split,
@@ -72,7 +74,7 @@ def predict(
     logits = world.add(logits)  # each row is zeros everywhere but in one process
     unreadable = world.together(unreadable)
     if not np.isfinite(logits).all():
-        raise FaultError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
+        raise DivergedError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
     return Predictions(logits, split.labels, unreadable)
 
 

@@ -29,7 +29,7 @@ from patchword.core.errors import DataError, FaultError, UsageError
 from patchword.core.progress import say
 from patchword.models.contract import Model
 from patchword.training.optimizer import Average
-from patchword.training.passes import as_sharded, full, full_tensors
+from patchword.training.passes import as_sharded, full
 from patchword.weights.folder import check_fit, check_like, is_finite, read_tensors, write_tensors
 
 MANIFEST = "manifest.json"
@@ -51,8 +51,9 @@ class State:
     """Losses since the last line of the log."""
     losses: list[float] = dataclasses.field(default_factory=list)
     """The newest losses, by which a spike is told."""
-    best: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The step and figures of the best look at validation. Nothing is chosen by it."""
+    lr: float = 0.0
+    """Of the newest step, as its gradient norm."""
+    grad_norm: float = 0.0
     left_out: list[int] = dataclasses.field(default_factory=list)
     """Steps whose batch was left out after the training had gone wrong in them."""
     resumed_from: list[int] = dataclasses.field(default_factory=list)
@@ -95,15 +96,28 @@ Tensors = dict[str, dict[str, Tensor]]
 """The name of a file → its tensors, whole and by name."""
 
 
-def tensors_of(model: Model, optimizer: torch.optim.Optimizer, average: Average | None) -> Tensors:
-    """What a checkpoint holds of them. Where they are sharded every process must ask; one then saves."""
-    tensors = {_MODEL: full_tensors(model.state_dict())}
-    if average is not None:
-        tensors[_AVERAGE] = full_tensors(average.weights)
+def tensors_of(
+    model: Model, optimizer: torch.optim.Optimizer, average: Average | None, *, keep: bool = True
+) -> Tensors:
+    """What a checkpoint holds of them. Where they are sharded every process must ask, and only who saves should `keep` it.
+
+    What is shared out is put together tensor by tensor and kept in main memory: no device has room for all of it.
+    """
+    tensors: Tensors = {}
+
+    def add(file: str, name: str, value: Tensor) -> None:
+        whole = full(value)
+        if keep:
+            tensors.setdefault(file, {})[name] = value if whole is value else whole.cpu()
+
+    for name, value in model.state_dict().items():
+        add(_MODEL, name, value)
+    for name, value in {} if average is None else average.weights.items():
+        add(_AVERAGE, name, value)
     for name, parameter in _named(optimizer).items():
         for kind, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors.setdefault(_optimizer_file(kind), {})[name] = full(value)
+                add(_optimizer_file(kind), name, value)
     return tensors
 
 
@@ -125,8 +139,11 @@ def save(folder: Path, state: State, tensors: Tensors, keep: int) -> None:
         files.write_json(aside / _STATE, dataclasses.asdict(state))
         done[_STATE] = behind.submit(_seal, aside / _STATE)
         files.write_json(aside / MANIFEST, {name: done[name].result() for name in sorted(done)})
-    whole = [path for path in _newest_first(folder) if (path / MANIFEST).is_file()]
-    for old in whole[max(1, keep) :]:
+    there = _newest_first(folder)
+    # What lies beyond this step was passed over as damaged, or is of a way that was left.
+    beyond = [path for path in there if _step_of(path) > state.step]
+    whole = [path for path in there if path not in beyond and (path / MANIFEST).is_file()]
+    for old in [*beyond, *whole[max(1, keep) :]]:
         with contextlib.suppress(OSError):  # the disk may be full: the next saving removes it
             files.remove_directory(old)
 
@@ -191,7 +208,11 @@ def _optimizer_file(kind: str) -> str:
 
 def _newest_first(folder: Path) -> list[Path]:
     found = folder.glob("step-[0-9]*") if folder.is_dir() else ()
-    return sorted((path for path in found if re.fullmatch(r"step-\d{8,}", path.name)), reverse=True)
+    return sorted((path for path in found if re.fullmatch(r"step-\d{8,}", path.name)), key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _verify(path: Path) -> None:

@@ -1,5 +1,6 @@
 """THE loop: resume or begin, step, evaluate, save. Pre-training and fine-tuning differ in the recipe alone."""
 
+import contextlib
 import copy
 import math
 import statistics
@@ -33,6 +34,11 @@ _THROWAWAY_STEPS = 20
 _LOG_LINES = 500
 _REMEMBERED_LOSSES = 100
 
+
+class _UnsavedError(FaultError):
+    """The disk refuses the last checkpoint."""
+
+
 MakeLoader = Callable[[int], TrainLoader]
 Validate = Callable[[Model], dict[str, float]]
 
@@ -62,7 +68,8 @@ class Loop:
         self.recipe, self.folder, self.state, self.make_loader = recipe, folder, state, make_loader
         self.validate, self.stop, self.world = validate, stop, world or Processes()
         self.total, self.rollbacks = recipe.budget.steps, recipe.guard.rollbacks
-        self._loss = self._norm = self._lr = math.nan
+        self._loss = math.nan
+        self._has_norms = model.has_batch_norm
         self._saved, self._due = 0.0, False  # when the newest checkpoint was made; whether the next is due by the clock
         saved = self._newest(model)
         if saved is not None:
@@ -116,6 +123,12 @@ class Loop:
         except (StoppedError, DivergedError):
             self.save(insist=True)
             raise
+        except (DataError, FaultError) as error:
+            # Between two steps the state is whole; of several processes, the others may not be here to agree.
+            if self.world.count == 1 and not isinstance(error, _UnsavedError):
+                with contextlib.suppress(FaultError):
+                    self.save(insist=True)
+            raise
         finally:
             self.loader.close()
         return self._kept()
@@ -129,13 +142,18 @@ class Loop:
             return bool(self.world.sum(self.stop())[0])
         lr = recipe.optimizer.lr * recipe.schedule.factor(state.step, self.total)
         set_learning_rate(self.optimizer, lr)
+        # A forward pass moves the figures of batch norms, and a step that goes wrong must leave nothing.
+        norms = [(figures, figures.clone()) for figures in self.passes.model.buffers()] if self._has_norms else []
         loss, norm = gradients(self.passes, batch, recipe, state.step)
         late = time.perf_counter() - self._saved > 60 * recipe.checkpoint.every_minutes
-        loss, stopping, bad, due = self.world.sum(loss, self.stop(), len(self.loader.bad), late)
+        known = len(self.loader.bad.keys() - state.unreadable.keys()) + len(state.unreadable) * self.world.first
+        loss, stopping, bad, due = self.world.sum(loss, self.stop(), known, late)
         self._due = bool(due)
         if bad > MOST_BAD * len(self.loader.split):
             check_bad(self._all_bad(), self.loader.split)
         if wrong := self._wrong(loss, norm):
+            for figures, before in norms:
+                figures.copy_(before)
             self.diverge(wrong, loss, norm, lr)
             return bool(stopping)
         update(self.passes, self.optimizer, norm, recipe.optimizer.clip_norm)
@@ -145,9 +163,10 @@ class Loop:
         state.samples_seen += recipe.batch_size
         state.seconds = time.perf_counter() - self._began
         state.window.append(loss)
+        self._loss = loss
         if recipe.guard.spike:
             state.losses = [*state.losses, loss][-_REMEMBERED_LOSSES:]
-        self._loss, self._norm, self._lr = loss, norm, lr
+        state.lr, state.grad_norm = lr, norm
         return bool(stopping)
 
     def _wrong(self, loss: float, norm: float) -> str | None:
@@ -166,10 +185,12 @@ class Loop:
         state = self.state
         step, split = state.step, self.loader.split
         ids = self.loader.ids(step).tolist()
-        if self.world.first:
-            story = {"step": step + 1, "reason": wrong, "loss": str(loss), "grad_norm": str(norm), "lr": lr}
-            pictures = [{"id": index, "name": split.name(index)} for index in ids]
-            files.write_json(self.folder / DIVERGED, {**story, "pictures": pictures})
+        story = {"step": step + 1, "reason": wrong, "loss": str(loss), "grad_norm": str(norm), "lr": lr}
+        story["pictures"] = [{"id": index, "name": split.name(index)} for index in ids]
+        try:
+            self.world.decide(lambda: files.write_json(self.folder / DIVERGED, story))
+        except FaultError as error:
+            say(f"note: {error}; the training has something worse to tell")
         where = f"training diverged in step {step + 1}: {wrong} at a learning rate of {lr:.3g}"
         if len(state.left_out) >= self.rollbacks:
             raise DivergedError(
@@ -192,7 +213,7 @@ class Loop:
         if not state.window:  # all of them were left out
             return
         loss = statistics.fmean(state.window)
-        numbers = {"loss": round(loss, 6), "lr": self._lr, "grad_norm": round(self._norm, 6)}
+        numbers = {"loss": round(loss, 6), "lr": state.lr, "grad_norm": round(state.grad_norm, 6)}
         clock = {"images_per_second": round(rate, 1), "seconds": round(state.seconds, 3)}
         self.record.write("train", state.step, **numbers, **clock)
         state.window = []
@@ -207,12 +228,9 @@ class Loop:
             self.world.spread(self.passes.model.buffers())
         try:
             figures = self.validate(self._kept())
-        except FaultError as error:
+        except DivergedError as error:
             raise FaultError(f"training diverged before step {state.step + 1}: {error}; {_SMALLER_RATE}") from error
         self.record.write("validation", state.step, **figures)
-        metric = next(name for name in figures if name != "loss")
-        if figures[metric] > state.best.get(metric, -math.inf):
-            state.best = {"step": state.step, **figures}
         return time.perf_counter() - began
 
     def save(self, *, insist: bool) -> None:
@@ -220,7 +238,7 @@ class Loop:
         state = self.state
         self._due, self._saved = False, time.perf_counter()
         state.unreadable, state.most_at_once = self._all_bad(), self.passes.most_at_once
-        tensors = checkpoint.tensors_of(self.passes.model, self.optimizer, self.average)
+        tensors = checkpoint.tensors_of(self.passes.model, self.optimizer, self.average, keep=self.world.first)
 
         def write() -> None:
             self.record.flush()  # the log must never lack what the weights have
@@ -231,8 +249,8 @@ class Loop:
         except FaultError as error:
             if insist:
                 if (newest := self._steps_kept()) is None:
-                    raise
-                raise FaultError(
+                    raise _UnsavedError(str(error)) from error
+                raise _UnsavedError(
                     f"{error}; the checkpoint of step {newest:,} stands, and the same command goes on from it"
                 ) from error
             say(f"note: no checkpoint at step {state.step}: {error}; the training goes on and tries again")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import json
 import math
 import shlex
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from patchword.core import files
-from patchword.core.errors import FaultError, PatchwordError, StoppedError, UsageError
+from patchword.core.errors import DataError, FaultError, PatchwordError, StoppedError, UsageError
 from patchword.core.processes import Processes, joined
 from patchword.core.progress import duration, say, size
 from patchword.core.runtime import (
@@ -137,6 +138,7 @@ class _Run:
         try:
             with self.world.naming_the_missing():
                 self.load_pictures()
+                self.check_memory()
                 if not resuming:
                     self.recipe = self.fix_steps()
                     self.announce()
@@ -148,6 +150,11 @@ class _Run:
             if self.world.first:
                 self.write_result(status, reason=str(error))
             raise
+
+    @property
+    def content(self) -> dict[str, str]:
+        """A hash of what the files of each split held, where they are in memory."""
+        return {name: store.content for name, store in self.stores.items()}
 
     def open_books(self) -> None:
         """Write the recipe, and that the run is on its way: what was said of it before no longer holds."""
@@ -162,6 +169,10 @@ class _Run:
         if fits:
             self.stores = prepare.fill_stores(self.dataset, channels)
             loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
+            if len({json.dumps(seen) for seen in self.world.gather(self.content)}) > 1:
+                raise DataError(
+                    f"{self.dataset.location} was read differently by two processes; all must see the same files"
+                )
         held = dataclasses.replace(recipe.loading, in_memory="yes" if fits else "no")
         self.recipe = dataclasses.replace(recipe, loading=held)
 
@@ -226,11 +237,8 @@ class _Run:
         if self.prepared.note:
             say(self.prepared.note)
         recipe, total = self.recipe, self.recipe.budget.steps
-        learning = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        needed = prepare.memory_needed(recipe, self.cost, learning, self.world, sharded=self.sharded)
-        if recipe.device == "cpu":
-            self.world.decide(lambda: prepare.check_memory(needed * self.world.local_count))
-        memory = needed + sum(store.nbytes for store in self.stores.values())
+        learning = self.learning
+        memory = self.memory_needed + sum(store.nbytes for store in self.stores.values())
         flops = total * recipe.batch_size * self.train_flops_per_image
         time_needed = f"about {recipe.budget.minutes:g} min" if recipe.budget.minutes else self.estimate(total)
         height, width = self.model.image_size
@@ -246,6 +254,20 @@ class _Run:
                 f"note: the statistics of {self.model.name}'s batch norms depend on the pictures that each process sees, so "
                 "another number of processes trains another model; those of the first process are saved"
             )
+
+    def check_memory(self) -> None:
+        """Refuse what would not fit before any of it is tried: on a CPU nothing can be caught afterwards."""
+        if self.recipe.device == "cpu":
+            self.world.decide(lambda: prepare.check_memory(self.memory_needed * self.world.local_count))
+
+    @property
+    def memory_needed(self) -> int:
+        return prepare.memory_needed(self.recipe, self.cost, self.learning, self.world, sharded=self.sharded)
+
+    @property
+    def learning(self) -> int:
+        """How many parameters have gradients."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def estimate(self, total: int) -> str:
         """The time for `total` steps, from a few throw-away ones."""
@@ -280,7 +302,7 @@ class _Run:
         )
         self.state.recipe_hash = self.recipe.identity()
         self.state.data_fingerprint, self.state.classes = self.opened.fingerprint, list(self.dataset.classes)
-        self.state.content = {name: store.content for name, store in self.stores.items()}
+        self.state.content = self.content
         self.state.pictures = {name: len(split) for name, split in self.dataset.splits.items()}
         training = loop.Loop(
             self.model,
@@ -321,6 +343,7 @@ class _Run:
             workers=self.recipe.loading.workers,
             stop=lambda: bool(self.flag),
             world=self.world,
+            threads=max(1, self.recipe.threads // self.world.local_count),
         )
 
     def evaluate(self) -> None:
