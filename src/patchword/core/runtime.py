@@ -216,7 +216,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 if tries == _LOCK_TRIES:
                     raise UsageError(
-                        f"{folder} is being written by another process; wait for it or choose another --out"
+                        f"{folder} is being written by another process; wait for it or choose another folder"
                     ) from error
                 time.sleep(_LOCK_PAUSE)
         yield
