@@ -115,7 +115,7 @@ def _call(verb: Verb, called: list[str], arguments: list[str]) -> int:
         sys.stdout.write("\n".join(one_line(line) for line in show(result).split("\n")) + "\n")
     rows = result if isinstance(result, list) else [result]
     failed = any(isinstance(row, dict) and "error" in row for row in rows)
-    return 3 if failed or getattr(result, "stops_training", False) else 0
+    return 3 if failed or getattr(result, "damaged", False) else 0
 
 
 def _check_values(function: Callable[..., Any], arguments: list[str]) -> None:
