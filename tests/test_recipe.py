@@ -93,6 +93,14 @@ def test_wrong_recipes_are_answered(tmp_path: Path) -> None:
         recipes.load("paper-finetune/petz")
     with pytest.raises(UsageError, match="does not exist"):
         recipes.load("nowhere.toml")
+    for name in ("/dev/null", str(tmp_path / "r5.json")):
+        with pytest.raises(UsageError, match=rf"^{name} is no recipe; a preset, or a file that ends in \.toml, would"):
+            recipes.load(name)
+    with pytest.raises(UsageError, match=rf"^{tmp_path} is a folder; a preset, or a file that ends in \.toml, would"):
+        recipes.load(str(tmp_path))
+    (tmp_path / "recipe.toml").write_text("")
+    with pytest.raises(UsageError, match=rf"^{tmp_path}/ is a folder; {tmp_path}/recipe\.toml would be right$"):
+        recipes.load(f"{tmp_path}/")
     (tmp_path / "bad.toml").write_text("a = = 3")
     with pytest.raises(DataError, match=r"bad\.toml cannot be read"):
         recipes.load(str(tmp_path / "bad.toml"))

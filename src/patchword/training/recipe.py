@@ -6,6 +6,7 @@ result, with nothing left open, as its `recipe.toml`. Unknown names and wrong ty
 
 import contextlib
 import dataclasses
+import os
 import tomllib
 from collections.abc import Iterator
 from importlib import resources
@@ -21,6 +22,7 @@ from patchword.data.store import MEMORY_SHARE
 from patchword.models.names import config_type, parse_name
 from patchword.models.position import Resampling
 from patchword.training.optimizer import OptimizerConfig, ScheduleConfig
+from patchword.training.run_folder import RECIPE
 from patchword.training.tune import rank_of
 
 _MOST = 1e12
@@ -289,9 +291,7 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
         stem, _, variant = name_or_file.partition("/")
         file = resources.files("patchword.training").joinpath("presets", f"{stem}.toml")
         if not file.is_file():
-            raise UsageError(
-                f"unknown recipe {name_or_file!r}; {nearest(name_or_file, presets())} (a file ends in .toml)"
-            )
+            raise _no_recipe(name_or_file)
         values = tomllib.loads(file.read_text("utf-8"))
         variants = values.pop("variants", {})
         if variant and variant not in variants:
@@ -312,6 +312,15 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
             with _blamed(name_or_file, only=str(error)):
                 config.build(Recipe, values)
         raise
+
+
+def _no_recipe(name: str) -> UsageError:
+    path, right = Path(name), "a preset, or a file that ends in .toml,"
+    if os.path.isdir(path):
+        return UsageError(f"{name} is a folder; {path / RECIPE if (path / RECIPE).is_file() else right} would be right")
+    if path.suffix or os.path.exists(path):
+        return UsageError(f"{name} is no recipe; {right} would be right")
+    return UsageError(f"unknown recipe {name!r}; {nearest(name, presets())} (a file ends in .toml)")
 
 
 def loads(text: str, where: str) -> Recipe:
