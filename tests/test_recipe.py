@@ -161,3 +161,19 @@ def test_a_presets_wishes_for_a_vit_mean_nothing_to_a_convolution() -> None:
     assert recipes.load("scratch", {"model": {"name": "R50+ViT-B/16"}}).model["pool"] == "gap"
     asked = recipes.load("scratch", {"model": {"name": "BiT-R50x1", "pool": "map"}}).model
     assert asked["pool"] == "map"  # asked for by name: an error where the model is made
+
+
+def test_another_model_beside_a_file_has_its_own_sizes(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+    table = {"name": "ViT-At/8", "patch_size": 8, "embed_dim": 96, "depth": 1, "pool": "map", "position": "rope"}
+    file.write_text(recipes.load("scratch", {"model": table}).to_toml())
+    assert recipes.load(str(file)).model == table
+    for same in ({"name": "ViT-At/8"}, {"depth": 2}):
+        assert recipes.load(str(file), {"model": same}).model == {**table, **same}
+    asked = recipes.load(str(file), {"model": {"name": "ViT-S/16", "depth": 5}}).model
+    assert asked == {"name": "ViT-S/16", "depth": 5, "pool": "map", "position": "rope"}
+    assert recipes.load(str(file), {"model": {"name": "EfficientNet-B0"}}).model == {"name": "EfficientNet-B0"}
+    with pytest.raises(UsageError, match="unknown model 'ViT-Q/16'"):
+        recipes.load(str(file), {"model": {"name": "ViT-Q/16"}})
+    file.write_text("model = { depth = 3 }")  # for whatever model is named
+    assert recipes.load(str(file), {"model": {"name": "ViT-S/16"}}).model == {"depth": 3, "name": "ViT-S/16"}

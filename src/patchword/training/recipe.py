@@ -300,8 +300,8 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
         values["name"] = name_or_file
     changes = changes or {}
     values, changes = _augment_level(values), _augment_level(changes)
-    if not name_or_file.endswith(".toml") and isinstance(changes.get("model"), dict):
-        values = _without_strange_fields(values, changes["model"].get("name"))
+    if isinstance(changes.get("model"), dict):
+        values = _for_model(values, changes["model"].get("name"), preset=not name_or_file.endswith(".toml"))
     if "budget" in changes:
         values.pop("budget", None)  # a budget is replaced as a whole: 5 minutes do not mix with the preset's epochs
     try:
@@ -343,13 +343,18 @@ def _blamed(file: str, only: str = "") -> Iterator[None]:
             raise UsageError(f"recipe {file}: {error}") from error
 
 
-def _without_strange_fields(values: dict[str, Any], name: Any) -> dict[str, Any]:
-    """A preset's wishes for a ViT, such as `model.pool`, mean nothing to a model that has no such field."""
-    if not isinstance(name, str) or "model" not in values:
+def _for_model(values: dict[str, Any], name: Any, *, preset: bool) -> dict[str, Any]:
+    """`values` without what they say of a model that is not the one of this name.
+
+    Of a file that names another model, that is what the new name decides (its sizes), and what its family does not know. A
+    preset names none; its wishes for a ViT, such as `model.pool`, mean nothing to a model that has no such field.
+    """
+    table = values.get("model")
+    if not isinstance(name, str) or not isinstance(table, dict) or not (preset or table.get("name", name) != name):
         return values
     family, _ = parse_name(name, {})
-    known = config.field_types(config_type(family))
-    return {**values, "model": {key: value for key, value in values["model"].items() if key in known}}
+    kept = config.field_types(config_type(family)).keys() - (family.parse(name) or {})
+    return {**values, "model": {key: value for key, value in table.items() if key in kept}}
 
 
 def _augment_level(values: dict[str, Any]) -> dict[str, Any]:
