@@ -77,6 +77,8 @@ def test_presets_are_the_tables_of_the_paper() -> None:
         ({"augment": {"level": "light3"}}, "unknown augment.level 'light3'; did you mean"),
         ({"budget": {"epochs": 3.0, "minutes": 1.0}}, "in one of them only"),
         ({"regularization": {"dropout": 1.0}}, "regularization.dropout=1.0 must lie in"),
+        ({"optimizer": {"lr": -1}}, "optimizer.lr=-1.0 must be at least 0"),
+        ({"optimizer": {"momentum": 1}}, "optimizer.momentum=1.0 must lie in 0…0.9999"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
     ],
 )
