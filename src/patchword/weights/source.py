@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import struct
+import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -129,7 +130,7 @@ def _pickle(path: Path) -> dict[str, Tensor]:
     """A state dict that `torch.save` wrote, alone or among other things."""
     try:
         # Opened here, for by its name torch may take a file for one of another format.
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader fails with any of a dozen kinds on what is damaged
         # Around its reason, torch says at length how a file that is trusted could be opened all the same.
