@@ -95,7 +95,7 @@ WRONG = [
     (["trian"], 2, "unknown verb 'trian'; did you mean 'train'?"),
     (["data", "chek"], 2, "unknown verb 'data chek'; did you mean 'data check'?"),
     (["train", "DATA", "--steps", "3", "--minutes", "2"], 2, "--minutes and --steps exclude each other"),
-    (["train", "DATA", "--steps", "0"], 2, "--steps 0 must be greater than 0"),
+    (["train", "DATA", "--steps", "0"], 2, "patchword: steps=0 must be greater than 0"),
     (
         ["train", "DATA", "--model", "ViT-At/5", "--image-size", "16", "--steps", "1"],
         2,
@@ -120,7 +120,7 @@ WRONG = [
     (["train", "DATA", "--minutes=soon"], 2, "--minutes 'soon' is not a number, such as 10 or 2.5"),
     (["data", "pack", "DATA", "x", "--shard-size", "abc"], 2, "--shard-size 'abc' is not a whole number"),
     (["weights", "convert", "a", "b", "--to", "tim"], 2, "--to 'tim' is not known; did you mean 'timm'?"),
-    (["train", "DATA", "--minutes", "nan"], 2, "--minutes nan must be greater than 0"),
+    (["train", "DATA", "--minutes", "nan"], 2, "patchword: minutes=nan must be greater than 0"),
     (["train", "DATA", "--epochs", "inf"], 2, "budget.epochs=inf is no number to work with"),
     (["train", "DATA", "--pflop", "1e300"], 2, "budget.pflop=1e+300 must lie in"),
     (["train", "DATA", "--set", "optimizer.lr=inf"], 2, "optimizer.lr=inf is no number"),
