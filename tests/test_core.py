@@ -37,6 +37,37 @@ def test_write_replaces_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in target.parent.iterdir()] == ["a.json"]
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EDQUOT, "make room there or choose another place"),
+        (errno.EROFS, "choose a place that can be written"),
+        (errno.EACCES, "choose a place that can be written"),
+        (errno.EFBIG, r"raise the limit on the size of files \(ulimit -f\)"),
+    ],
+)
+def test_what_the_disk_refuses_has_advice_that_helps(number: int, advice: str, tmp_path: Path) -> None:
+    sentence = rf"^cannot write .*a\.json: [A-Z][a-z -]+; {advice}$"
+    with pytest.raises(FaultError, match=sentence), files.disk_faults(tmp_path / "a.json"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_where_no_folder_can_be_made_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for target in (
+        Path("/proc/a.json"),
+        Path("/proc/nowhere/a.json"),
+        tmp_path / "file/a.json",
+        tmp_path / "file/deep/a.json",
+    ):
+        with pytest.raises(FaultError, match="; choose a folder that can be made$"):
+            files.write_json(target, {})
+    with pytest.raises(FaultError, match="Is a directory; the path of a file would be right$"):
+        files.write_json(tmp_path, {})
+    with pytest.raises(FileNotFoundError), files.disk_faults(tmp_path / "a.json"):
+        (tmp_path / "another.json").read_text()
+
+
 def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "a.json", {"a": float("nan")})

@@ -18,8 +18,16 @@ from patchword.core.errors import DataError, FaultError, UsageError
 # What `tempfile` adds to the names of what is written aside.
 _ASIDE = r"\.(?P<name>{})(?P<old>\.old)?\.[a-z0-9_]{{8}}"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-# No room left, over quota, file too large, read-only: the fault is the disk's, and what was there before must stay.
-_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+# The fault is the disk's or the place's, and what was there before must stay: what would be right instead.
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there or choose another place"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a place that can be written"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EEXIST), "choose a folder that can be made"),
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EISDIR: "the path of a file would be right",
+}
+_OF_FOLDERS = {errno.ENOENT, errno.EEXIST}
+"""These may as well be of a file that was to be read."""
 
 
 @contextmanager
@@ -28,12 +36,10 @@ def disk_faults(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_FAULTS:
-            raise FaultError(
-                f"cannot write {target}: {os.strerror(error.errno)}; make room there or choose another folder with --out"
-            ) from error
-        if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):
-            raise FaultError(f"cannot write {target}: {os.strerror(error.errno or 0)}") from error
+        place = Path(str(error.filename))
+        ours = place in (target, *target.parents) or place.name.startswith(f".{target.name}.")
+        if error.errno in _ADVICE and (ours or error.errno not in _OF_FOLDERS):
+            raise FaultError(f"cannot write {target}: {os.strerror(error.errno)}; {_ADVICE[error.errno]}") from error
         raise
 
 

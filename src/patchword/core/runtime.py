@@ -236,7 +236,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 if tries == _LOCK_TRIES:
                     raise UsageError(
-                        f"{folder} is being written by another process; wait for it or choose another place"
+                        f"{folder} is being written by another process; wait for it or choose another folder"
                     ) from error
             except OSError as error:
                 raise UsageError(
@@ -248,4 +248,4 @@ def only_writer(folder: Path) -> Iterator[None]:
                     yield
                     return
         time.sleep(_LOCK_PAUSE)
-    raise UsageError(f"{folder} is being moved by another process; wait for it or choose another place")
+    raise UsageError(f"{folder} is being moved by another process; wait for it or choose another folder")

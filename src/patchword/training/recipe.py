@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Iterator
 from importlib import resources
@@ -23,6 +24,7 @@ from patchword.data.store import MEMORY_SHARE
 from patchword.models.names import config_type, parse_name
 from patchword.models.position import Resampling
 from patchword.training.optimizer import OptimizerConfig, ScheduleConfig
+from patchword.training.run_folder import RECIPE
 from patchword.training.tune import rank_of
 
 _MOST = 1e12
@@ -330,9 +332,7 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
         stem, _, variant = name_or_file.partition("/")
         file = resources.files("patchword.training").joinpath("presets", f"{stem}.toml")
         if not file.is_file():
-            raise UsageError(
-                f"unknown recipe {name_or_file!r}; {nearest(name_or_file, presets())} (a file ends in .toml)"
-            )
+            raise _no_recipe(name_or_file)
         values = tomllib.loads(file.read_text("utf-8"))
         variants = values.pop("variants", {})
         if variant and variant not in variants:
@@ -341,8 +341,8 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
         values["name"] = name_or_file
     changes = changes or {}
     values, changes = _augment_level(values), _augment_level(changes)
-    if not name_or_file.endswith(".toml") and isinstance(changes.get("model"), dict):
-        values = _without_strange_fields(values, changes["model"].get("name"))
+    if isinstance(changes.get("model"), dict):
+        values = _for_model(values, changes["model"].get("name"), preset=not name_or_file.endswith(".toml"))
     if "budget" in changes:
         values.pop("budget", None)  # a budget is replaced as a whole: 5 minutes do not mix with the preset's epochs
     try:
@@ -353,6 +353,15 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
             with _blamed(name_or_file, only=str(error)):
                 config.build(Recipe, values)
         raise
+
+
+def _no_recipe(name: str) -> UsageError:
+    path, right = Path(name), "a preset, or a file that ends in .toml,"
+    if os.path.isdir(path):
+        return UsageError(f"{name} is a folder; {path / RECIPE if (path / RECIPE).is_file() else right} would be right")
+    if path.suffix or os.path.exists(path):
+        return UsageError(f"{name} is no recipe; {right} would be right")
+    return UsageError(f"unknown recipe {name!r}; {nearest(name, presets())} (a file ends in .toml)")
 
 
 def loads(text: str, where: str) -> Recipe:
@@ -375,13 +384,18 @@ def _blamed(file: str, only: str = "") -> Iterator[None]:
             raise UsageError(f"recipe {file}: {error}") from error
 
 
-def _without_strange_fields(values: dict[str, Any], name: Any) -> dict[str, Any]:
-    """A preset's wishes for a ViT, such as `model.pool`, mean nothing to a model that has no such field."""
-    if not isinstance(name, str) or "model" not in values:
+def _for_model(values: dict[str, Any], name: Any, *, preset: bool) -> dict[str, Any]:
+    """`values` without what they say of a model that is not the one of this name.
+
+    Of a file that names another model, that is what the new name decides (its sizes), and what its family does not know. A
+    preset names none; its wishes for a ViT, such as `model.pool`, mean nothing to a model that has no such field.
+    """
+    table = values.get("model")
+    if not isinstance(name, str) or not isinstance(table, dict) or not (preset or table.get("name", name) != name):
         return values
     family, _ = parse_name(name, {})
-    known = config.field_types(config_type(family))
-    return {**values, "model": {key: value for key, value in values["model"].items() if key in known}}
+    kept = config.field_types(config_type(family)).keys() - (family.parse(name) or {})
+    return {**values, "model": {key: value for key, value in table.items() if key in kept}}
 
 
 def _augment_level(values: dict[str, Any]) -> dict[str, Any]:

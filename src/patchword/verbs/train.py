@@ -96,7 +96,7 @@ def train(
         raise UsageError(f"--{' and --'.join(given)} exclude each other: one budget is right")
     for name, value in given.items():
         if not value > 0:
-            raise UsageError(f"--{name} {value} must be greater than 0")
+            raise UsageError(f"{name}={value} must be greater than 0")
     over: dict[str, Any] = {"data": str(data)}
     if given:
         over["budget"] = given
