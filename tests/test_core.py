@@ -269,3 +269,13 @@ def test_a_folder_that_is_half_removed_is_out_of_the_way(tmp_path: Path, monkeyp
     assert list(tmp_path.rglob("a"))
     files.remove_leftovers(tmp_path, r"step-\d+")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fails_is_told_in_a_sentence(tmp_path: Path) -> None:
+    """Not in a trace: EIO comes from a failing disk, ESTALE from a network file system that has lost the file."""
+    for number in (errno.EIO, errno.ESTALE):
+        with (
+            pytest.raises(FaultError, match="look after the disk or choose another place"),
+            files.disk_faults(tmp_path),
+        ):
+            raise OSError(number, os.strerror(number))

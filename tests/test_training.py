@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchword.core import config
+from patchword.core import config, files
 from patchword.core.errors import DataError, DivergedError, FaultError, StoppedError, UsageError
 from patchword.core.processes import Processes
 from patchword.core.runtime import only_writer
@@ -31,7 +32,7 @@ from patchword.training import checkpoint, loop, prepare
 from patchword.training import recipe as recipes
 from patchword.training import run as runs
 from patchword.training.objectives import Sigmoid, Softmax
-from patchword.training.optimizer import build_optimizer
+from patchword.training.optimizer import Average, build_optimizer
 from patchword.training.passes import Part, Passes
 from patchword.training.recipe import Recipe
 from patchword.training.record import Record
@@ -413,12 +414,11 @@ def test_a_place_that_cannot_be_read_is_not_blamed_on_the_learning_rate(
 def test_memory_is_counted_before_anything_is_tried(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(prepare, "available_memory", lambda: 100_000)
     monkeypatch.setattr(loop, "seconds_per_step", lambda *_: pytest.fail("a step was tried"))
-    huge = tiny(pictures, model={"name": "ViT-At/8", "embed_dim": 4096, "num_heads": 2}, budget={"minutes": 1.0})
-    with pytest.raises(UsageError, match="training would need about .* of memory, of which 1 GB are free"):
-        run(huge, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="training would need about .* of memory, of which 100 kB are free"):
+        run(tiny(pictures, budget={"minutes": 1.0}, loading={"in_memory": "yes"}), tmp_path / "out")
+    assert not (tmp_path / "out/recipe.toml").exists()  # so that the same place takes a smaller one
 
 
 def test_the_newest_good_checkpoint_outlives_damaged_ones_beyond_it(tmp_path: Path) -> None:
@@ -462,6 +462,100 @@ def test_a_copy_of_what_drops_is_its_own_master(monkeypatch: pytest.MonkeyPatch)
     ones = torch.ones(4, 100)
     assert torch.equal(whole.get_submodule("dropout")(ones), ones)
     assert not torch.equal(model.get_submodule("dropout")(ones), ones)
+
+
+def test_a_checkpoint_gives_back_all_that_the_loop_knows(tmp_path: Path) -> None:
+    """Every field of the state, with a value that is not its default."""
+    state = checkpoint.State(
+        step=7,
+        total_steps=11,
+        samples_seen=70,
+        seconds=1.5,
+        window=[0.5, 0.25],
+        losses=[1.0, 2.0],
+        lr=0.125,
+        grad_norm=3.0,
+        left_out=[2, 5],
+        resumed_from=[3],
+        unreadable={4: "is no picture"},
+        recipe_hash="a",
+        data_fingerprint="b",
+        content={"train": "c"},
+        pictures={"train": 13},
+        classes=["x", "y"],
+        processes=2,
+        threads=3,
+        most_at_once=17,
+        versions={"torch": "2"},
+    )
+    fresh = checkpoint.State()
+    for field in dataclasses.fields(state):
+        assert getattr(state, field.name) != getattr(fresh, field.name), f"{field.name} is its default here"
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    tensors = checkpoint.tensors_of(model, build_optimizer(Recipe().optimizer, model), None)
+    checkpoint.save(tmp_path, state, tensors, keep=1)
+    saved = checkpoint.newest(tmp_path, model)
+    assert saved is not None
+    assert saved.state == state
+
+
+def test_an_average_that_is_not_finite_is_not_published(tmp_path: Path) -> None:
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    average = Average(model, 0.9)
+    average.weights["norm.bias"][1] = math.nan
+    tensors = checkpoint.tensors_of(model, build_optimizer(Recipe().optimizer, model), average)
+    with pytest.raises(FaultError, match="norm.bias is not finite after step 3"):
+        checkpoint.save(tmp_path / "c", checkpoint.State(step=3), tensors, keep=1)
+    assert not list((tmp_path / "c").glob("*"))
+
+
+def test_another_recipe_in_a_checkpoint_is_an_error(done: Path, pictures: Path) -> None:
+    """The recipe's file was changed by hand, and the request with it."""
+    (done / "result.json").unlink()
+    text = (done / "recipe.toml").read_text()
+    (done / "recipe.toml").write_text(text.replace("lr = 0.003", "lr = 0.004"))
+    with pytest.raises(DataError, match="the recipe has changed since .*step-00000012 was written"):
+        run(tiny(pictures, optimizer={"lr": 4e-3}), done)
+
+
+def test_a_run_knows_of_other_threads(done: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (done / "result.json").unlink()
+    run(tiny(pictures), done)
+    assert "sums round otherwise" not in capsys.readouterr().err
+    (done / "result.json").unlink()
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(UsageError, match="holds another run .threads is 1, not 2"):
+            run(tiny(pictures, threads=1), done)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_folder_is_moved_aside_as_often_as_asked(done: Path, pictures: Path) -> None:
+    for _ in range(3):
+        run(tiny(pictures), done, restart=True)
+    assert len([path for path in done.parent.iterdir() if path.name.startswith("done.")]) == 3
+
+
+def test_files_of_others_stay_where_they_are(done: Path, pictures: Path) -> None:
+    """Names that look like ours, but for the mark."""
+    (done / "result.json").unlink()
+    others = [done / ".recipe.toml.previous", done / ".model.original"]
+    ours = done / f".recipe.toml{files.MARK}abcdefgh"
+    for path in (*others, ours):
+        path.write_text("precious")
+    run(tiny(pictures), done)
+    assert all(path.read_text() == "precious" for path in others)
+    assert not ours.exists()
+
+
+def test_recomputing_is_in_the_estimate_of_memory() -> None:
+    model = create_model("ViT-At/4", 3, 32)
+    kept = cost(model).activation_bytes
+    model.recompute = True
+    again = cost(model)
+    assert again.activation_bytes < kept / 2
+    assert again.forward_flops == cost(create_model("ViT-At/4", 3, 32)).forward_flops
 
 
 def test_a_spike_is_answered_by_going_back_and_leaving_it_out(
@@ -651,6 +745,22 @@ def test_a_gpu_without_room_gets_smaller_parts_and_the_same_pictures() -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_every_drop_draws_for_itself() -> None:
+    """Another use, module, grain or key is another draw; the same is the same, wherever the part begins."""
+    ones, draws = torch.ones(16, 64), {}
+    for key, stream, use in ((1, 0, 0), (1, 0, 1), (1, 1, 0), (10**12, 0, 0)):
+        drop = chance.Dropout().train()
+        drop.p, drop.stream = 0.5, stream
+        with chance.drawing_from(Chance(key)):
+            draws[key, stream, use] = drop(ones, use)
+        with chance.drawing_from(Chance(key, 5)):
+            assert torch.equal(drop(ones[:11], use), draws[key, stream, use][5:])
+    for one, two in itertools.combinations(draws.values(), 2):
+        assert 0.4 < (one == two).float().mean() < 0.6
+    first = draws[1, 0, 0]
+    assert 0.4 < (first[:8] == first[8:]).float().mean() < 0.6
+
+
 def test_a_picture_of_weight_zero_takes_no_part() -> None:
     whole = batch(7, [1, 1, 0, 1, 1, 1, 1])
     without = batch(7)
@@ -814,6 +924,7 @@ def test_a_log_that_cannot_be_written_waits(tmp_path: Path, monkeypatch: pytest.
     """Half a line gets to the disk, then none, then all: every line is there once."""
     path, record_of = tmp_path / "metrics.jsonl", Record
     record = record_of(path, 0)
+    record.open()
     record.write("train", 1, loss=1.0)
     fsync, refusing = os.fsync, [2]
 

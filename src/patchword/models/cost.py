@@ -33,6 +33,7 @@ def cost(model: Model) -> Cost:
     """Count on the meta device: exact for the shapes at hand, and free of arithmetic."""
     on_meta = all(parameter.is_meta for parameter in model.parameters())
     skeleton = model if on_meta else build_model(model.architecture, model.preprocessing)
+    skeleton.recompute = model.recompute
     was_training = skeleton.training
     skeleton.train()
     for module in skeleton.modules():

@@ -85,7 +85,10 @@ class Loop:
         state.versions = versions()
         if saved is not None:
             say(f"{folder} goes on after step {state.step:,} of {self.total:,}")
+            if (saved.state.processes, saved.state.threads) != (self.world.count, torch.get_num_threads()):
+                say("note: with another number of processes or threads sums round otherwise: not to the same bits")
         self.record = Record(folder / LOG, state.step, writes=self.world.first)
+        self.world.decide(self.record.open)
         self._load(state.step)
 
     def run(self) -> Model:
@@ -224,8 +227,6 @@ class Loop:
         due = state.step % self.recipe.evaluation.every_steps == 0 or state.step == self.total
         if self.validate is None or not due or state.step <= self.record.last_validation:
             return 0.0
-        if self.passes.model.has_batch_norm:
-            self.world.spread(self.passes.model.buffers())
         try:
             figures = self.validate(self._kept())
         except DivergedError as error:
@@ -257,7 +258,10 @@ class Loop:
 
     def _kept(self) -> Model:
         """The model to look at and to keep, in one piece: with the average of its weights where the recipe has one."""
-        return self.passes.whole(None if self.average is None else self.average.weights)
+        model = self.passes.whole(None if self.average is None else self.average.weights)
+        if model.has_batch_norm:  # each process has figures of its own; those of the first are kept
+            self.world.spread(model.buffers())
+        return model
 
     def _newest(self, model: Model) -> checkpoint.Saved | None:
         """The newest whole checkpoint; one of other data or another recipe is an error."""

@@ -124,6 +124,7 @@ class _Run:
         self.world = world
         self.dataset = dataset = opened.dataset
         model = prepared.model
+        model.recompute = prepared.recipe.compute.recompute
         self.cost: Cost = cost(model)
         self.recipe = prepare.decide_machine(stored or prepared.recipe, model, self.cost, dataset, world)
         self.sharded = prepare.shards(self.recipe, self.cost, world)

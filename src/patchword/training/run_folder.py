@@ -13,6 +13,7 @@
 """
 
 import contextlib
+import itertools
 import re
 import shutil
 import time
@@ -106,7 +107,8 @@ def check(out: Path) -> None:
 
 
 def _move_aside(out: Path) -> None:
-    aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    name = f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+    aside = next(path for i in itertools.count() if not (path := out.with_name(f"{name}-{i}" if i else name)).exists())
     out.rename(aside)
     say(f"{out} was moved to {aside}")
 
