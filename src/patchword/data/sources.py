@@ -3,19 +3,21 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
 from patchword.core import files
 from patchword.core.errors import DataError
 from patchword.data import named
 from patchword.data.assemble import Found, assemble
-from patchword.data.dataset import Dataset, Notice, Split
-from patchword.data.folder import find_folders
+from patchword.data.dataset import Dataset, Files, Names, Notice, Split
+from patchword.data.folder import find_folders, list_folder
 from patchword.data.parquet import find_parquet, find_parquet_address, find_parquets
 from patchword.data.places import is_address
 from patchword.data.published import find_published
 from patchword.data.shards import find_address, find_tar, find_tars
 from patchword.data.table import find_table
 
-__all__ = ["Dataset", "Notice", "Split", "open_data"]
+__all__ = ["Dataset", "Notice", "Split", "open_data", "open_pictures"]
 
 
 def open_data(data: str | os.PathLike[str], *, classes: tuple[str, ...] | None = None) -> Dataset:
@@ -36,6 +38,15 @@ def open_data(data: str | os.PathLike[str], *, classes: tuple[str, ...] | None =
     if is_address(data):
         return assemble(_find_address(os.fspath(data)), classes)
     return assemble(named.find(os.fspath(data), _find), classes)
+
+
+def open_pictures(data: str | os.PathLike[str]) -> list[Split]:
+    """Open pictures whose labels, if they have any, do not count: a folder of them, or all splits of a data set."""
+    path = files.at_home(data)
+    if path.is_dir() and (listing := list_folder(path)).pictures and not listing.folders:
+        names = Names(listing.pictures)
+        return [Split(Files(path, names), np.zeros(len(names), np.int64))]
+    return list(open_data(data).splits.values())
 
 
 def _find(path: Path) -> Found:

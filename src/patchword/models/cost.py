@@ -1,9 +1,10 @@
 """What a model costs: parameters, FLOPs and the memory of a training step, counted without running it on real data."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from patchword.models.contract import Model
@@ -29,8 +30,11 @@ class Cost:
         return TRAINING_FACTOR * self.forward_flops
 
 
-def cost(model: Model) -> Cost:
-    """Count on the meta device: exact for the shapes at hand, and free of arithmetic."""
+def cost(model: Model, work: Callable[[Model, Tensor], object] | None = None) -> Cost:
+    """Count on the meta device: exact for the shapes at hand, and free of arithmetic.
+
+    What is counted is the forward pass, or what `work` does with the model and an image 1×C×H×W in its place.
+    """
     on_meta = all(parameter.is_meta for parameter in model.parameters())
     skeleton = model if on_meta else build_model(model.architecture, model.preprocessing)
     was_training = skeleton.training
@@ -56,7 +60,7 @@ def cost(model: Model) -> Cost:
     alive: list[torch.Tensor] = []
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        skeleton(images)
+        skeleton(images) if work is None else work(skeleton, images)
     skeleton.train(was_training)
     return Cost(
         params=sum(parameter.numel() for parameter in skeleton.parameters()),
