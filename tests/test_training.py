@@ -27,7 +27,7 @@ from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.training import loop, prepare
 from patchword.training import recipe as recipes
-from patchword.training.objectives import Sigmoid, Softmax
+from patchword.training.objectives import Objective, Sigmoid, Softmax
 from patchword.training.optimizer import build_optimizer
 from patchword.training.passes import Part, Passes
 from patchword.training.recipe import Recipe
@@ -319,15 +319,13 @@ def test_micro_batches_add_up_to_the_batch() -> None:
         torch.testing.assert_close(parts[name], gradient, rtol=1e-9, atol=1e-12)
 
 
-class Squares:
+class Squares(Objective):
     """An objective that is zero nowhere."""
 
-    num_classes = 3
-
-    def targets(self, labels: torch.Tensor) -> torch.Tensor:
+    def targets(self, labels: torch.Tensor, ids: Any = None) -> torch.Tensor:
         return labels
 
-    def __call__(self, model: Any, images: torch.Tensor, targets: torch.Tensor, keep: Any = None) -> torch.Tensor:
+    def forward(self, model: Any, images: torch.Tensor, targets: torch.Tensor, keep: Any = None) -> torch.Tensor:
         return model(images).square().sum(dim=1)
 
 
@@ -421,7 +419,7 @@ def test_a_gpu_without_room_gets_smaller_parts_and_the_same_pictures() -> None:
     class Roomy(Squares):
         sizes: ClassVar[list[int]] = []
 
-        def __call__(self, model: Any, images: torch.Tensor, targets: torch.Tensor, keep: Any = None) -> torch.Tensor:
+        def forward(self, model: Any, images: torch.Tensor, targets: torch.Tensor, keep: Any = None) -> torch.Tensor:
             self.sizes.append(len(images))
             features = model.features(images)
             if len(images) > 5:
@@ -599,7 +597,7 @@ def test_weights_that_are_not_finite_are_not_published(tmp_path: Path) -> None:
     from patchword.training import checkpoint
 
     model = create_model("ViT-At/8", 3, 16, depth=1)
-    tensors = checkpoint.tensors_of(model, build_optimizer(Recipe().optimizer, model), None)
+    tensors = checkpoint.tensors_of(model, Softmax(3), build_optimizer(Recipe().optimizer, model), None)
     with torch.no_grad():
         model.get_parameter("blocks.0.mlp.fc1.bias")[3] = -torch.inf
     with pytest.raises(FaultError, match="fc1.bias is not finite after step 7: no checkpoint of it is written"):
@@ -664,10 +662,13 @@ def test_every_field_of_a_recipe_is_read_in_a_run(
     budgets = [{"steps": 2}, {"epochs": 0.2}, {"minutes": 0.01}, {"pflop": 1e-8}]
     crops = ["shift", "random-resized", "resize", "shift"]
     for i, (budget, crop) in enumerate(zip(budgets, crops, strict=True)):
-        optimizer = {"name": ("adamw", "sgd", "adam", "adamw")[i]}
+        optimizer = {"name": ("adamw", "sgd", "adam", "muon")[i]}
         augment = {"crop": crop, "randaugment_layers": 1}
         run(tiny(pictures, budget=budget, augment=augment, optimizer=optimizer), tmp_path / str(i))
     run(tiny(pictures, init=str(tmp_path / "0"), budget={"steps": 1}), tmp_path / "from-weights")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    teacher = {"weights": str(tmp_path / "0"), "unlabelled": str(pictures)}
+    run(tiny(pictures, teacher=teacher, budget={"steps": 1}), tmp_path / "taught")
     for kind in kinds:
         for name in config.field_types(kind):
             assert (kind.__name__, name) in read, f"nothing reads {kind.__name__}.{name}"
