@@ -591,6 +591,7 @@ def _log(folder: Path) -> None:
 
 def _read_log(case: Path, _: Path) -> None:
     record = Record(case / "metrics.jsonl", 6)
+    record.open()
     record.write("train", 7, loss=0.25, lr=1e-3, seconds=1.0)
     steps = [json.loads(line)["step"] for line in (case / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps), steps

@@ -95,7 +95,7 @@ WRONG = [
     (["trian"], 2, "unknown verb 'trian'; did you mean 'train'?"),
     (["data", "chek"], 2, "unknown verb 'data chek'; did you mean 'data check'?"),
     (["train", "DATA", "--steps", "3", "--minutes", "2"], 2, "--minutes and --steps exclude each other"),
-    (["train", "DATA", "--steps", "0"], 2, "--steps 0 must be greater than 0"),
+    (["train", "DATA", "--steps", "0"], 2, "patchword: steps=0 must be greater than 0"),
     (
         ["train", "DATA", "--model", "ViT-At/5", "--image-size", "16", "--steps", "1"],
         2,
@@ -116,7 +116,11 @@ WRONG = [
     (["models", "ViX*"], 2, "no model matches 'ViX*'"),
     (["predict", "nowhere", "x.jpg"], 2, "nowhere holds no model"),
     (["predict", "nowhere"], 2, "no picture given"),
-    (["train", "DATA", "--minutes", "nan"], 2, "--minutes nan must be greater than 0"),
+    (["train", "DATA", "--steps", "1.5"], 2, "--steps '1.5' is not a whole number, such as 10"),
+    (["train", "DATA", "--minutes=soon"], 2, "--minutes 'soon' is not a number, such as 10 or 2.5"),
+    (["data", "pack", "DATA", "x", "--shard-size", "abc"], 2, "--shard-size 'abc' is not a whole number"),
+    (["weights", "convert", "a", "b", "--to", "tim"], 2, "--to 'tim' is not known; did you mean 'timm'?"),
+    (["train", "DATA", "--minutes", "nan"], 2, "patchword: minutes=nan must be greater than 0"),
     (["train", "DATA", "--epochs", "inf"], 2, "budget.epochs=inf is no number to work with"),
     (["train", "DATA", "--pflop", "1e300"], 2, "budget.pflop=1e+300 must lie in"),
     (["train", "DATA", "--set", "optimizer.lr=inf"], 2, "optimizer.lr=inf is no number"),
@@ -139,7 +143,8 @@ def test_wrong_input_is_one_sentence(
     filled = [str(pictures) if argument == "DATA" else argument for argument in arguments]
     filled += ["--out", str(tmp_path / "out")] if arguments[0] == "train" else []
     assert call(*filled) == code
-    last = capsys.readouterr().err.strip().splitlines()[-1]
+    *before, last = capsys.readouterr().err.strip().splitlines()
+    assert len(before) <= (arguments[0] == "train")  # that it starts from nothing
     assert last.startswith("patchword: ")
     assert sentence in last
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").glob("*"))

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchword.core import config, files
+from patchword.core import config, files, runtime
 from patchword.core.errors import DataError, FaultError, UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.core.progress import duration, size
@@ -34,6 +35,37 @@ def test_write_replaces_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
         files.write_json(target, {"a": 2})
     assert files.read_json(target) == {"a": 1}
     assert [path.name for path in target.parent.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EDQUOT, "make room there or choose another place"),
+        (errno.EROFS, "choose a place that can be written"),
+        (errno.EACCES, "choose a place that can be written"),
+        (errno.EFBIG, r"raise the limit on the size of files \(ulimit -f\)"),
+    ],
+)
+def test_what_the_disk_refuses_has_advice_that_helps(number: int, advice: str, tmp_path: Path) -> None:
+    sentence = rf"^cannot write .*a\.json: [A-Z][a-z -]+; {advice}$"
+    with pytest.raises(FaultError, match=sentence), files.disk_faults(tmp_path / "a.json"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_where_no_folder_can_be_made_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for target in (
+        Path("/proc/a.json"),
+        Path("/proc/nowhere/a.json"),
+        tmp_path / "file/a.json",
+        tmp_path / "file/deep/a.json",
+    ):
+        with pytest.raises(FaultError, match="; choose a folder that can be made$"):
+            files.write_json(target, {})
+    with pytest.raises(FaultError, match="Is a directory; the path of a file would be right$"):
+        files.write_json(tmp_path, {})
+    with pytest.raises(FileNotFoundError), files.disk_faults(tmp_path / "a.json"):
+        (tmp_path / "another.json").read_text()
 
 
 def test_json_refuses_nan(tmp_path: Path) -> None:
@@ -66,18 +98,49 @@ def test_only_one_writer(tmp_path: Path) -> None:
         pass
 
 
-def test_second_signal_is_no_longer_ours() -> None:
-    code = (
-        "import os, signal\n"
+def test_a_lock_is_of_the_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one waits for the lock, who holds it moves the folder away: the lock that comes free is of another place."""
+    folder, pauses = tmp_path / "run", []
+    holding = only_writer(folder)
+    holding.__enter__()
+
+    def moved(seconds: float) -> None:
+        if not pauses:
+            folder.rename(tmp_path / "aside")
+            holding.__exit__(None, None, None)
+        pauses.append(seconds)
+
+    monkeypatch.setattr(runtime.time, "sleep", moved)
+    with only_writer(folder):
+        assert (folder / ".lock").exists()
+        with pytest.raises(UsageError, match="is being written by another process"), only_writer(folder):
+            pass
+    with pytest.raises(FileNotFoundError), only_writer(folder):
+        (folder / "what is not there").read_bytes()
+
+
+@pytest.mark.parametrize(("pause", "code"), [(0.0, 0), (1.3, -15)])
+def test_the_second_signal_ends_it_unless_it_is_the_first_once_more(pause: float, code: int) -> None:
+    """Who signals a whole group reaches torchrun too, which passes the signal on."""
+    program = (
+        "import os, signal, time\n"
         "from patchword.core.runtime import StopFlag\n"
         "flag = StopFlag()\n"
         "with flag.listening():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert flag\n"
+        f"    time.sleep({pause})\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -15
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
     assert not StopFlag()
+
+
+def test_a_closed_terminal_stops_as_a_signal_does() -> None:
+    flag = StopFlag()
+    with flag.listening():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert flag.received == signal.SIGHUP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,3 +269,13 @@ def test_a_folder_that_is_half_removed_is_out_of_the_way(tmp_path: Path, monkeyp
     assert list(tmp_path.rglob("a"))
     files.remove_leftovers(tmp_path, r"step-\d+")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fails_is_told_in_a_sentence(tmp_path: Path) -> None:
+    """Not in a trace: EIO comes from a failing disk, ESTALE from a network file system that has lost the file."""
+    for number in (errno.EIO, errno.ESTALE):
+        with (
+            pytest.raises(FaultError, match="look after the disk or choose another place"),
+            files.disk_faults(tmp_path),
+        ):
+            raise OSError(number, os.strerror(number))

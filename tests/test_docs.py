@@ -1,7 +1,11 @@
 """Pages that name tests and files name some that exist."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
+
+from patchword.core import errors
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,3 +28,33 @@ def test_the_table_of_rooms_names_files_that_exist() -> None:
         assert (ROOT / "src/patchword" / path).is_file(), path
     for path in set(re.findall(r"`((?:tests|tools|bench)/[\w.]+)`", page)):
         assert (ROOT / path).exists(), path
+
+
+def test_the_loop_that_restarts_goes_on_after_signals_alone(tmp_path: Path) -> None:
+    page = (ROOT / "docs/reliability.md").read_text("utf-8")
+    [loop] = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "sleep").write_text("#!/bin/sh\n")
+    # Ends as the first line of `ends` says, and takes that line away.
+    stub = "#!/bin/sh\nend=$(head -n 1 ends)\nsed -i 1d ends\ncase $end in -*) kill $end $$ ;; *) exit $end ;; esac\n"
+    (tmp_path / "patchword").write_text(stub)
+    for name in ("sleep", "patchword"):
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    for ends, code, left in (
+        (["143", "-KILL", "-TERM", "0", "9"], 0, "9\n"),
+        (["143", "2", "0"], 2, "0\n"),
+        (["3", "0"], 3, "0\n"),
+        (["4", "0"], 4, "0\n"),
+        (["130", "0"], 130, "0\n"),
+    ):
+        (tmp_path / "ends").write_text("\n".join(ends) + "\n")
+        ended = subprocess.run(["sh", "-c", loop], cwd=tmp_path, env={"PATH": path}, capture_output=True, check=False)
+        assert (ended.returncode, (tmp_path / "ends").read_text()) == (code, left), ends
+
+
+def test_the_codes_of_errors_are_those_of_the_page() -> None:
+    page = (ROOT / "docs/reliability.md").read_text("utf-8")
+    codes = re.findall(r"^\| `(\d+)` \|", page, flags=re.MULTILINE)
+    for kind in (errors.UsageError, errors.DataError, errors.FaultError, errors.DivergedError, errors.StoppedError):
+        assert str(kind.exit_code) in codes, kind
+    assert codes == ["0", "2", "3", "4", "130", "143", "137", "1"]

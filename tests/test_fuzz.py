@@ -286,12 +286,12 @@ def test_a_damaged_log_keeps_its_other_lines_and_says_so(tmp_path: Path, capsys:
     lines = [json.dumps({"kind": "train", "step": step, "loss": 1.5}) for step in range(1, 7)]
     damaged = [lines[0], '{"kind": "train", "st', lines[2], '{"kind": "train", "step": 4, "loss": NaN}', lines[4]]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*damaged, lines[1], lines[5], '{"torn']))
-    Record(tmp_path / "metrics.jsonl", 9)
+    Record(tmp_path / "metrics.jsonl", 9).open()
     kept = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert kept == [1, 3, 5, 6]
     assert "metrics.jsonl is damaged in line 2 (3 in all)" in capsys.readouterr().err
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"torn']))
-    Record(tmp_path / "metrics.jsonl", 9)
+    Record(tmp_path / "metrics.jsonl", 9).open()
     assert capsys.readouterr().err == ""  # as after any crash
 
 

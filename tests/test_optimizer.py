@@ -51,7 +51,8 @@ def test_every_parameter_is_in_one_group_with_its_decay_and_rate() -> None:
     for name in ("blocks.1.mlp.fc1.bias", "norm.weight", "class_token", "position.table"):
         assert rows[name]["weight_decay"] == 0.0
     assert [
-        rows[name]["peak_lr"] / 1e-3 for name in ("head.weight", "blocks.1.norm1.bias", "blocks.0.norm1.bias", "class_token")
+        rows[name]["peak_lr"] / 1e-3
+        for name in ("head.weight", "blocks.1.norm1.bias", "blocks.0.norm1.bias", "class_token")
     ] == [
         1.0,
         0.5,
@@ -128,13 +129,15 @@ def test_muon_moves_matrices_orthogonally_and_the_rest_as_adamw() -> None:
         if name in orthogonals:
             np.testing.assert_allclose(parameter.detach().numpy(), expected[name], atol=2e-5, err_msg=name)
     head = optimizer.state[model.get_parameter("head.weight")]
-    assert set(head) == {"step", "exp_avg", "exp_avg_sq"} and head["step"] == 2
+    assert set(head) == {"step", "exp_avg", "exp_avg_sq"}
+    assert head["step"] == 2
     assert set(optimizer.state[model.get_parameter("patch_embed.weight")]) == {"momentum_buffer"}
 
 
 def test_muons_groups_and_state_are_those_of_its_adamw() -> None:
     optimizer = build_optimizer(OptimizerConfig(name="muon"), create_model("ViT-At/8", 5, 16, depth=1))
-    assert isinstance(optimizer, Muon) and optimizer.adamw is not None
+    assert isinstance(optimizer, Muon)
+    assert optimizer.adamw is not None
     assert optimizer.adamw.state is optimizer.state
     for group in optimizer.adamw.param_groups:
         assert any(group is mine for mine in optimizer.param_groups)
@@ -144,7 +147,8 @@ def test_muons_groups_and_state_are_those_of_its_adamw() -> None:
 def test_orthogonal_keeps_directions_and_evens_out_lengths(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     u, s, v = torch.linalg.svd(orthogonal(matrix), full_matrices=False)
-    assert s.min() > 0.5 and s.max() < 1.3
+    assert s.min() > 0.5
+    assert s.max() < 1.3
     wanted_u, _, wanted_v = torch.linalg.svd(matrix, full_matrices=False)
     projected = wanted_u.T @ (u * s) @ v @ wanted_v.T
     assert (projected - projected.diag().diag()).abs().max() < 1e-4

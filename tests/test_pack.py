@@ -336,7 +336,10 @@ def test_shards_that_are_lost_or_changed(tmp_path: Path, capsys: pytest.CaptureF
     shard = out / "train-000001.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[:600] + b"?" + content[601:])
-    assert any("train-000001.tar: its SHA-256 is not the one" in warning for warning in check(out).warnings)
+    [changed] = check(out).changed
+    assert "train-000001.tar: its SHA-256 is not the one" in changed
+    assert cli.run(["data", "check", str(out)]) == 3
+    assert f"warning: {changed}\n" in capsys.readouterr().out
     shard.write_bytes(content + b"?")
     with pytest.raises(DataError, match=rf"train-000001.tar has {len(content) + 1:,} bytes; {len(content):,} bytes"):
         open_data(out)

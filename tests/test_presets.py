@@ -56,6 +56,7 @@ DEFAULTS: dict[str, Any] = {
     "evaluation.every_steps": 0,
     "evaluation.batch_size": 0,
     "checkpoint.every_steps": 0,
+    "checkpoint.every_minutes": 15.0,
     "checkpoint.keep": 2,
     "compute.precision": "auto",
     "compute.recompute": False,

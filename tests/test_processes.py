@@ -167,4 +167,4 @@ def test_shares_are_even_and_begin_at_even_places(count: int, of: int) -> None:
     assert [place for share in shares for place in share] == list(range(count))
     assert all(share.start % 2 == 0 for share in shares)
     assert max(map(len, shares)) - min(map(len, shares)) <= 3
-    assert Processes(0, of).largest_share(count) == max(map(len, shares))
+    assert Processes(0, of).shares(count) == list(map(len, shares))

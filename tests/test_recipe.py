@@ -77,6 +77,8 @@ def test_presets_are_the_tables_of_the_paper() -> None:
         ({"augment": {"level": "light3"}}, "unknown augment.level 'light3'; did you mean"),
         ({"budget": {"epochs": 3.0, "minutes": 1.0}}, "in one of them only"),
         ({"regularization": {"dropout": 1.0}}, "regularization.dropout=1.0 must lie in"),
+        ({"optimizer": {"lr": -1}}, "optimizer.lr=-1.0 must be at least 0"),
+        ({"optimizer": {"momentum": 1}}, "optimizer.momentum=1.0 must lie in 0…0.9999"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
     ],
 )
@@ -93,6 +95,14 @@ def test_wrong_recipes_are_answered(tmp_path: Path) -> None:
         recipes.load("paper-finetune/petz")
     with pytest.raises(UsageError, match="does not exist"):
         recipes.load("nowhere.toml")
+    for name in ("/dev/null", str(tmp_path / "r5.json")):
+        with pytest.raises(UsageError, match=rf"^{name} is no recipe; a preset, or a file that ends in \.toml, would"):
+            recipes.load(name)
+    with pytest.raises(UsageError, match=rf"^{tmp_path} is a folder; a preset, or a file that ends in \.toml, would"):
+        recipes.load(str(tmp_path))
+    (tmp_path / "recipe.toml").write_text("")
+    with pytest.raises(UsageError, match=rf"^{tmp_path}/ is a folder; {tmp_path}/recipe\.toml would be right$"):
+        recipes.load(f"{tmp_path}/")
     (tmp_path / "bad.toml").write_text("a = = 3")
     with pytest.raises(DataError, match=r"bad\.toml cannot be read"):
         recipes.load(str(tmp_path / "bad.toml"))
@@ -153,3 +163,19 @@ def test_a_presets_wishes_for_a_vit_mean_nothing_to_a_convolution() -> None:
     assert recipes.load("scratch", {"model": {"name": "R50+ViT-B/16"}}).model["pool"] == "gap"
     asked = recipes.load("scratch", {"model": {"name": "BiT-R50x1", "pool": "map"}}).model
     assert asked["pool"] == "map"  # asked for by name: an error where the model is made
+
+
+def test_another_model_beside_a_file_has_its_own_sizes(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+    table = {"name": "ViT-At/8", "patch_size": 8, "embed_dim": 96, "depth": 1, "pool": "map", "position": "rope"}
+    file.write_text(recipes.load("scratch", {"model": table}).to_toml())
+    assert recipes.load(str(file)).model == table
+    for same in ({"name": "ViT-At/8"}, {"depth": 2}):
+        assert recipes.load(str(file), {"model": same}).model == {**table, **same}
+    asked = recipes.load(str(file), {"model": {"name": "ViT-S/16", "depth": 5}}).model
+    assert asked == {"name": "ViT-S/16", "depth": 5, "pool": "map", "position": "rope"}
+    assert recipes.load(str(file), {"model": {"name": "EfficientNet-B0"}}).model == {"name": "EfficientNet-B0"}
+    with pytest.raises(UsageError, match="unknown model 'ViT-Q/16'"):
+        recipes.load(str(file), {"model": {"name": "ViT-Q/16"}})
+    file.write_text("model = { depth = 3 }")  # for whatever model is named
+    assert recipes.load(str(file), {"model": {"name": "ViT-S/16"}}).model == {"depth": 3, "name": "ViT-S/16"}

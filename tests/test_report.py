@@ -340,7 +340,7 @@ def test_the_figures_are_those_of_the_files(ten: Path, ten_page: Elements) -> No
     assert "learning_rate = 0.001" in text
     assert "patchword train ../photos --model ViT-Ti/16 --init none --image-size 96" in text
     first = evaluation["mistakes"][0]
-    assert f"named hat is dress 99 % sure · {first['name'].split('/')[-1]}" in text
+    assert f"named hat is dress 99 % sure {first['name'].split('/')[-1]}" in text
 
 
 def test_the_largest_confusions_are_listed(tmp_path: Path) -> None:
@@ -350,6 +350,23 @@ def test_the_largest_confusions_are_listed(tmp_path: Path) -> None:
     edit(run / "evaluation.json", confusion=confusion)
     text = read(run).text
     assert "% of the true class longsleeve shirt 5 31.2 pants hat 3 21.4" in text
+
+
+def test_a_long_name_of_a_mistake_keeps_both_its_ends(tmp_path: Path) -> None:
+    run = write_run(tmp_path, GARMENTS[:3])
+    name = "test/dress/2c05f3a1-0b7e-4c1d-9a53-6d2f8e4b7a90-full.jpeg"
+    mistakes = json.loads((run / "evaluation.json").read_text())["mistakes"]
+    edit(run / "evaluation.json", mistakes=[mistakes[0] | {"name": name}])
+    page = read(run)
+    assert "99 % sure 2c05f3a1-0b7e-4…4b7a90-full.jpeg" in page.text
+    assert [attrs["title"] for tag, attrs in page.found if tag == "p" and "title" in attrs] == [name]
+
+
+def test_the_label_of_a_strip_fits_at_the_edge() -> None:
+    expected = {0.00012: "0.00012", 1921: "1,921", 99_999: "99,999", 553_664: "554k", 999_999: "1M", 1.107e6: "1.11M"}
+    for rate, label in (expected | {3.2e9: "3.2G", 4e30: "4e+30"}).items():
+        svg = figures.loss_curve([(1, 2.0), (2, 1.0)], [], [(1, rate / 2), (2, rate)])
+        assert f">{label}</text>" in svg
 
 
 def test_the_most_confident_mistakes_are_pictures(ten: Path, ten_page: Elements) -> None:
@@ -513,7 +530,9 @@ def test_each_piece_may_be_absent(tmp_path: Path, absent: str) -> None:
         edit(run / "evaluation.json", **{absent: None})
     page = read(run)
     assert "names" in sentence(page)
-    assert "No validation split was looked at" in page.text or absent != "accuracy"
+    assert ("Training ended before the first look at the validation split" in page.text) == (absent == "accuracy")
+    edit(run / "result.json", data={"name": "clothing", "splits": {"train": 3068}})
+    assert ("No validation split was looked at" in read(run).text) == (absent == "accuracy")
     assert ("Calibration" in page.text) == (absent != "calibration")
     assert ("Mistakes" in page.text) == (absent != "mistakes")
     assert ("guessing" in page.text) == (absent != "majority")

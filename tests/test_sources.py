@@ -141,12 +141,14 @@ def test_what_is_left_out_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "bee" / "gone.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "bee" / "linked.jpg").symlink_to("0.jpg")
     (tmp_path / "ant" / ".DS_Store").touch()
+    os.mkfifo(tmp_path / "ant" / "fifo.jpg")
     dataset = open_data(tmp_path)
     assert dataset.classes == ("ant", "bee")
     assert len(dataset.splits["train"]) == 5
     assert {(notice.kind, notice.where) for notice in dataset.notices} == {
         ("hidden", ".ipynb_checkpoints"),
         ("not-a-picture", "ant/notes.txt"),
+        ("not-a-file", "ant/fifo.jpg"),
         ("nested", "ant/old"),
         ("not-in-a-class", "loose.jpg"),
         ("empty-class", "empty"),
@@ -155,6 +157,7 @@ def test_what_is_left_out_is_noticed(tmp_path: Path) -> None:
     by_kind = {notice.kind: notice.sentence for notice in dataset.notices}
     assert by_kind["hidden"].endswith("(and 1 more)")
     assert by_kind["not-a-picture"].endswith("(and 1 more)")
+    assert by_kind["not-a-file"] == "ant/fifo.jpg: pipe, socket or device is no regular file and is left out"
     assert by_kind["empty-class"] == "empty: class folder holds no picture and is left out"
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import errno
+import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,24 +19,28 @@ import pytest
 import torch
 from PIL import Image
 
-from patchword.core import config
-from patchword.core.errors import DataError, FaultError, StoppedError, UsageError
+from patchword.core import config, files
+from patchword.core.errors import DataError, DivergedError, FaultError, StoppedError, UsageError
 from patchword.core.processes import Processes
 from patchword.core.runtime import only_writer
 from patchword.data.loader import Batch
+from patchword.models import chance
 from patchword.models.chance import Chance
 from patchword.models.cost import cost
 from patchword.models.names import create_model
-from patchword.training import loop, prepare
+from patchword.training import checkpoint, loop, prepare
 from patchword.training import recipe as recipes
+from patchword.training import run as runs
 from patchword.training.objectives import Objective, Sigmoid, Softmax
-from patchword.training.optimizer import build_optimizer
+from patchword.training.optimizer import Average, build_optimizer
 from patchword.training.passes import Part, Passes
 from patchword.training.recipe import Recipe
 from patchword.training.record import Record
 from patchword.training.run import run
 from patchword.training.step import gradients as step_gradients
+from patchword.training.step import parts as parts_of
 from patchword.training.step import train_step
+from patchword.weights.folder import read_tensors
 from patchword.weights.io import load_model
 from tiny import tiny
 from victims import log_lines as lines
@@ -185,6 +191,102 @@ def test_changed_data_is_an_error_on_resume(done: Path, pictures: Path) -> None:
         run(tiny(pictures), done)
 
 
+def test_what_has_changed_of_the_data_is_said(done: Path, pictures: Path) -> None:
+    (done / "result.json").unlink()
+    picture = sorted((pictures / "train/ant").iterdir())[2]
+    before = picture.read_bytes()
+    picture.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(DataError, match="was written: the content of a picture in train is another; --restart"):
+        run(tiny(pictures), done)
+    picture.write_bytes(before)
+    picture.rename(picture.with_name("other.png"))
+    with pytest.raises(DataError, match="was written: the name, size or label of a picture is another"):
+        run(tiny(pictures), done)
+    picture.with_name("other.png").unlink()
+    with pytest.raises(DataError, match="was written: train has 71 pictures, not 72"):
+        run(tiny(pictures), done)
+    picture.write_bytes(before)
+    for split in ("train", "validation", "test"):
+        (pictures / split / "ant").rename(pictures / split / "moth")
+    with pytest.raises(DataError, match="was written: the class ant is gone"):
+        run(tiny(pictures), done)
+
+
+def test_what_makes_no_difference_may_change_on_resume(pictures: Path, tmp_path: Path, done: Path) -> None:
+    """After a stop: other intervals, another time-out, more checkpoints kept, and the same weights in the end."""
+    folder = tmp_path / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(4, patch)
+        with pytest.raises(StoppedError):
+            run(tiny(pictures), folder)
+    others = {
+        "checkpoint": {"every_steps": 1, "keep": 5, "every_minutes": 3.0},
+        "compute": {"timeout": 17.0},
+        "loading": {"workers": 0},
+    }
+    run(tiny(pictures, **others), folder)
+    assert weights_hash(folder) == weights_hash(done)
+    assert len(list((folder / "checkpoints").iterdir())) == 5
+    assert recipes.load(str(folder / "recipe.toml")).compute.timeout == 17.0
+
+
+def test_a_run_on_its_way_says_so(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was said of it before: a process that is killed cannot say anything any more."""
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(4, patch)
+        with pytest.raises(StoppedError):
+            run(tiny(pictures), folder)
+    (folder / "report.html").write_text("of before")
+    told: list[str] = []
+    monkeypatch.setattr(loop.Loop, "run", lambda self: told.append((folder / "result.json").read_text()) or sys.exit(9))
+    with pytest.raises(SystemExit):
+        run(tiny(pictures), folder)
+    assert json.loads(told[0])["status"] == "running"
+    assert not (folder / "report.html").exists()
+
+
+def test_a_checkpoint_is_made_by_the_clock_too(pictures: Path, tmp_path: Path) -> None:
+    often = tiny(pictures, checkpoint={"every_steps": 100, "every_minutes": 1e-9, "keep": 50})
+    made = {path.name for path in (run(often, tmp_path / "often") / "checkpoints").iterdir()}
+    assert made == {f"step-{step:08d}" for step in range(1, 13)}
+    seldom = tiny(pictures, checkpoint={"every_steps": 100, "keep": 50})
+    assert len(list((run(seldom, tmp_path / "seldom") / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize("harm", ["damaged", "gone"])
+def test_a_finished_model_that_is_lost_is_made_again(
+    harm: str, done: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, result = weights_hash(done), json.loads((done / "result.json").read_text())
+    if harm == "gone":
+        shutil.rmtree(done / "model")
+    else:
+        (done / "model/model.safetensors").write_bytes(b"torn")
+    run(tiny(pictures), done)
+    assert "it is made again from the newest checkpoint" in capsys.readouterr().err
+    assert weights_hash(done) == before
+    assert json.loads((done / "result.json").read_text())["value"] == result["value"]
+
+
+def test_outputs_that_are_damaged_or_gone_stop_no_resume(
+    done: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = weights_hash(done)
+    (done / "result.json").write_text("{bad")
+    (done / "metrics.jsonl").unlink()
+    run(tiny(pictures), done)
+    said = capsys.readouterr().err
+    assert "result.json is not valid JSON" in said
+    assert "it is written again" in said
+    assert "metrics.jsonl is gone; the log begins after step 12" in said
+    assert f"{done} goes on after step 12 of 12" in said
+    assert weights_hash(done) == before
+    (done / "recipe.toml").write_text("bad")
+    with pytest.raises(DataError, match="--restart begins anew and keeps what is there"):
+        run(tiny(pictures), done)
+
+
 def test_diverging_run_stops_before_the_weights_are_spoiled(pictures: Path, tmp_path: Path) -> None:
     """In a step: the weights before it are in a checkpoint. Seen on validation: they are spoiled, and are not kept."""
     wild = tiny(pictures, optimizer={"lr": 1e30, "clip_norm": 0.0, "name": "sgd"}, schedule={"warmup": 0.0})
@@ -257,6 +359,203 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_pictures(
         run(tiny(pictures), tmp_path / "three")
     left = [tmp_path / name / "checkpoints/step-00000003/model.safetensors" for name in ("out", "three")]
     assert left[0].read_bytes() == left[1].read_bytes()
+
+
+def test_a_step_that_goes_wrong_leaves_batch_norm_as_it_was(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
+    small = {"name": "EfficientNet-B0", "width": 0.25, "depth": 0.5}
+    regularization = {"patch_dropout": 0.0, "average_decay": 0.0}
+    recipe = recipes.load(
+        "scratch",
+        {
+            "data": str(pictures),
+            "model": small,
+            "image_size": [32, 32],
+            "batch_size": 16,
+            "budget": {"steps": 8},
+            "regularization": regularization,
+        },
+    )
+    stop_after(5, monkeypatch)
+    with pytest.raises(StoppedError):
+        run(recipe, tmp_path / "stopped")
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
+    gradients = loop.gradients
+
+    def spoiled(passes: Passes, one: Batch, recipe: Recipe, step: int) -> tuple[float, float]:
+        loss, norm = gradients(passes, one, recipe, step)
+        return loss, math.inf if step == 5 else norm
+
+    monkeypatch.setattr(loop, "gradients", spoiled)
+    with pytest.raises(DivergedError, match="diverged in step 6: the gradient norm is inf"):
+        run(recipe, tmp_path / "spoiled")
+    for name, value in read_tensors(tmp_path / "stopped/checkpoints/step-00000005/model.safetensors").items():
+        there = read_tensors(tmp_path / "spoiled/checkpoints/step-00000005/model.safetensors")[name]
+        torch.testing.assert_close(there, value, rtol=0, atol=0, msg=name)
+
+
+def test_a_place_that_cannot_be_read_is_not_blamed_on_the_learning_rate(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was learned before it is kept."""
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise FaultError("s3://somewhere cannot be read")
+
+    monkeypatch.setattr(runs, "predict", gone)
+    with pytest.raises(FaultError, match="^s3://somewhere cannot be read$"):
+        run(tiny(pictures, evaluation={"every_steps": 5}, checkpoint={"every_steps": 100}), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000005"]
+
+
+def test_memory_is_counted_before_anything_is_tried(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "available_memory", lambda: 100_000)
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: pytest.fail("a step was tried"))
+    with pytest.raises(UsageError, match="training would need about .* of memory, of which 100 kB are free"):
+        run(tiny(pictures, budget={"minutes": 1.0}, loading={"in_memory": "yes"}), tmp_path / "out")
+    assert not (tmp_path / "out/recipe.toml").exists()  # so that the same place takes a smaller one
+
+
+def test_the_newest_good_checkpoint_outlives_damaged_ones_beyond_it(tmp_path: Path) -> None:
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    tensors = checkpoint.tensors_of(model, Softmax(3), build_optimizer(Recipe().optimizer, model), None)
+    for step in (99999999, 100000000):
+        checkpoint.save(tmp_path, checkpoint.State(step=step), tensors, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-100000000"]
+    (tmp_path / "step-100000000/model.safetensors").write_bytes(b"torn")
+    checkpoint.save(tmp_path, checkpoint.State(step=7), tensors, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
+    saved = checkpoint.newest(tmp_path, model, Softmax(3))
+    assert saved is not None
+    assert saved.state.step == 7
+
+
+@pytest.mark.parametrize(("size", "micro_batch", "count"), [(6, 1, 2), (10, 2, 3), (64, 7, 4), (9, 100, 4)])
+def test_all_processes_pass_as_many_parts_and_none_is_empty(size: int, micro_batch: int, count: int) -> None:
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    recipe = Recipe(batch_size=size, micro_batch=micro_batch)
+    numbers = set()
+    for rank in range(count):
+        world = Processes(rank, count)
+        passes = Passes(model, Softmax(3))
+        passes.world = world
+        mine = len(world.share(size))
+        parts = parts_of(mine, recipe, passes)
+        assert [row for part in parts for row in range(part.start, part.stop)] == list(range(mine))
+        assert all(part.stop > part.start for part in parts)
+        numbers.add(len(parts))
+    assert len(numbers) == 1
+
+
+def test_a_copy_of_what_drops_is_its_own_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where blocks are compiled, the averaged copy that is measured must not drop because the model in training does."""
+    monkeypatch.setattr(chance._Dropping, "drop", chance._Dropping.drop)  # put back afterwards
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    model.regularize(dropout=0.5)
+    with Passes(model.train(), Softmax(3), compiled=True) as passes:
+        whole = passes.whole(model.state_dict()).eval()
+    ones = torch.ones(4, 100)
+    assert torch.equal(whole.get_submodule("dropout")(ones), ones)
+    assert not torch.equal(model.get_submodule("dropout")(ones), ones)
+
+
+def test_a_checkpoint_gives_back_all_that_the_loop_knows(tmp_path: Path) -> None:
+    """Every field of the state, with a value that is not its default."""
+    state = checkpoint.State(
+        step=7,
+        total_steps=11,
+        samples_seen=70,
+        seconds=1.5,
+        window=[0.5, 0.25],
+        losses=[1.0, 2.0],
+        lr=0.125,
+        grad_norm=3.0,
+        left_out=[2, 5],
+        resumed_from=[3],
+        unreadable={4: "is no picture"},
+        recipe_hash="a",
+        data_fingerprint="b",
+        content={"train": "c"},
+        pictures={"train": 13},
+        classes=["x", "y"],
+        processes=2,
+        threads=3,
+        most_at_once=17,
+        versions={"torch": "2"},
+    )
+    fresh = checkpoint.State()
+    for field in dataclasses.fields(state):
+        assert getattr(state, field.name) != getattr(fresh, field.name), f"{field.name} is its default here"
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    tensors = checkpoint.tensors_of(model, Softmax(3), build_optimizer(Recipe().optimizer, model), None)
+    checkpoint.save(tmp_path, state, tensors, keep=1)
+    saved = checkpoint.newest(tmp_path, model, Softmax(3))
+    assert saved is not None
+    assert saved.state == state
+
+
+def test_an_average_that_is_not_finite_is_not_published(tmp_path: Path) -> None:
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    average = Average(model, 0.9)
+    average.weights["norm.bias"][1] = math.nan
+    tensors = checkpoint.tensors_of(model, Softmax(3), build_optimizer(Recipe().optimizer, model), average)
+    with pytest.raises(FaultError, match="norm.bias is not finite after step 3"):
+        checkpoint.save(tmp_path / "c", checkpoint.State(step=3), tensors, keep=1)
+    assert not list((tmp_path / "c").glob("*"))
+
+
+def test_another_recipe_in_a_checkpoint_is_an_error(done: Path, pictures: Path) -> None:
+    """The recipe's file was changed by hand, and the request with it."""
+    (done / "result.json").unlink()
+    text = (done / "recipe.toml").read_text()
+    (done / "recipe.toml").write_text(text.replace("lr = 0.003", "lr = 0.004"))
+    with pytest.raises(DataError, match="the recipe has changed since .*step-00000012 was written"):
+        run(tiny(pictures, optimizer={"lr": 4e-3}), done)
+
+
+def test_a_run_knows_of_other_threads(done: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (done / "result.json").unlink()
+    run(tiny(pictures), done)
+    assert "sums round otherwise" not in capsys.readouterr().err
+    (done / "result.json").unlink()
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(UsageError, match="holds another run .threads is 1, not 2"):
+            run(tiny(pictures, threads=1), done)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_folder_is_moved_aside_as_often_as_asked(done: Path, pictures: Path) -> None:
+    for _ in range(3):
+        run(tiny(pictures), done, restart=True)
+    assert len([path for path in done.parent.iterdir() if path.name.startswith("done.")]) == 3
+
+
+def test_files_of_others_stay_where_they_are(done: Path, pictures: Path) -> None:
+    """Names that look like ours, but for the mark."""
+    (done / "result.json").unlink()
+    others = [done / ".recipe.toml.previous", done / ".model.original"]
+    ours = done / f".recipe.toml{files.MARK}abcdefgh"
+    for path in (*others, ours):
+        path.write_text("precious")
+    run(tiny(pictures), done)
+    assert all(path.read_text() == "precious" for path in others)
+    assert not ours.exists()
+
+
+def test_recomputing_is_in_the_estimate_of_memory() -> None:
+    model = create_model("ViT-At/4", 3, 32)
+    kept = cost(model).activation_bytes
+    model.recompute = True
+    again = cost(model)
+    assert again.activation_bytes < kept / 2
+    assert again.forward_flops == cost(create_model("ViT-At/4", 3, 32)).forward_flops
 
 
 def test_a_spike_is_answered_by_going_back_and_leaving_it_out(
@@ -444,6 +743,22 @@ def test_a_gpu_without_room_gets_smaller_parts_and_the_same_pictures() -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_every_drop_draws_for_itself() -> None:
+    """Another use, module, grain or key is another draw; the same is the same, wherever the part begins."""
+    ones, draws = torch.ones(16, 64), {}
+    for key, stream, use in ((1, 0, 0), (1, 0, 1), (1, 1, 0), (10**12, 0, 0)):
+        drop = chance.Dropout().train()
+        drop.p, drop.stream = 0.5, stream
+        with chance.drawing_from(Chance(key)):
+            draws[key, stream, use] = drop(ones, use)
+        with chance.drawing_from(Chance(key, 5)):
+            assert torch.equal(drop(ones[:11], use), draws[key, stream, use][5:])
+    for one, two in itertools.combinations(draws.values(), 2):
+        assert 0.4 < (one == two).float().mean() < 0.6
+    first = draws[1, 0, 0]
+    assert 0.4 < (first[:8] == first[8:]).float().mean() < 0.6
+
+
 def test_a_picture_of_weight_zero_takes_no_part() -> None:
     whole = batch(7, [1, 1, 0, 1, 1, 1, 1])
     without = batch(7)
@@ -566,7 +881,6 @@ def test_full_disk_keeps_what_was_written_and_training_goes_on(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The disk is full from the second checkpoint on, and has room again for the last: nothing is lost but time."""
-    from patchword.training import checkpoint
 
     write, full = checkpoint.write_tensors, {6, 9}
 
@@ -594,7 +908,6 @@ def test_full_disk_keeps_what_was_written_and_training_goes_on(
 
 
 def test_weights_that_are_not_finite_are_not_published(tmp_path: Path) -> None:
-    from patchword.training import checkpoint
 
     model = create_model("ViT-At/8", 3, 16, depth=1)
     tensors = checkpoint.tensors_of(model, Softmax(3), build_optimizer(Recipe().optimizer, model), None)
@@ -609,6 +922,7 @@ def test_a_log_that_cannot_be_written_waits(tmp_path: Path, monkeypatch: pytest.
     """Half a line gets to the disk, then none, then all: every line is there once."""
     path, record_of = tmp_path / "metrics.jsonl", Record
     record = record_of(path, 0)
+    record.open()
     record.write("train", 1, loss=1.0)
     fsync, refusing = os.fsync, [2]
 

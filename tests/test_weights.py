@@ -131,6 +131,24 @@ def test_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (tmp_path / "executed").exists()
 
 
+def test_checkpoints_are_no_models(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    checkpoint = run / "checkpoints/step-00000003"
+    save_model(small(), checkpoint)
+    (checkpoint / "model.json").unlink()
+    (run / "recipe.toml").touch()
+    for place in (run, checkpoint, checkpoint / "model.safetensors"):
+        with pytest.raises(
+            UsageError, match=rf"^{place} holds no model, for the run {run} is not finished; its command"
+        ):
+            load_model(place)
+    save_model(small(), run / "model")
+    load_model(run)
+    for place in (checkpoint.parent, checkpoint, checkpoint / "model.safetensors"):
+        with pytest.raises(UsageError, match=rf"^{place} belongs to .* the run's folder, {run}, would be right$"):
+            load_model(place)
+
+
 def test_places_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no model"):
         load_model(tmp_path)

@@ -248,6 +248,10 @@ def test_not_even_a_trusted_pickle_runs(tmp_path: Path, monkeypatch: pytest.Monk
     torch.save({"state_dict": {"a": Payload()}}, tmp_path / "a.pt")
     with pytest.raises(DataError, match=r"holds more than tensors, or is damaged; it was not opened \(\w") as caught:
         convert(tmp_path / "a.pt", tmp_path / "m", to="patchword", trust_pickle=True)
+    # Torch warns of a pickle of another protocol, and here warnings are errors.
+    (tmp_path / "b.pt").write_bytes(pickle.dumps({"a": Payload()}, protocol=4))
+    with pytest.raises(DataError, match=r"it was not opened \(Unsupported operand 149\)"):
+        convert(tmp_path / "b.pt", tmp_path / "m", to="patchword", trust_pickle=True)
     assert str(caught.value).isprintable()
     assert "weights_only" not in str(caught.value)  # torch's advice how to open it all the same
     assert not (tmp_path / "executed").exists()

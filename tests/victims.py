@@ -168,6 +168,7 @@ def before_file_operations(call: Callable[[str], None]) -> None:
 
 def _signal_at(at: dict[str, Any]) -> None:
     """Send this process a signal in the middle of something."""
+    from patchword.core import runtime
     from patchword.data import loader
     from patchword.training import checkpoint, loop
     from patchword.training import run as runs
@@ -177,7 +178,9 @@ def _signal_at(at: dict[str, Any]) -> None:
     def send() -> None:
         if not sent[0]:
             sent[0] = True
-            for _ in range(at.get("times", 1)):
+            for number in range(at.get("times", 1)):
+                if number:
+                    time.sleep(runtime.SAME_SIGNAL + 0.2)  # sooner, it would count as the same
                 os.kill(os.getpid(), at.get("signal", signal.SIGTERM))
 
     step, gradients = at.get("step", 3), loop.gradients

@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 
 class Verb(NamedTuple):
@@ -102,6 +102,7 @@ def _call(verb: Verb, called: list[str], arguments: list[str]) -> int:
 
     module = importlib.import_module(f"patchword.verbs.{verb.module}")
     function: Callable[..., Any] = getattr(module, verb.function)
+    _check_values(function, arguments)
     result = tyro.cli(
         function,
         prog=" ".join(["patchword", *called]),
@@ -114,7 +115,28 @@ def _call(verb: Verb, called: list[str], arguments: list[str]) -> int:
         sys.stdout.write("\n".join(one_line(line) for line in show(result).split("\n")) + "\n")
     rows = result if isinstance(result, list) else [result]
     failed = any(isinstance(row, dict) and "error" in row for row in rows)
-    return 3 if failed or getattr(result, "stops_training", False) else 0
+    return 3 if failed or getattr(result, "damaged", False) else 0
+
+
+def _check_values(function: Callable[..., Any], arguments: list[str]) -> None:
+    """Raise `UsageError` for an option whose value is not of its type: of that, tyro draws a box of six lines."""
+    from patchword.core.errors import UsageError, nearest
+
+    kinds = get_type_hints(function)
+    for place, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        kind = kinds.get(option.removeprefix("--").replace("-", "_")) if option.startswith("--") else None
+        value = value if equals else "".join(arguments[place + 1 : place + 2])
+        if kind is None or not value or value.startswith("--"):
+            continue
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise UsageError(f"{option} {value!r} is not known; {nearest(value, get_args(kind))}")
+        for number, wanted in ((int, "whole number, such as 10"), (float, "number, such as 10 or 2.5")):
+            if number in (kind, *get_args(kind)):
+                try:
+                    number(value)
+                except ValueError as error:
+                    raise UsageError(f"{option} {value!r} is not a {wanted}") from error
 
 
 def _one_set_each(arguments: list[str]) -> list[str]:

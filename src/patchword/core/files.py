@@ -15,11 +15,21 @@ from typing import Any, BinaryIO
 
 from patchword.core.errors import DataError, FaultError, UsageError
 
-# What `tempfile` adds to the names of what is written aside.
-_ASIDE = r"\.(?P<name>{})(?P<old>\.old)?\.[a-z0-9_]{{8}}"
+MARK = ".patchword-"
+"""Stands in the names of what is written aside, between a dot, the name, and eight signs of `tempfile`'s choice."""
+_ASIDE = r"\.(?P<name>{})(?P<old>\.old)?" + re.escape(MARK) + "[a-z0-9_]{{8}}"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-# No room left, over quota, file too large, read-only: the fault is the disk's, and what was there before must stay.
-_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+# The fault is the disk's or the place's, and what was there before must stay: what would be right instead.
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there or choose another place"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a place that can be written"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EEXIST), "choose a folder that can be made"),
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "look after the disk or choose another place"),
+    errno.EISDIR: "the path of a file would be right",
+}
+_OF_FOLDERS = {errno.ENOENT, errno.EEXIST}
+"""These may as well be of a file that was to be read."""
 
 
 @contextmanager
@@ -28,12 +38,10 @@ def disk_faults(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_FAULTS:
-            raise FaultError(
-                f"cannot write {target}: {os.strerror(error.errno)}; make room there or choose another folder with --out"
-            ) from error
-        if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):
-            raise FaultError(f"cannot write {target}: {os.strerror(error.errno or 0)}") from error
+        place = Path(str(error.filename))
+        ours = place in (target, *target.parents) or place.name.startswith(f".{target.name}{MARK}")
+        if error.errno in _ADVICE and (ours or error.errno not in _OF_FOLDERS):
+            raise FaultError(f"cannot write {target}: {os.strerror(error.errno)}; {_ADVICE[error.errno]}") from error
         raise
 
 
@@ -48,7 +56,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     """Fill a file aside, then publish it under `path` by one rename; on any failure only the file aside is removed."""
     with disk_faults(path):
         _make_directories(path.parent)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{MARK}")
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
@@ -117,7 +125,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     """
     with disk_faults(path):
         _make_directories(path.parent)
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{MARK}"))
         try:
             os.chmod(aside, 0o777 & ~_umask())
             yield aside
@@ -126,7 +134,7 @@ def new_directory(path: Path) -> Iterator[Path]:
                     sync_file(file)
             sync_directory(aside)
             if path.exists():
-                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old{MARK}"))
                 os.replace(path, old / path.name)
                 os.replace(aside, path)
                 shutil.rmtree(old, ignore_errors=True)
@@ -140,7 +148,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 def remove_directory(path: Path) -> None:
     """Remove a folder so that a crash leaves it whole or, under another name, for `remove_leftovers`: never a part of it."""
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{MARK}"))
     os.replace(path, aside / path.name)
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -119,9 +119,9 @@ class Processes:
         """This process's part of `count` things, as even as pairs allow: things 2k and 2k + 1 stay together."""
         return self._share(count, self.rank)
 
-    def largest_share(self, count: int) -> int:
-        """How many of `count` things the process with the most of them has."""
-        return max(len(self._share(count, rank)) for rank in range(self.count))
+    def shares(self, count: int) -> list[int]:
+        """How many of `count` things each process has."""
+        return [len(self._share(count, rank)) for rank in range(self.count)]
 
     def _share(self, count: int, rank: int) -> range:
         pairs = -(-count // 2)

@@ -167,11 +167,16 @@ def _use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+SAME_SIGNAL = 1.0
+"""Seconds within which two signals are one: who signals a whole group reaches torchrun, too, which passes it on."""
+
+
 class StopFlag:
-    """Turns the first SIGTERM or SIGINT into a flag that the work looks at between steps; the second ends it at once."""
+    """Turns the first SIGTERM, SIGINT or SIGHUP into a flag that the work looks at between steps; the second ends it at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at = 0.0
 
     def __bool__(self) -> bool:
         return self.received is not None
@@ -186,13 +191,22 @@ class StopFlag:
         before = {}
 
         def handle(number: int, frame: FrameType | None) -> None:
-            self.received = number
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            now = time.monotonic()
+            if self.received is not None and now - self._at > SAME_SIGNAL:
+                for each, handler in before.items():
+                    signal.signal(each, handler)
+                os.kill(os.getpid(), number)
+                return
+            if self.received is not None:
+                return
+            self.received, self._at = number, now
+            # As bytes: whoever is interrupted may hold the locks of all that prints.
+            os.write(2, b"\nstopping after this step; a second signal ends at once\n")
 
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                before[number] = signal.signal(number, handle)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                    before[number] = signal.signal(number, handle)
         except ValueError:  # not the main thread
             pass
         try:
@@ -202,21 +216,36 @@ class StopFlag:
                 signal.signal(number, handler)
 
 
+def _lies_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; a second process that wants it is told so. The lock ends with the process, however it ends."""
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
-    with lock:
-        for tries in range(1, _LOCK_TRIES + 1):
+    for tries in range(1, _LOCK_TRIES + 1):
+        with disk_faults(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / ".lock").open("a")
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except BlockingIOError as error:
                 if tries == _LOCK_TRIES:
                     raise UsageError(
-                        f"{folder} is being written by another process; wait for it or choose another --out"
+                        f"{folder} is being written by another process; wait for it or choose another folder"
                     ) from error
-                time.sleep(_LOCK_PAUSE)
-        yield
+            except OSError as error:
+                raise UsageError(
+                    f"{folder} lies on a file system without locks ({error.strerror}); a local one would be right"
+                ) from error
+            else:
+                # While we waited, who held it may have moved the folder away: then the lock is no longer this folder's.
+                if _lies_at(lock.fileno(), folder / ".lock"):
+                    yield
+                    return
+        time.sleep(_LOCK_PAUSE)
+    raise UsageError(f"{folder} is being moved by another process; wait for it or choose another folder")

@@ -70,6 +70,13 @@ class Report:
     """Whether training would keep them decoded in memory, or read them as it goes."""
     warnings: list[str] = field(default_factory=list)
     """Sentences; the worst first."""
+    changed: list[str] = field(default_factory=list)
+    """Those of the warnings that are about shards which are not what `data pack` wrote."""
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the set is not fit to be trained on as it is."""
+        return self.stops_training or bool(self.changed)
 
     @property
     def stops_training(self) -> bool:
@@ -169,7 +176,8 @@ def check(
     report = Report(dataset, splits, find_duplicates(dataset), decode_all, mean, std, channels, memory, in_memory)
     report.warnings = list(_warnings(report))
     if decode_all:
-        report.warnings += _changed_shards(dataset)
+        report.changed = _changed_shards(dataset)
+        report.warnings += report.changed
     return report
 
 

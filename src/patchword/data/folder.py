@@ -25,6 +25,8 @@ class Listing:
     hidden: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    unusual: list[str] = field(default_factory=list)
+    """Pipes, sockets and devices that are named like pictures."""
 
 
 def list_folder(path: Path) -> Listing:
@@ -45,11 +47,13 @@ def list_folder(path: Path) -> Listing:
                     listing.folders.append(os.fsdecode(name))
                 elif entry.is_symlink() and not os.path.exists(entry.path):
                     listing.broken.append(os.fsdecode(name))
+                elif is_picture:
+                    listing.unusual.append(os.fsdecode(name))
                 else:
                     listing.others.append(os.fsdecode(name))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    for entries in (listing.folders, pictures, listing.hidden, listing.others, listing.broken):
+    for entries in (listing.folders, pictures, listing.hidden, listing.others, listing.broken, listing.unusual):
         entries.sort()
     return listing
 
@@ -140,6 +144,7 @@ class _Tally:
     def add(self, path: Path, listing: Listing) -> None:
         self.note("hidden", path, listing.hidden, "hidden folder or picture is left out")
         self.note("broken-link", path, listing.broken, "broken symbolic link is left out")
+        self.note("not-a-file", path, listing.unusual, "pipe, socket or device is no regular file and is left out")
         self.note("not-a-picture", path, listing.others, "file is no picture by the ending of its name and is left out")
 
     def note(self, kind: str, path: Path, names: list[str], sentence: str) -> None:
@@ -175,7 +180,8 @@ def _no_classes(path: Path, listing: Listing, root: Path, beside: list[str]) -> 
             f"{path}: none of its {len(listing.folders)} folders ({shown}) holds a picture "
             f"whose name ends in .jpg, .png or another known ending; {want}"
         )
-    return DataError(f"{path} is empty; {want}" if not listing.others else f"{path} holds no pictures; {want}")
+    holds = "holds no pictures" if listing.others or listing.unusual else "is empty"
+    return DataError(f"{path} {holds}; {want}")
 
 
 def _too_deep(path: Path, listing: Listing, folder: str, deeper: str) -> DataError:

@@ -206,7 +206,9 @@ class _Work:
         names = sorted(os.listdir(self.out))
         for name in names:
             if re.fullmatch(
-                r"\.((train|validation|test)-\d{6}\.tar|shards\.index|dataset\.json|unfinished\.json)\..{8}", name
+                r"\.((train|validation|test)-\d{6}\.tar|shards\.index|dataset\.json|unfinished\.json)"
+                rf"{re.escape(files.MARK)}.{{8}}",
+                name,
             ):
                 (self.out / name).unlink()
         known = {_UNFINISHED, MANIFEST} & set(names)

@@ -1,5 +1,7 @@
 """A whole split decoded once: flat uint8 memory with offsets, every picture in its own size."""
 
+import hashlib
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,13 +32,21 @@ class Store:
     """The decoded pictures of a split, under their indices in the split; made by `fill`."""
 
     def __init__(
-        self, memory: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, channels: int, bad: dict[int, str]
+        self,
+        memory: np.ndarray,
+        offsets: np.ndarray,
+        sizes: np.ndarray,
+        channels: int,
+        bad: dict[int, str],
+        content: str,
     ) -> None:
         """`memory`: uint8, all pictures end to end; `offsets`: int64 (N,); `sizes`: int64 (N, 2), height and width."""
         self._memory = memory
         self._offsets = offsets
         self._sizes = sizes
         self.channels = channels
+        self.content = content
+        """A hash of what all files held, which changes with any byte of them."""
         self.bad = bad
         """Index in the split → why the picture could not be had. It has no pixels, and nothing stands in for it."""
 
@@ -53,9 +63,13 @@ class Store:
         task = max(1, min(_TASK_PICTURES, _TASK_BYTES * n // max(1, expected)))
         threads = worthwhile_threads(split, workers)
 
+        checksums = np.zeros(n, np.uint32)
+
         def picture(index: int) -> np.ndarray | str:
             try:
-                return decode(split.read(index), channels)
+                content = split.read(index)
+                checksums[index] = zlib.crc32(content if isinstance(content, bytes) else content.tobytes())
+                return decode(content, channels)
             except DecodeError as error:
                 return error.reason
 
@@ -83,7 +97,7 @@ class Store:
             raise FaultError(
                 f"the decoded pictures do not fit into memory (about {expected >> 20} MiB); stream them"
             ) from error
-        return cls(memory, offsets, sizes, channels, bad)
+        return cls(memory, offsets, sizes, channels, bad, hashlib.sha256(checksums.tobytes()).hexdigest())
 
     def __len__(self) -> int:
         """Pictures of the split, bad ones included."""

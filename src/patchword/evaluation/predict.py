@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchword.core.errors import FaultError, StoppedError
+from patchword.core.errors import DivergedError, StoppedError
 from patchword.core.picture import DecodeError
 from patchword.core.processes import Processes
 from patchword.core.progress import Progress
@@ -32,6 +32,7 @@ def predict(
     what: str = "evaluating",
     stop: Callable[[], bool] = bool,
     world: Processes | None = None,
+    threads: int = 0,
 ) -> Predictions:
     """Logits for each picture of a split, in evaluation mode; the processes of `world` share the work and know it all.
 
@@ -53,10 +54,11 @@ def predict(
         what=what,
         stop=stop,
         world=world,
+        threads=threads,
     )
     logits = world.add(logits)  # each row is zeros everywhere but in one process
     if not np.isfinite(logits).all():
-        raise FaultError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
+        raise DivergedError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
     return Predictions(logits, split.labels, unreadable)
 
 
@@ -71,16 +73,18 @@ def look_at_all(
     what: str = "evaluating",
     stop: Callable[[], bool] = bool,
     world: Processes | None = None,
+    threads: int = 0,
 ) -> dict[int, str]:
     """Give `look` each picture of a split once, in batches and normalised; why some could not be read, by index.
 
     The model is in evaluation mode, and nothing is kept for gradients. Each process of `world` looks at its share; batches
-    go side by side through the threads of a process. `store` holds the split's decoded pictures where they are in memory; `batch_size` 0 takes what suits the caches;
-    `stop` is asked between batches; when it says so to any process, all raise `StoppedError`.
+    go side by side through the threads of a process. `store` holds the split's decoded pictures where they are in memory;
+    `batch_size` 0 takes what suits the caches; `threads` are this process's on a CPU, 0 for torch's number; `stop` is asked
+    between batches; when it says so to any process, all raise `StoppedError`.
     """
     world = world or Processes()
     device = next(model.parameters()).device
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    threads = (threads or torch.get_num_threads()) if device.type == "cpu" else 1
     crew = Crew(threads, most=MOST_REPLICAS if model.replicates else 1)
     batches = evaluation_batches(
         split,

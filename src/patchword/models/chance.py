@@ -99,6 +99,12 @@ class StochasticDepth(_Dropping):
         return self.drop(x, (len(x),) + (1,) * (x.ndim - 1), use) if self.training and self.p else x
 
 
+def uncompiled() -> None:
+    """Keep `torch.compile` away from what drops: it seeds generators, which the compiler does not follow."""
+    # In the class: a copy of a model must not drop by a method of the module that it was copied from.
+    setattr(_Dropping, "drop", torch.compiler.disable(_Dropping.drop))  # noqa: B010 (the type would forbid it)
+
+
 def _mixed(x: int) -> int:
     """SplitMix64's finalizer: generators take their seed's low half only, so every bit must reach it."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK

@@ -46,7 +46,24 @@ def cost(model: Model, work: Callable[[Model, Tensor], object] | None = None) ->
         learns = any(parameter.requires_grad for parameter in model.get_submodule(name).parameters(recurse=False))
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(learns)
-    images = torch.empty(1, model.in_channels, *model.image_size, device="meta")
+    recompute, skeleton.recompute = model.recompute, False
+    flops, kept = _count(skeleton, work)
+    if recompute:
+        # The outputs of the blocks, and what is in between of one of them: in a network of stages about a quarter of all.
+        skeleton.recompute = recompute
+        _, outputs = _count(skeleton, work)
+        kept = outputs + (kept - outputs) // len(getattr(model, "blocks", range(4)))
+    skeleton.train(was_training)
+    return Cost(
+        params=sum(parameter.numel() for parameter in skeleton.parameters()),
+        forward_flops=flops,
+        activation_bytes=kept,
+    )
+
+
+def _count(skeleton: Model, work: Callable[[Model, Tensor], object] | None) -> tuple[int, int]:
+    """FLOPs of the work on one image, and the bytes that it keeps."""
+    images = torch.empty(1, skeleton.in_channels, *skeleton.image_size, device="meta")
     weights = {id(parameter) for parameter in skeleton.parameters()}
     kept: dict[int, int] = {}
 
@@ -61,9 +78,4 @@ def cost(model: Model, work: Callable[[Model, Tensor], object] | None = None) ->
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         skeleton(images) if work is None else work(skeleton, images)
-    skeleton.train(was_training)
-    return Cost(
-        params=sum(parameter.numel() for parameter in skeleton.parameters()),
-        forward_flops=counter.get_total_flops(),
-        activation_bytes=sum(kept.values()),
-    )
+    return counter.get_total_flops(), sum(kept.values())

@@ -92,7 +92,7 @@ def reliability_diagram(bins: Sequence[tuple[float, float, int, float, float]]) 
             color=_MUTED,
         )
         strip.set_ylim(0, most)
-        strip.set_yticks([most], [f"{most:,}"])
+        strip.set_yticks([most], [_compact(most)])
         for axes in (panel, strip):
             axes.set_xlim(-0.02, 1.02)
             axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
@@ -272,7 +272,18 @@ def _fill(strip: "Axes", points: Points) -> None:
         return
     strip.fill_between([x for x, _ in points], [y for _, y in points], color=_MUTED, alpha=0.15, linewidth=0)
     strip.set_ylim(0, highest * 1.05)
-    strip.set_yticks([highest], [f"{highest:,.0f}" if highest >= 100 else f"{highest:.2g}"])
+    strip.set_yticks([highest], [_compact(highest)])
+
+
+def _compact(value: float) -> str:
+    """A positive figure in the seven signs that there is room for at the left edge: 0.00012, 1,921, 554k, 1.11M."""
+    if value < 99_999.5:
+        return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    rounded = float(f"{value:.3g}")
+    for scale, letter in ((1e3, "k"), (1e6, "M"), (1e9, "G")):
+        if rounded < 1000 * scale:
+            return f"{rounded / scale:.3g}{letter}"
+    return f"{rounded:.0e}"
 
 
 def _resumptions(panel: "Axes", steps: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for write in (number, percent, decimal, duration, flops, storage, count, moment):
+    for write in (number, percent, decimal, duration, flops, storage, count, moment, middle_cut):
         environment.filters[write.__name__] = write
     environment.globals["thin"] = THIN
     return environment
@@ -89,6 +89,12 @@ def moment(date: str) -> str:
         return date
     # A time without a zone is taken as UTC: the reader's own zone must not change the page.
     return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def middle_cut(name: str, longest: int = 32) -> str:
+    """A name of at most so many signs: what is cut out of a longer one is its middle, so that the ending stays."""
+    end = longest // 2
+    return name if len(name) <= longest else f"{name[: longest - end - 1]}…{name[-end:]}"
 
 
 def _three_figures(value: float) -> str:

@@ -30,7 +30,7 @@ from patchword.core.errors import DataError, FaultError, UsageError
 from patchword.core.progress import say
 from patchword.models.contract import Model
 from patchword.training.optimizer import OBJECTIVE, Average
-from patchword.training.sharded import as_sharded, full, full_tensors
+from patchword.training.sharded import as_sharded, full
 from patchword.weights.folder import check_fit, check_like, is_finite, read_tensors, write_tensors
 
 MANIFEST = "manifest.json"
@@ -53,8 +53,9 @@ class State:
     """Losses since the last line of the log."""
     losses: list[float] = dataclasses.field(default_factory=list)
     """The newest losses, by which a spike is told."""
-    best: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The step and figures of the best look at validation. Nothing is chosen by it."""
+    lr: float = 0.0
+    """Of the newest step, as its gradient norm."""
+    grad_norm: float = 0.0
     left_out: list[int] = dataclasses.field(default_factory=list)
     """Steps whose batch was left out after the training had gone wrong in them."""
     resumed_from: list[int] = dataclasses.field(default_factory=list)
@@ -62,6 +63,10 @@ class State:
     """Index in the training split → reason, for pictures that turned out bad on the way."""
     recipe_hash: str = ""
     data_fingerprint: str = ""
+    content: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Split → a hash of what the files of its pictures held, where they are held in memory."""
+    pictures: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Split → the number of its pictures."""
     classes: list[str] = dataclasses.field(default_factory=list)
     processes: int = 1
     threads: int = 1
@@ -71,24 +76,57 @@ class State:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of patchword, torch and Python, when it was saved."""
 
+    def change_of_data(self, before: "State") -> str | None:
+        """What is another in the data than it was `before`, in words; None if all is as it was."""
+        if gone := [name for name in before.classes if name not in self.classes]:
+            return f"the class {gone[0]} is gone"
+        if new := [name for name in self.classes if name not in before.classes]:
+            return f"the class {new[0]} is new"
+        for split in sorted({*self.pictures, *before.pictures}):
+            now, then = self.pictures.get(split, 0), before.pictures.get(split, 0)
+            if now != then:
+                return f"{split} has {now:,} pictures, not {then:,}"
+        if self.data_fingerprint != before.data_fingerprint:
+            return "the name, size or label of a picture is another"
+        for split, content in self.content.items():
+            if content != before.content.get(split, content):
+                return f"the content of a picture in {split} is another"
+        return None
+
 
 Tensors = dict[str, dict[str, Tensor]]
 """The name of a file → its tensors, whole and by name."""
 
 
 def tensors_of(
-    model: Model, objective: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+    model: Model,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    *,
+    keep: bool = True,
 ) -> Tensors:
-    """What a checkpoint holds of them. Where they are sharded every process must ask; one then saves."""
-    tensors = {_MODEL: full_tensors(model.state_dict())}
-    if average is not None:
-        tensors[_AVERAGE] = full_tensors(average.weights)
-    if own := full_tensors(objective.state_dict()):
-        tensors[_OBJECTIVE] = own
+    """What a checkpoint holds of them. Where they are sharded every process must ask, and only who saves should `keep` it.
+
+    What is shared out is put together tensor by tensor and kept in main memory: no device has room for all of it.
+    """
+    tensors: Tensors = {}
+
+    def add(file: str, name: str, value: Tensor) -> None:
+        whole = full(value)
+        if keep:
+            tensors.setdefault(file, {})[name] = value if whole is value else whole.cpu()
+
+    for name, value in model.state_dict().items():
+        add(_MODEL, name, value)
+    for name, value in {} if average is None else average.weights.items():
+        add(_AVERAGE, name, value)
+    for name, value in objective.state_dict().items():
+        add(_OBJECTIVE, name, value)
     for name, parameter in _named(optimizer).items():
         for kind, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors.setdefault(_optimizer_file(kind), {})[name] = full(value)
+                add(_optimizer_file(kind), name, value)
     return tensors
 
 
@@ -110,8 +148,11 @@ def save(folder: Path, state: State, tensors: Tensors, keep: int) -> None:
         files.write_json(aside / _STATE, dataclasses.asdict(state))
         done[_STATE] = behind.submit(_seal, aside / _STATE)
         files.write_json(aside / MANIFEST, {name: done[name].result() for name in sorted(done)})
-    whole = [path for path in _newest_first(folder) if (path / MANIFEST).is_file()]
-    for old in whole[max(1, keep) :]:
+    there = _newest_first(folder)
+    # What lies beyond this step was passed over as damaged, or is of a way that was left.
+    beyond = [path for path in there if _step_of(path) > state.step]
+    whole = [path for path in there if path not in beyond and (path / MANIFEST).is_file()]
+    for old in [*beyond, *whole[max(1, keep) :]]:
         with contextlib.suppress(OSError):  # the disk may be full: the next saving removes it
             files.remove_directory(old)
 
@@ -180,7 +221,11 @@ def _optimizer_file(kind: str) -> str:
 
 def _newest_first(folder: Path) -> list[Path]:
     found = folder.glob("step-[0-9]*") if folder.is_dir() else ()
-    return sorted((path for path in found if re.fullmatch(r"step-\d{8,}", path.name)), reverse=True)
+    return sorted((path for path in found if re.fullmatch(r"step-\d{8,}", path.name)), key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _verify(path: Path) -> None:

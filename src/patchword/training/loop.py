@@ -1,5 +1,6 @@
 """THE loop: resume or begin, step, evaluate, save. Pre-training and fine-tuning differ in the recipe alone."""
 
+import contextlib
 import copy
 import math
 import statistics
@@ -33,6 +34,11 @@ _THROWAWAY_STEPS = 20
 _LOG_LINES = 500
 _REMEMBERED_LOSSES = 100
 
+
+class _UnsavedError(FaultError):
+    """The disk refuses the last checkpoint."""
+
+
 MakeLoader = Callable[[int], TrainLoader]
 Validate = Callable[[Model], dict[str, float]]
 
@@ -62,7 +68,9 @@ class Loop:
         self.recipe, self.folder, self.state, self.make_loader = recipe, folder, state, make_loader
         self.validate, self.stop, self.world = validate, stop, world or Processes()
         self.total, self.rollbacks = recipe.budget.steps, recipe.guard.rollbacks
-        self._loss = self._norm = self._lr = math.nan
+        self._loss = math.nan
+        self._has_norms = model.has_batch_norm
+        self._saved, self._due = 0.0, False  # when the newest checkpoint was made; whether the next is due by the clock
         saved = self._newest(model, objective)
         if saved is not None:
             model.load_state_dict(saved.weights())  # before they are shared out over processes
@@ -76,7 +84,12 @@ class Loop:
             state.resumed_from.append(saved.state.step)
         state.total_steps, state.processes, state.threads = self.total, self.world.count, torch.get_num_threads()
         state.versions = versions()
+        if saved is not None:
+            say(f"{folder} goes on after step {state.step:,} of {self.total:,}")
+            if (saved.state.processes, saved.state.threads) != (self.world.count, torch.get_num_threads()):
+                say("note: with another number of processes or threads sums round otherwise: not to the same bits")
         self.record = Record(folder / LOG, state.step, writes=self.world.first)
+        self.world.decide(self.record.open)
         self._load(state.step)
 
     def run(self) -> Model:
@@ -88,6 +101,7 @@ class Loop:
         log_every = max(1, total // _LOG_LINES)
         self._began = time.perf_counter() - state.seconds
         images, last_line = 0, time.perf_counter()
+        self._saved = last_line
         self.passes.model.train()
         try:
             with self.passes, Progress("training", total, state.step) as progress:
@@ -107,11 +121,17 @@ class Loop:
                             f"stopped by a signal after step {state.step} of {total}; the same command goes on"
                         )
                     last_line += self.look()  # a look is no training: pictures a second leave it out
-                    if state.step < total and state.step % self.recipe.checkpoint.every_steps == 0:
+                    if state.step < total and (self._due or state.step % self.recipe.checkpoint.every_steps == 0):
                         self.save(insist=False)
                 self.save(insist=True)
         except (StoppedError, DivergedError):
             self.save(insist=True)
+            raise
+        except (DataError, FaultError) as error:
+            # Between two steps the state is whole; of several processes, the others may not be here to agree.
+            if self.world.count == 1 and not isinstance(error, _UnsavedError):
+                with contextlib.suppress(FaultError):
+                    self.save(insist=True)
             raise
         finally:
             self.loader.close()
@@ -127,11 +147,18 @@ class Loop:
         factor = recipe.schedule.factor(state.step, self.total)
         set_learning_rate(self.optimizer, factor)
         lr = recipe.optimizer.lr * factor
+        # A forward pass moves the figures of batch norms, and a step that goes wrong must leave nothing.
+        norms = [(figures, figures.clone()) for figures in self.passes.model.buffers()] if self._has_norms else []
         loss, norm = gradients(self.passes, batch, recipe, state.step)
-        loss, stopping, bad = self.world.sum(loss, self.stop(), len(self.loader.bad))
+        late = time.perf_counter() - self._saved > 60 * recipe.checkpoint.every_minutes
+        known = len(self.loader.bad.keys() - state.unreadable.keys()) + len(state.unreadable) * self.world.first
+        loss, stopping, bad, due = self.world.sum(loss, self.stop(), known, late)
+        self._due = bool(due)
         if bad > MOST_BAD * len(self.loader.split):
             check_bad(self._all_bad(), self.loader.split)
         if wrong := self._wrong(loss, norm):
+            for figures, before in norms:
+                figures.copy_(before)
             self.diverge(wrong, loss, norm, lr)
             return bool(stopping)
         update(self.passes, self.optimizer, norm, recipe.optimizer.clip_norm)
@@ -141,9 +168,10 @@ class Loop:
         state.samples_seen += recipe.batch_size
         state.seconds = time.perf_counter() - self._began
         state.window.append(loss)
+        self._loss = loss
         if recipe.guard.spike:
             state.losses = [*state.losses, loss][-_REMEMBERED_LOSSES:]
-        self._loss, self._norm, self._lr = loss, norm, lr
+        state.lr, state.grad_norm = lr, norm
         return bool(stopping)
 
     def _wrong(self, loss: float, norm: float) -> str | None:
@@ -162,10 +190,12 @@ class Loop:
         state = self.state
         step, split = state.step, self.loader.split
         ids = self.loader.ids(step).tolist()
-        if self.world.first:
-            story = {"step": step + 1, "reason": wrong, "loss": str(loss), "grad_norm": str(norm), "lr": lr}
-            pictures = [{"id": index, "name": split.name(index)} for index in ids]
-            files.write_json(self.folder / DIVERGED, {**story, "pictures": pictures})
+        story = {"step": step + 1, "reason": wrong, "loss": str(loss), "grad_norm": str(norm), "lr": lr}
+        story["pictures"] = [{"id": index, "name": split.name(index)} for index in ids]
+        try:
+            self.world.decide(lambda: files.write_json(self.folder / DIVERGED, story))
+        except FaultError as error:
+            say(f"note: {error}; the training has something worse to tell")
         where = f"training diverged in step {step + 1}: {wrong} at a learning rate of {lr:.3g}"
         if len(state.left_out) >= self.rollbacks:
             raise DivergedError(
@@ -188,7 +218,7 @@ class Loop:
         if not state.window:  # all of them were left out
             return
         loss = statistics.fmean(state.window)
-        numbers = {"loss": round(loss, 6), "lr": self._lr, "grad_norm": round(self._norm, 6)}
+        numbers = {"loss": round(loss, 6), "lr": state.lr, "grad_norm": round(state.grad_norm, 6)}
         clock = {"images_per_second": round(rate, 1), "seconds": round(state.seconds, 3)}
         self.record.write("train", state.step, **numbers, **clock)
         state.window = []
@@ -199,23 +229,21 @@ class Loop:
         due = state.step % self.recipe.evaluation.every_steps == 0 or state.step == self.total
         if self.validate is None or not due or state.step <= self.record.last_validation:
             return 0.0
-        if self.passes.model.has_batch_norm:
-            self.world.spread(self.passes.model.buffers())
         try:
             figures = self.validate(self._kept())
-        except FaultError as error:
+        except DivergedError as error:
             raise FaultError(f"training diverged before step {state.step + 1}: {error}; {_SMALLER_RATE}") from error
         self.record.write("validation", state.step, **figures)
-        metric = next(name for name in figures if name != "loss")
-        if figures[metric] > state.best.get(metric, -math.inf):
-            state.best = {"step": state.step, **figures}
         return time.perf_counter() - began
 
     def save(self, *, insist: bool) -> None:
         """A checkpoint of now. A disk that refuses is a note, and the next time is tried again; an error where we `insist`."""
         state = self.state
+        self._due, self._saved = False, time.perf_counter()
         state.unreadable, state.most_at_once = self._all_bad(), self.passes.most_at_once
-        tensors = checkpoint.tensors_of(self.passes.model, self.passes.objective, self.optimizer, self.average)
+        tensors = checkpoint.tensors_of(
+            self.passes.model, self.passes.objective, self.optimizer, self.average, keep=self.world.first
+        )
 
         def write() -> None:
             self.record.flush()  # the log must never lack what the weights have
@@ -225,12 +253,19 @@ class Loop:
             self.world.decide(write)
         except FaultError as error:
             if insist:
-                raise
+                if (newest := self._steps_kept()) is None:
+                    raise _UnsavedError(str(error)) from error
+                raise _UnsavedError(
+                    f"{error}; the checkpoint of step {newest:,} stands, and the same command goes on from it"
+                ) from error
             say(f"note: no checkpoint at step {state.step}: {error}; the training goes on and tries again")
 
     def _kept(self) -> Model:
         """The model to look at and to keep, in one piece: with the average of its weights where the recipe has one."""
-        return self.passes.whole(None if self.average is None else self.average.weights)
+        model = self.passes.whole(None if self.average is None else self.average.weights)
+        if model.has_batch_norm:  # each process has figures of its own; those of the first are kept
+            self.world.spread(model.buffers())
+        return model
 
     def _newest(self, model: Model, objective: Objective) -> checkpoint.Saved | None:
         """The newest whole checkpoint; one of other data or another recipe is an error."""
@@ -245,15 +280,19 @@ class Loop:
         if path is None:
             return None
         saved = checkpoint.at(Path(path))
-        for what, mine, theirs in (
-            ("recipe", self.state.recipe_hash, saved.state.recipe_hash),
-            ("data set", self.state.data_fingerprint, saved.state.data_fingerprint),
-        ):
-            if mine != theirs:
-                raise DataError(
-                    f"the {what} has changed since {folder} was written; --restart begins anew and keeps the old run"
-                )
+        changed = None
+        if self.state.recipe_hash != saved.state.recipe_hash:
+            changed = f"the recipe has changed since {saved.path} was written"
+        elif another := self.state.change_of_data(saved.state):
+            changed = f"the data set has changed since {saved.path} was written: {another}"
+        if changed:
+            raise DataError(f"{changed}; --restart begins anew and keeps the old run")
         return saved
+
+    def _steps_kept(self) -> int | None:
+        """The step of the newest checkpoint that lies in the folder."""
+        kept = sorted((self.folder / CHECKPOINTS).glob("step-[0-9]*"))
+        return int(kept[-1].name.removeprefix("step-")) if kept else None
 
     def _fill(self, saved: checkpoint.Saved) -> None:
         saved.fill_optimizer(self.optimizer)

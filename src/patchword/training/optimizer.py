@@ -49,7 +49,8 @@ class OptimizerConfig:
             ("layer_decay", 1e-3, 1.0),
         ):
             if not low <= getattr(self, field) <= high:
-                raise UsageError(f"optimizer.{field}={getattr(self, field)} must lie in {low:g}…{high:g}")
+                right = f"lie in {low:g}…{high:g}" if high < math.inf else f"be at least {low:g}"
+                raise UsageError(f"optimizer.{field}={getattr(self, field)} must {right}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"optimizer.betas={self.betas} must lie in 0…1")
 

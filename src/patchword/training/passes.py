@@ -21,7 +21,7 @@ from patchword.core.errors import FaultError
 from patchword.core.processes import Processes
 from patchword.core.progress import say
 from patchword.core.runtime import MOST_REPLICAS, Crew
-from patchword.models.chance import Chance, Dropout, StochasticDepth, drawing_from
+from patchword.models.chance import Chance, drawing_from, uncompiled
 from patchword.models.contract import Model
 from patchword.training.objectives import Objective
 from patchword.training.sharded import as_sharded, full_tensors
@@ -238,9 +238,7 @@ def blocks(model: Model) -> list[nn.Module]:
 
 
 def _compile(model: Model) -> None:
-    for module in model.modules():
-        if isinstance(module, Dropout | StochasticDepth):  # seeds generators, which the compiler does not follow
-            setattr(module, "forward", torch.compiler.disable(module.forward))  # noqa: B010 (the type would forbid it)
+    uncompiled()
     for block in blocks(model):
         block.compile()
 

@@ -115,13 +115,15 @@ class Prepared:
     """Where the weights come from: `none` or a sentence."""
     small: bool
     """Whether the pictures are small ones of one shape, which are seen whole."""
+    note: str
+    """What was chosen where the recipe says `auto`; empty where nothing was."""
 
 
 def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     """The model to train, new or from weights, fitted to the data set."""
     pictures = look_at(dataset.splits["train"])
     image_size = None if recipe.image_size == (0, 0) else recipe.image_size
-    if recipe.init != "none":
+    if recipe.init not in ("none", "auto"):
         model, origin = _from_weights(recipe, dataset, image_size)
     else:
         model, recipe = _from_nothing(recipe, dataset, pictures, image_size)
@@ -143,9 +145,15 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     elif objective == "sigmoid" and _has_new_head(model):
         start_at_prior(model, label_counts(dataset), len(dataset.splits["train"]))
     decided = dataclasses.replace(
-        recipe, model=family_fields, image_size=model.image_size, preprocessing=preprocessing, objective=objective
+        recipe,
+        init="none" if origin == "none" else recipe.init,
+        model=family_fields,
+        image_size=model.image_size,
+        preprocessing=preprocessing,
+        objective=objective,
     )
-    return Prepared(model, decided, origin, pictures.small)
+    note = "starting from nothing: no weights are shipped yet (--init RUN takes those of another run)"
+    return Prepared(model, decided, origin, pictures.small, note if recipe.init == "auto" else "")
 
 
 def check_objective(recipe: Recipe, objective: str, dataset: Dataset) -> None:

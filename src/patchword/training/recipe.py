@@ -6,6 +6,9 @@ result, with nothing left open, as its `recipe.toml`. Unknown names and wrong ty
 
 import contextlib
 import dataclasses
+import hashlib
+import json
+import os
 import tomllib
 from collections.abc import Iterator
 from importlib import resources
@@ -21,6 +24,7 @@ from patchword.data.store import MEMORY_SHARE
 from patchword.models.names import config_type, parse_name
 from patchword.models.position import Resampling
 from patchword.training.optimizer import OptimizerConfig, ScheduleConfig
+from patchword.training.run_folder import RECIPE
 from patchword.training.tune import rank_of
 
 _MOST = 1e12
@@ -176,11 +180,15 @@ class Checkpoint:
 
     every_steps: int = 0
     """0 saves ten times in the run."""
+    every_minutes: float = 15.0
+    """At least so often, by the clock."""
     keep: int = 2
     """How many of the newest checkpoints stay."""
 
     def __post_init__(self) -> None:
         _check_least(self, "checkpoint", every_steps=0, keep=1)
+        if not 0 < self.every_minutes <= _MOST:
+            raise UsageError(f"checkpoint.every_minutes={self.every_minutes} must be greater than 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,7 +204,8 @@ class Recipe:
     `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
     head, and the others must be what the weights say."""
     init: str = "none"
-    """Where the weights come from: `none`, a run or model folder, or weights of others as `load_model` takes them."""
+    """Where the weights come from: `none`, `auto` (from nothing, until weights are shipped), a run or model folder, or
+    weights of others as `load_model` takes them."""
     resampling: Resampling = "official"
     """How the position embedding of `init` goes to another grid: `official` (linear, corners kept) or `bicubic` (as timm)."""
     tune: str = "all"
@@ -248,9 +257,30 @@ class Recipe:
     def difference(self, stored: "Recipe") -> str | None:
         """The first field in which a request differs from the stored recipe of a run; None if it asks for the same.
 
-        What the request leaves open does not differ from what the run chose for it.
+        What the request leaves open does not differ from what the run chose for it, and what makes no difference to
+        the weights or the log may be another.
         """
         return _difference(dataclasses.asdict(self), dataclasses.asdict(stored), "")
+
+    def going_on(self, asked: "Recipe") -> "Recipe":
+        """The recipe of a run that is resumed by a request for the same: what makes no difference is as asked for now."""
+        parts: dict[str, dict[str, Any]] = {}
+        for path in NO_DIFFERENCE:
+            part, _, field = path.partition(".")
+            value = getattr(getattr(asked, part), field)
+            if not (path in LEFT_OPEN and value == LEFT_OPEN[path]):
+                parts.setdefault(part, {})[field] = value
+        return dataclasses.replace(
+            self, **{part: dataclasses.replace(getattr(self, part), **fields) for part, fields in parts.items()}
+        )
+
+    def identity(self) -> str:
+        """A hash of all that makes a difference to the weights and the log."""
+        values = dataclasses.asdict(self)
+        for path in NO_DIFFERENCE:
+            part, _, field = path.partition(".")
+            del values[part][field]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
         """The recipe as TOML, every field written out."""
@@ -261,6 +291,7 @@ class Recipe:
 
 LEFT_OPEN: dict[str, Any] = {
     "name": "",
+    "init": "auto",
     "image_size": (0, 0),
     "objective": "",
     "micro_batch": 0,
@@ -280,9 +311,21 @@ LEFT_OPEN: dict[str, Any] = {
 """Fields whose value means "choose for me"; the run replaces each."""
 
 
+NO_DIFFERENCE = (
+    "checkpoint.every_steps",
+    "checkpoint.every_minutes",
+    "checkpoint.keep",
+    "compute.timeout",
+    "loading.workers",
+)
+"""Fields that make no difference to the weights or the log: they may change when a run is resumed."""
+
+
 def _difference(asked: dict[str, Any], stored: dict[str, Any], where: str) -> str | None:
     for name, value in asked.items():
         path = where + name
+        if path in NO_DIFFERENCE:
+            continue
         if isinstance(value, dict):
             found = _difference(value, stored.get(name, {}), path + ".")
             if found:
@@ -314,9 +357,7 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
         stem, _, variant = name_or_file.partition("/")
         file = resources.files("patchword.training").joinpath("presets", f"{stem}.toml")
         if not file.is_file():
-            raise UsageError(
-                f"unknown recipe {name_or_file!r}; {nearest(name_or_file, presets())} (a file ends in .toml)"
-            )
+            raise _no_recipe(name_or_file)
         values = tomllib.loads(file.read_text("utf-8"))
         variants = values.pop("variants", {})
         if variant and variant not in variants:
@@ -325,8 +366,8 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
         values["name"] = name_or_file
     changes = changes or {}
     values, changes = _augment_level(values), _augment_level(changes)
-    if not name_or_file.endswith(".toml") and isinstance(changes.get("model"), dict):
-        values = _without_strange_fields(values, changes["model"].get("name"))
+    if isinstance(changes.get("model"), dict):
+        values = _for_model(values, changes["model"].get("name"), preset=not name_or_file.endswith(".toml"))
     if "budget" in changes:
         values.pop("budget", None)  # a budget is replaced as a whole: 5 minutes do not mix with the preset's epochs
     try:
@@ -337,6 +378,15 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
             with _blamed(name_or_file, only=str(error)):
                 config.build(Recipe, values)
         raise
+
+
+def _no_recipe(name: str) -> UsageError:
+    path, right = Path(name), "a preset, or a file that ends in .toml,"
+    if os.path.isdir(path):
+        return UsageError(f"{name} is a folder; {path / RECIPE if (path / RECIPE).is_file() else right} would be right")
+    if path.suffix or os.path.exists(path):
+        return UsageError(f"{name} is no recipe; {right} would be right")
+    return UsageError(f"unknown recipe {name!r}; {nearest(name, presets())} (a file ends in .toml)")
 
 
 def loads(text: str, where: str) -> Recipe:
@@ -359,13 +409,18 @@ def _blamed(file: str, only: str = "") -> Iterator[None]:
             raise UsageError(f"recipe {file}: {error}") from error
 
 
-def _without_strange_fields(values: dict[str, Any], name: Any) -> dict[str, Any]:
-    """A preset's wishes for a ViT, such as `model.pool`, mean nothing to a model that has no such field."""
-    if not isinstance(name, str) or "model" not in values:
+def _for_model(values: dict[str, Any], name: Any, *, preset: bool) -> dict[str, Any]:
+    """`values` without what they say of a model that is not the one of this name.
+
+    Of a file that names another model, that is what the new name decides (its sizes), and what its family does not know. A
+    preset names none; its wishes for a ViT, such as `model.pool`, mean nothing to a model that has no such field.
+    """
+    table = values.get("model")
+    if not isinstance(name, str) or not isinstance(table, dict) or not (preset or table.get("name", name) != name):
         return values
     family, _ = parse_name(name, {})
-    known = config.field_types(config_type(family))
-    return {**values, "model": {key: value for key, value in values["model"].items() if key in known}}
+    kept = config.field_types(config_type(family)).keys() - (family.parse(name) or {})
+    return {**values, "model": {key: value for key, value in table.items() if key in kept}}
 
 
 def _augment_level(values: dict[str, Any]) -> dict[str, Any]:

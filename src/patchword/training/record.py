@@ -22,15 +22,21 @@ class Record:
         Of several processes, one `writes`; the others read what they need to know alike.
         """
         self.path, self.writes = path, writes
+        if step and writes and not path.exists():
+            say(f"note: {path} is gone; the log begins after step {step}")
         kept = [line for line in _whole_lines(path) if line["step"] <= step]
         self.last_validation = max((line["step"] for line in kept if line.get("kind") == "validation"), default=0)
         """The newest step that has a line of validation."""
         self._waiting = ""
-        content = "".join(_dump(line) for line in kept).encode()
-        self._size = len(content)
+        self._content = "".join(_dump(line) for line in kept).encode()
+        self._size = len(self._content)
         """Bytes of whole lines: what a failed write adds is cut off again."""
-        if writes and not (path.exists() and path.read_bytes() == content):
-            files.write_bytes(path, content)
+
+    def open(self) -> None:
+        """Bring the file to what is kept of it."""
+        if not (self.path.exists() and self.path.read_bytes() == self._content):
+            files.write_bytes(self.path, self._content)
+        self._content = b""
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Append one line."""
@@ -65,6 +71,8 @@ class Record:
         waiting = [json.loads(line) for line in self._waiting.splitlines()]
         self._waiting = "".join(_dump(line) for line in waiting if line["step"] <= step)
         again = Record(self.path, step, writes=self.writes)
+        if self.writes:
+            again.open()
         self._size, self.last_validation = again._size, again.last_validation
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import hashlib
+import json
 import math
 import shlex
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from patchword.core import files
-from patchword.core.errors import FaultError, PatchwordError, StoppedError, UsageError
+from patchword.core.errors import DataError, FaultError, PatchwordError, StoppedError, UsageError
 from patchword.core.processes import Processes, joined
 from patchword.core.progress import duration, say, size
 from patchword.core.runtime import (
@@ -36,7 +36,7 @@ from patchword.training import loop, prepare, run_folder, unlabelled
 from patchword.training.checkpoint import State
 from patchword.training.objectives import Objective
 from patchword.training.recipe import Recipe, loads
-from patchword.training.run_folder import EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT
+from patchword.training.run_folder import EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
 from patchword.training.teacher import answers, confident, with_unlabelled
 from patchword.training.tune import merge
 from patchword.weights import folder as model_folder
@@ -78,10 +78,15 @@ def _run(
     dataset = opened.dataset
     if there.exists():  # a named set keeps its name, a path works from anywhere
         recipe = dataclasses.replace(recipe, data=str(there.resolve()))
-    recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(dataset.splits["train"])))
+    if recipe.batch_size > (there_are := len(dataset.splits["train"])):
+        say(
+            f"note: a batch of {recipe.batch_size:,} would hold pictures twice; it is {there_are:,}, as many as there are"
+        )
+        recipe = dataclasses.replace(recipe, batch_size=there_are)
     if recipe.batch_size < 2 * world.count:
         raise UsageError(
-            f"batch_size={recipe.batch_size} is too small to be shared by {world.count} processes; "
+            f"batch_size={recipe.batch_size} is too small "
+            f"{'to learn from' if world.count == 1 else f'to be shared by {world.count} processes'}; "
             f"{2 * world.count} or more would be right"
         )
     prepared = prepare.prepare_model(recipe, dataset)
@@ -99,7 +104,7 @@ def _run(
                 publish(out)
             return out
         with flag.listening():
-            of_before = None if stored is None else loads(stored, str(out / RECIPE))
+            of_before = None if stored is None else loads(stored, str(out / RECIPE)).going_on(recipe)
             _Run(out, opened, prepared, of_before, flag, publish, world).go(resuming=stored is not None)
     return out
 
@@ -122,6 +127,7 @@ class _Run:
         self.dataset = dataset = opened.dataset
         model = prepared.model
         self.objective: Objective = prepare.make_objective(prepared.recipe, model, len(dataset.classes), None)
+        model.recompute = prepared.recipe.compute.recompute
         self.cost: Cost = cost(model, self.objective.on_meta() if self.objective.metric else None)
         self.recipe = prepare.decide_machine(stored or prepared.recipe, model, self.cost, dataset, world)
         self.sharded = prepare.shards(self.recipe, self.cost, world)
@@ -135,10 +141,11 @@ class _Run:
             with self.world.naming_the_missing():
                 self.ask_teacher()
                 self.load_pictures()
+                self.check_memory()
                 if not resuming:
                     self.recipe = self.fix_steps()
-                    self.world.decide(lambda: files.write_text(self.out / RECIPE, self.recipe.to_toml()))
-                self.announce()
+                    self.announce()
+                self.world.decide(self.open_books)
                 self.train()
                 self.evaluate()
         except PatchwordError as error:
@@ -171,6 +178,17 @@ class _Run:
             self.dataset, said = dataclasses.replace(dataset, splits=splits), said[sure]
         self.objective = prepare.make_objective(self.recipe, self.model, len(dataset.classes), said)
 
+    @property
+    def content(self) -> dict[str, str]:
+        """A hash of what the files of each split held, where they are in memory."""
+        return {name: store.content for name, store in self.stores.items()}
+
+    def open_books(self) -> None:
+        """Write the recipe, and that the run is on its way: what was said of it before no longer holds."""
+        files.write_text(self.out / RECIPE, self.recipe.to_toml())
+        (self.out / PAGE).unlink(missing_ok=True)
+        self.write_result(RUNNING)
+
     def load_pictures(self) -> None:
         """Decode what is held in memory, and write down whether it is: a later run must see the same pixels."""
         recipe, channels = self.recipe, self.model.in_channels
@@ -178,6 +196,10 @@ class _Run:
         if fits:
             self.stores = prepare.fill_stores(self.dataset, channels)
             loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
+            if len({json.dumps(seen) for seen in self.world.gather(self.content)}) > 1:
+                raise DataError(
+                    f"{self.dataset.location} was read differently by two processes; all must see the same files"
+                )
         held = dataclasses.replace(recipe.loading, in_memory="yes" if fits else "no")
         self.recipe = dataclasses.replace(recipe, loading=held)
 
@@ -239,12 +261,11 @@ class _Run:
 
     def announce(self) -> None:
         """One line before the run: what, on what, how long, how much memory."""
+        if self.prepared.note:
+            say(self.prepared.note)
         recipe, total = self.recipe, self.recipe.budget.steps
-        learning = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        needed = prepare.memory_needed(recipe, self.cost, learning, self.world, sharded=self.sharded)
-        if recipe.device == "cpu":
-            self.world.decide(lambda: prepare.check_memory(needed * self.world.local_count))
-        memory = needed + sum(store.nbytes for store in self.stores.values())
+        learning = self.learning
+        memory = self.memory_needed + sum(store.nbytes for store in self.stores.values())
         flops = total * recipe.batch_size * self.train_flops_per_image
         time_needed = f"about {recipe.budget.minutes:g} min" if recipe.budget.minutes else self.estimate(total)
         height, width = self.model.image_size
@@ -253,13 +274,27 @@ class _Run:
         say(
             f"{self.model.name} ({self.cost.params / 1e6:.2f} M parameters{tuned}) at {height}×{width} on "
             f"{len(self.dataset.splits['train']):,} pictures of {len(self.dataset.classes)} classes: {total:,} steps of "
-            f"{recipe.batch_size}, {flops / 1e15:.3g} PFLOP, {time_needed} and about {size(memory)} beside Python itself{each}"
+            f"{recipe.batch_size}, {flops / 1e15:.3g} PFLOP, {time_needed} and about {size(memory)} beside Python and torch{each}"
         )
         if self.world.count > 1 and self.model.has_batch_norm:
             say(
                 f"note: the statistics of {self.model.name}'s batch norms depend on the pictures that each process sees, so "
                 "another number of processes trains another model; those of the first process are saved"
             )
+
+    def check_memory(self) -> None:
+        """Refuse what would not fit before any of it is tried: on a CPU nothing can be caught afterwards."""
+        if self.recipe.device == "cpu":
+            self.world.decide(lambda: prepare.check_memory(self.memory_needed * self.world.local_count))
+
+    @property
+    def memory_needed(self) -> int:
+        return prepare.memory_needed(self.recipe, self.cost, self.learning, self.world, sharded=self.sharded)
+
+    @property
+    def learning(self) -> int:
+        """How many parameters have gradients."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def estimate(self, total: int) -> str:
         """The time for `total` steps, from a few throw-away ones."""
@@ -292,8 +327,10 @@ class _Run:
         validate: Callable[[Model], dict[str, float]] | None = (
             self.validate if "validation" in self.dataset.splits else None
         )
-        self.state.recipe_hash = hashlib.sha256(self.recipe.to_toml().encode()).hexdigest()
+        self.state.recipe_hash = self.recipe.identity()
         self.state.data_fingerprint, self.state.classes = self.opened.fingerprint, list(self.dataset.classes)
+        self.state.content = self.content
+        self.state.pictures = {name: len(split) for name, split in self.dataset.splits.items()}
         training = loop.Loop(
             self.model,
             self.objective,
@@ -336,6 +373,7 @@ class _Run:
             workers=self.recipe.loading.workers,
             stop=lambda: bool(self.flag),
             world=self.world,
+            threads=max(1, self.recipe.threads // self.world.local_count),
         )
 
     def measure_unlabelled(self, model: Model, split: str) -> dict[str, Any]:
@@ -349,6 +387,7 @@ class _Run:
             workers=self.recipe.loading.workers,
             stop=lambda: bool(self.flag),
             world=self.world,
+            threads=max(1, self.recipe.threads // self.world.local_count),
         )
 
     def evaluate(self) -> None:
@@ -425,7 +464,7 @@ class _Run:
         }
         try:
             files.write_json(self.out / RESULT, result)
-            if self.publish is not None and (self.out / RECIPE).is_file():
+            if self.publish is not None and status != RUNNING and (self.out / RECIPE).is_file():
                 self.publish(self.out)
         except FaultError:
             if status == FINISHED:

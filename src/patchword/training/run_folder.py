@@ -13,6 +13,7 @@
 """
 
 import contextlib
+import itertools
 import re
 import shutil
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchword.core import files
-from patchword.core.errors import UsageError
+from patchword.core.errors import DataError, UsageError
 from patchword.core.progress import say
 from patchword.core.runtime import only_writer
 
@@ -34,6 +35,8 @@ _LEFT_BY_US = {RECIPE, LOG, CHECKPOINTS, MODEL, EVALUATION, RESULT, DIVERGED, PA
 
 FINISHED = "finished"
 """The status of a run that needs nothing more."""
+RUNNING = "running"
+"""That of one on its way, or killed on it; the others are `stopped`, by a signal, and `failed`."""
 
 
 def take(out: Path, asked: "Recipe", restart: bool, held: contextlib.ExitStack) -> str | None:
@@ -49,24 +52,47 @@ def take(out: Path, asked: "Recipe", restart: bool, held: contextlib.ExitStack) 
         return None
     _check_same(out, asked)
     if _status(out) == FINISHED:
-        return FINISHED
+        if (damage := _damage(out / MODEL)) is None:
+            return FINISHED
+        say(f"note: {damage}; it is made again from the newest checkpoint")
     if not any((out / CHECKPOINTS).glob("step-*")):
         say(f"{out} holds this run without a checkpoint: it begins again at step 0")
     return (out / RECIPE).read_text("utf-8")
+
+
+def _damage(model: Path) -> str | None:
+    """What is wrong with a finished run's model, in words."""
+    from patchword.weights.folder import load
+
+    try:
+        load(model)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _check_same(out: Path, asked: "Recipe") -> None:
     """Raise `UsageError` unless the request is for the run that `out` holds."""
     from patchword.training.recipe import load  # and torch, which whoever only wants the names does not need
 
-    if difference := asked.difference(load(str(out / RECIPE))):
+    try:
+        stored = load(str(out / RECIPE))
+    except (DataError, UsageError) as error:
+        raise DataError(f"{error}; --restart begins anew and keeps what is there") from error
+    if difference := asked.difference(stored):
         raise UsageError(
             f"{out} holds another run ({difference}); choose another --out or move it aside with --restart"
         )
 
 
 def _status(out: Path) -> str:
-    return str(files.read_json(out / RESULT).get("status")) if (out / RESULT).is_file() else "unfinished"
+    if not (out / RESULT).is_file():
+        return "unfinished"
+    try:
+        return str(files.read_json(out / RESULT).get("status"))
+    except (DataError, AttributeError) as error:
+        say(f"note: {error}; it is written again")
+        return "unfinished"
 
 
 def check(out: Path) -> None:
@@ -81,7 +107,8 @@ def check(out: Path) -> None:
 
 
 def _move_aside(out: Path) -> None:
-    aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    name = f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+    aside = next(path for i in itertools.count() if not (path := out.with_name(f"{name}-{i}" if i else name)).exists())
     out.rename(aside)
     say(f"{out} was moved to {aside}")
 

@@ -38,14 +38,14 @@ def gradients(passes: Passes, batch: Batch, recipe: Recipe, step: int) -> tuple[
 
     key = int(uniform(seed, "regularization", step, np.zeros(1, np.int64)).item() * 2**53)
     keep = _kept_patches(model, images, recipe.regularization.patch_dropout, Chance(key, batch.first))
-    parts = []
-    for rows in _parts(len(images), recipe, passes):
+    pieces = []
+    for rows in parts(len(images), recipe, passes):
         kept = None if keep is None else keep[rows]
         chance = Chance(key, batch.first + rows.start)
-        parts.append(Part(images[rows], targets[rows], weights[rows], kept, chance))
+        pieces.append(Part(images[rows], targets[rows], weights[rows], kept, chance))
     for parameter in passes.learning:
         parameter.grad = None
-    loss = passes.backward(parts)
+    loss = passes.backward(pieces)
     norm = torch.nn.utils.get_total_norm([p.grad for p in passes.learning if p.grad is not None])
     return loss, full(norm).item()
 
@@ -67,12 +67,14 @@ def train_step(
     return loss, norm
 
 
-def _parts(count: int, recipe: Recipe, passes: Passes) -> list[slice]:
-    """The rows of each part; as many parts as the process with the largest share has."""
+def parts(count: int, recipe: Recipe, passes: Passes) -> list[slice]:
+    """The rows of each part. All processes have as many, none of them empty: passes of one are waited for by the others."""
     size, world = recipe.micro_batch, passes.world
     bounds = list(range(0, count, size))
-    if world.count > 1 and len(bounds) < -(-world.largest_share(recipe.batch_size) // size):
-        bounds = [count * part // (len(bounds) + 1) for part in range(len(bounds) + 1)]
+    if world.count > 1:
+        shares = world.shares(recipe.batch_size)
+        number = min(-(-max(shares) // size), min(shares))
+        bounds = [count * part // number for part in range(number)]
     return [slice(low, high) for low, high in zip(bounds, [*bounds[1:], count], strict=True)]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from patchword.core.errors import FaultError
+from patchword.core.errors import DivergedError
 from patchword.core.processes import Processes
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch
@@ -29,6 +29,7 @@ def measure(
     workers: int,
     stop: Callable[[], bool],
     world: Processes,
+    threads: int,
 ) -> dict[str, Any]:
     """`n`, `metric`, `value` with its 95 % interval over pictures, and `loss`; what is hidden of a picture is always the same.
 
@@ -42,11 +43,11 @@ def measure(
         found[batch.ids, 0], found[batch.ids, 1] = losses.float().cpu().numpy(), figures.float().cpu().numpy()
 
     unreadable = look_at_all(
-        model, split, look, store=store, batch_size=batch_size, workers=workers, stop=stop, world=world
+        model, split, look, store=store, batch_size=batch_size, workers=workers, stop=stop, world=world, threads=threads
     )
     found = np.delete(world.add(found), list(unreadable), axis=0)
     if not np.isfinite(found).all():
-        raise FaultError(f"{model.name} gives losses that are not finite: its weights have been spoiled")
+        raise DivergedError(f"{model.name} gives losses that are not finite: its weights have been spoiled")
     loss, value = found.mean(axis=0).tolist()
     half = _Z * float(found[:, 1].std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 1.0
     return {

@@ -85,9 +85,7 @@ def train(
         if twice:
             field = option.lower().lstrip("-").replace("-", "_")
             raise UsageError(f"--set {field}=… says what {option} says; {option} alone is right")
-    if init == "auto" and recipe is None:
-        say("starting from nothing: no weights are shipped yet (--init RUN takes those of another run)")
-    if init != "auto":
+    if init != "auto" or recipe is None:
         changes["init"] = init
     starts_from_weights = init not in ("auto", "none")
     budget = {"minutes": minutes, "epochs": epochs, "steps": steps, "pflop": pflop}
@@ -98,7 +96,7 @@ def train(
         raise UsageError(f"--{' and --'.join(given)} exclude each other: one budget is right")
     for name, value in given.items():
         if not value > 0:
-            raise UsageError(f"--{name} {value} must be greater than 0")
+            raise UsageError(f"{name}={value} must be greater than 0")
     over: dict[str, Any] = {"data": str(data)}
     if given:
         over["budget"] = given

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import struct
+import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ CONFIG = "config.json"
 """What timm and transformers write beside the tensors."""
 _PREPROCESSOR = "preprocessor_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_CHECKPOINTS, _RECIPE = "checkpoints", "recipe.toml"  # of a run folder
 _PICKLES = ("pytorch_model.bin", "model.bin", "pytorch_model.pt")
 # The keys under which training programs keep a model's weights among other things.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -54,12 +56,25 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
             return Source(place, "patchword", {})
     if not path.exists():
         raise UsageError(f"{path} holds no model: it does not exist")
+    _check_finished(path)
     home = path if path.is_dir() else path.parent
     described = path.is_dir() or path.name == _WEIGHTS or path.name in _PICKLES
     description = _json(home / CONFIG) if described else {}
     preprocessor = _json(home / _PREPROCESSOR) if described else {}
     tensors = _shards(path, trust_pickle) if path.is_dir() else _file(path, trust_pickle)
     return Source(path, recognize(tensors, path), tensors, description, preprocessor)
+
+
+def _check_finished(path: Path) -> None:
+    """Raise `UsageError` for a run without a model, and for its checkpoints: they do not say what their tensors are."""
+    for place in (path / _CHECKPOINTS, path, path.parent, path.parent.parent):
+        run = place.parent
+        if place.name == _CHECKPOINTS and place.is_dir() and (run / _RECIPE).is_file():
+            if (run / "model" / folder.DESCRIPTION).is_file():
+                raise UsageError(f"{path} belongs to the checkpoints of a run; the run's folder, {run}, would be right")
+            raise UsageError(
+                f"{path} holds no model, for the run {run} is not finished; its command, given again, finishes it"
+            )
 
 
 def recognize(names: Collection[str], where: Path) -> Dialect:
@@ -129,7 +144,7 @@ def _pickle(path: Path) -> dict[str, Tensor]:
     """A state dict that `torch.save` wrote, alone or among other things."""
     try:
         # Opened here, for by its name torch may take a file for one of another format.
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader fails with any of a dozen kinds on what is damaged
         # Around its reason, torch says at length how a file that is trusted could be opened all the same.
