@@ -120,20 +120,16 @@ def is_formula(data: str | os.PathLike[str]) -> bool:
 
 def parse_formula(address: str) -> Formula:
     """The address as a `Formula`; raises `DataError` for one that is none."""
-    shown = address if len(address) <= 80 else f"{address[:60]}…"
+    shown, kind = _short(address, 60), address.removeprefix(PREFIX).partition("-")[0]
+    if kind and kind not in KINDS:
+        kind = _short(kind, 20)
+        raise DataError(f"{shown}: there is no formula for {kind}; {nearest(kind, KINDS)}")
     match = re.fullmatch(
-        r"formula:(?P<kind>[^\W\d_]*)-(?P<classes>[^x@,]*)x(?P<pictures>[^@,]*)(@(?P<size>[^,]*))?(?P<options>(,[^,]*)*)",
-        address,
+        r"formula:[a-z]+-(?P<classes>[^x@,]*)x(?P<pictures>[^@,]*)(@(?P<size>[^,]*))?(?P<options>(,[^,]*)*)", address
     )
     if match is None:
-        word = re.match(r"[^\W\d_]*", address.removeprefix(PREFIX))
-        if word and word[0] and word[0] not in KINDS:
-            raise DataError(f"{shown}: there is no formula for {word[0]}; {nearest(word[0], KINDS)}")
         raise DataError(f"{shown} does not say KIND-CLASSESxPICTURES[@SIDE][,seed=N]; {_EXAMPLE}")
-    kind = match["kind"]
-    if kind not in KINDS:
-        raise DataError(f"{shown}: there is no formula for {kind or 'nothing'}; {nearest(kind, KINDS)}")
-    classes = _number(shown, "number of classes", match["classes"], 1, KINDS[kind].most_classes)
+    classes = _number(shown, "number of classes", match["classes"], 2, KINDS[kind].most_classes)
     pictures = _number(shown, "number of pictures", match["pictures"], 1, MOST_PICTURES)
     if classes * pictures > MOST_PICTURES:
         raise DataError(f"{shown} asks for {classes * pictures:,} pictures; at most {MOST_PICTURES:,} are possible")
@@ -161,7 +157,7 @@ def find_formula(address: str) -> Found:
 def _seed(shown: str, option: str) -> int:
     name, equals, value = option.partition("=")
     if name != "seed" or not equals:
-        raise DataError(f"{shown}: there is no option {option or 'without a name'}; seed=N is the only one")
+        raise DataError(f"{shown}: there is no option {_short(option, 20) or 'without a name'}; seed=N is the only one")
     return _number(shown, "seed", value, 0, 2**63 - 1)
 
 
@@ -169,6 +165,9 @@ def _number(shown: str, what: str, text: str, least: int, most: int) -> int:
     """Digits of ASCII alone: `int` would take those of every script, underscores and signs, and any length."""
     value = int(text) if re.fullmatch(r"[0-9]{1,19}", text) else -1
     if not least <= value <= most:
-        text = text if len(text) <= 24 else f"{text[:20]}…"
-        raise DataError(f"{shown}: the {what} is {text or 'missing'}; {least} to {most:,} would be right")
+        raise DataError(f"{shown}: the {what} is {_short(text, 20) or 'missing'}; {least} to {most:,} would be right")
     return value
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"

@@ -125,7 +125,7 @@ def _fills(maps: System) -> bool:
     counts = np.bincount(row * _GRID + column, minlength=_GRID**2)
     held = np.count_nonzero(counts) / _GRID**2
     even = len(x) ** 2 / float((counts * counts).sum()) / _GRID**2
-    return 0.26 < held < 0.78 and even > 0.12
+    return 0.32 < held < 0.85 and even > 0.14
 
 
 def _varied(maps: System, dice: Dice) -> System:
@@ -138,14 +138,15 @@ def _varied(maps: System, dice: Dice) -> System:
     offsets = maps.offsets + 0.12 * dice.take(2 * count).reshape(count, 2) - 0.06
     signs = np.where(dice.take(2) < 0.5, -1.0, 1.0)
     turn = signs[:, None] * _rotations(0.25 * dice.take(1) - 0.125)[0]
-    return System(_product(_product(turn, matrices), turn.T), _product(turn, offsets[..., None])[..., 0], maps.shares, maps.tints)
+    return System(
+        _product(_product(turn, matrices), turn.T), _product(turn, offsets[..., None])[..., 0], maps.shares, maps.tints
+    )
 
 
 def _chains(maps: System, count: int, steps: int) -> Chains:
     """`count` points of the fractal, after so many steps from the origin."""
-    last = np.zeros(count), np.zeros(count), np.full(count, 0.5)
-    for last in _walk(maps, last, 0, steps):
-        pass
+    start = np.zeros(count), np.zeros(count), np.full(count, 0.5)
+    *_, last = _walk(maps, start, 0, steps)
     return last
 
 
@@ -208,8 +209,8 @@ def _painted(surface: np.ndarray, density: np.ndarray, tint: np.ndarray, lightne
     tone = density / (density + usual)
     cover = np.minimum(1, density * (1.8 / usual))
     lightness = (lightness + dice.between(0.38, 0.62)) % 1
-    hue, span, vivid = dice.between(0, 1), dice.between(-0.35, 0.35), dice.between(0.4, 1.0)
-    ends = [colour((hue + side * span) % 1, vivid, lightness + 0.12 * side) for side in (-1, 1)]
+    hue, span, vivid = dice.between(0, 1), dice.between(-0.5, 0.5), dice.between(0.4, 1.0)
+    ends = [colour((hue + side * span) % 1, vivid, lightness + 0.15 * side) for side in (-1, 1)]
     contrast = dice.between(0.5, 1.1) * (1 if lightness > 0.5 else -1)
     light = contrast * (tone - 0.5)
     lit = dice.between(-0.5, 1.5)

@@ -7,12 +7,12 @@ they never touch. What is in a picture can be asked for: `scene`.
 Lengths inside this file are in units of half the picture's shorter side, from its middle, unless a name says pixels.
 """
 
-import functools
-import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from patchword.data.outlines import KINDS, distance, outline
 from patchword.data.textures import GROUND_DRAWS, LATTICE, PATTERNS, Dice, colour, direction, ground, to_pixels
 
 VERSION = 1
@@ -23,13 +23,21 @@ MOST_CLASSES = 4096
 _MOST_OBJECTS = 6
 _TRIES = 8
 _GAP = 0.12  # between the circles around two objects: two pixels of 32
-_SIZES = ((0.55, 0.88), (0.36, 0.52), (0.3, 0.42), (0.27, 0.36), (0.25, 0.32), (0.23, 0.3))  # radii, by the number wanted
+_SIZES = (
+    (0.55, 0.88),
+    (0.36, 0.52),
+    (0.3, 0.42),
+    (0.27, 0.36),
+    (0.25, 0.32),
+    (0.23, 0.3),
+)  # radii, by the number wanted
 _NUMBERS = (0.4, 0.62, 0.76, 0.86, 0.94)  # shares of pictures where at most 1, 2, … objects are wanted
 _CONTRAST = 0.28
 _CENTRED = ("rings", "fade")
-# The fractions of their multiples spread evenly (Roberts' generalisation of the golden ratio to two dimensions).
-_SPREAD = (0.7548776662466927, 0.5698402909980532)
+# The fractions of its multiples spread evenly: the second of Roberts' two numbers, outlines.py has the first.
+_SPREAD = 0.5698402909980532
 _PLACING_DRAWS = 1 + _MOST_OBJECTS * (2 + 2 * _TRIES)
+
 
 @dataclass(frozen=True)
 class Object:
@@ -58,7 +66,9 @@ class Scene:
     objects: tuple[Object, ...]
     """One to six."""
     owner: np.ndarray
-    """int64 H×W: the number of the object that covers the middle of each pixel, −1 for the ground."""
+    """int64 H×W: the number of the object that covers the middle of each pixel, −1 for the ground.
+    Where a tip is thinner than a pixel, a few pixels of it may lie apart from the rest.
+    """
 
     @property
     def mask(self) -> np.ndarray:
@@ -71,27 +81,13 @@ class Scene:
         return len(self.objects)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of shape."""
+class _Placed(NamedTuple):
+    """Where an object is."""
 
-    symmetry: int
-    """As in `Object`."""
-    low: float
-    usual: float
-    high: float
-    """The range of its proportion (width to length, inner to outer radius, …), and that of the first variant."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Outline:
-    """A shape about its centre of area, in the circle of radius 1."""
-
-    kind: str
-    proportion: float
-    corners: np.ndarray
-    """float64 E×2, x and y, in order; none for disc, ring and ellipse."""
-    area: float
+    y: float
+    x: float
+    radius: float
+    turns: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,26 +105,6 @@ class _Points:
     v: np.ndarray
     """The same, along the axes of the turned object."""
 
-
-KINDS: dict[str, Kind] = {
-    "disc": Kind(0, 1, 1, 1),
-    "triangle": Kind(3, 1, 1, 1),
-    "star": Kind(5, 0.3, 0.42, 0.55),
-    "square": Kind(4, 1, 1, 1),
-    "ring": Kind(0, 0.35, 0.5, 0.65),
-    "cross": Kind(4, 0.2, 0.33, 0.45),
-    "ellipse": Kind(2, 0.4, 0.55, 0.7),
-    "hexagon": Kind(6, 1, 1, 1),
-    "arrow": Kind(1, 0.3, 0.45, 0.6),
-    "bar": Kind(2, 0.2, 0.32, 0.45),
-    "chevron": Kind(1, 0.4, 0.55, 0.7),
-    "diamond": Kind(2, 0.4, 0.55, 0.7),
-    "tee": Kind(1, 0.18, 0.26, 0.36),
-    "wedge": Kind(1, 0.25, 0.36, 0.46),
-    "ell": Kind(1, 0.18, 0.26, 0.36),
-    "pentagon": Kind(5, 1, 1, 1),
-}
-"""Name → kind. Their order and that of `PATTERNS` decide what class a number stands for."""
 
 _KINDS, _PATTERNS = tuple(KINDS), tuple(PATTERNS)
 
@@ -148,25 +124,26 @@ def class_name(label: int) -> str:
 
 def scene(seed: int, label: int, instance: int, size: tuple[int, int]) -> Scene:
     """What is to be seen in `picture` of the same arguments."""
-    placed, outline = _place(Dice(seed, "shapes:picture", label, instance, _PLACING_DRAWS), size), _outline(label)
+    placed = _place(Dice(seed, "shapes:picture", label, instance, _PLACING_DRAWS), size)
     points = _points(placed, size)
-    inside = _distance(outline, points.u, points.v) < 0
+    kind, pattern, variant = class_parts(label)
+    shape = outline(kind, variant)
+    inside = distance(shape, points.u, points.v) < 0
     owner = np.full(size[0] * size[1], -1)
     owner[points.where[inside]] = points.owner[inside]
-    kind, pattern, _ = class_parts(label)
     symmetry, half = KINDS[kind].symmetry, min(size) / 2
     objects = tuple(
         Object(
             kind,
             pattern,
-            y=size[0] / 2 + half * y,
-            x=size[1] / 2 + half * x,
-            radius=half * radius,
-            orientation=360 * turns % (360 / symmetry) if symmetry else 0.0,
+            y=size[0] / 2 + half * each.y,
+            x=size[1] / 2 + half * each.x,
+            radius=half * each.radius,
+            orientation=360 * each.turns % (360 / symmetry) if symmetry else 0.0,
             symmetry=symmetry,
-            area=outline.area * (half * radius) ** 2,
+            area=shape.area * (half * each.radius) ** 2,
         )
-        for y, x, radius, turns in placed
+        for each in placed
     )
     return Scene(objects, owner.reshape(size))
 
@@ -184,12 +161,12 @@ def picture(seed: int, label: int, instance: int, size: tuple[int, int]) -> np.n
     strength, (cosine, sine) = dice.between(0, 0.16), direction(dice.between(0, 1))
     surface = ground(*size, lightness, dice)
 
-    _, pattern, variant = class_parts(label)
-    points, outline, owner = _points(placed, size), _outline(label), None
+    kind, pattern, variant = class_parts(label)
+    points = _points(placed, size)
     owner = points.owner
-    pixel = (2 / min(size) / np.array([radius for _, _, radius, _ in placed]))[owner]
-    cover = (0.5 - _distance(outline, points.u, points.v) / pixel).clip(0, 1)
-    periods = 2.2 if variant == 0 else 1.2 + 2.6 * (variant * _SPREAD[1] % 1)
+    pixel = (2 / min(size) / np.array([each.radius for each in placed]))[owner]
+    cover = (0.5 - distance(outline(kind, variant), points.u, points.v) / pixel).clip(0, 1)
+    periods = 2.2 if variant == 0 else 1.2 + 2.6 * (variant * _SPREAD % 1)
     if pattern in _CENTRED:
         phases[:] = 0
     across, along = phases.reshape(2, -1)[:, owner]
@@ -202,26 +179,26 @@ def picture(seed: int, label: int, instance: int, size: tuple[int, int]) -> np.n
     return to_pixels(surface)
 
 
-def _place(dice: Dice, size: tuple[int, int]) -> list[tuple[float, float, float, float]]:
-    """y, x, radius and turns of each object: as many as are wanted, less those that find no room in a few tries."""
+def _place(dice: Dice, size: tuple[int, int]) -> list[_Placed]:
+    """As many objects as are wanted, less those that find no room in a few tries."""
     half = min(size)
     high, wide = size[0] / half, size[1] / half
     chosen = dice.between(0, 1)
     wanted = 1 + sum(chosen >= share for share in _NUMBERS)
     numbers = dice.take(_MOST_OBJECTS * (2 + 2 * _TRIES)).reshape(_MOST_OBJECTS, -1).tolist()
     low, large = _SIZES[wanted - 1]
-    placed: list[tuple[float, float, float, float]] = []
+    placed: list[_Placed] = []
     for fraction, turns, *tries in numbers[:wanted]:
         radius = low + (large - low) * fraction
         for down, right in zip(tries[::2], tries[1::2], strict=True):
             y, x = (2 * down - 1) * (high - radius), (2 * right - 1) * (wide - radius)
             if all((y - b) ** 2 + (x - a) ** 2 >= (radius + other + _GAP) ** 2 for b, a, other, _ in placed):
-                placed.append((y, x, radius, turns))
+                placed.append(_Placed(y, x, radius, turns))
                 break
     return placed
 
 
-def _points(placed: list[tuple[float, float, float, float]], size: tuple[int, int]) -> _Points:
+def _points(placed: list[_Placed], size: tuple[int, int]) -> _Points:
     pixel = 2 / min(size)
     rows = (np.arange(size[0]) + 0.5) * pixel - size[0] / min(size)
     columns = (np.arange(size[1]) + 0.5) * pixel - size[1] / min(size)
@@ -250,82 +227,3 @@ def _colours(lightness: float, dice: Dice) -> list[tuple[float, float, float]]:
         light = light if light < below else 1 - above + light - below
         colours.append(colour(dice.between(0, 1), dice.between(0.2, 1.0), light))
     return colours
-
-
-@functools.lru_cache(maxsize=MOST_CLASSES)
-def _outline(label: int) -> _Outline:
-    name, _, variant = class_parts(label)
-    kind = KINDS[name]
-    proportion = kind.low + (kind.high - kind.low) * (variant * _SPREAD[0] % 1) if variant else kind.usual
-    corners = np.array(_corners(name, proportion)).reshape(-1, 2)
-    if not len(corners):
-        inner = {"disc": 0.0, "ring": proportion**2, "ellipse": 1 - proportion}[name]
-        return _Outline(name, proportion, corners, math.pi * (1 - inner))
-    following = np.roll(corners, -1, axis=0)
-    crosses = corners[:, 0] * following[:, 1] - corners[:, 1] * following[:, 0]
-    area = crosses.sum() / 2
-    corners = corners - ((corners + following) * crosses[:, None]).sum(axis=0) / (6 * area)
-    radius = float(np.sqrt((corners**2).sum(axis=1)).max())
-    return _Outline(name, proportion, corners / radius, abs(float(area)) / radius**2)
-
-
-def _corners(kind: str, q: float) -> list[tuple[float, float]]:
-    """x and y (down) of the corners in order, about any centre and of any size; none for the round kinds."""
-    if kind in ("triangle", "square", "pentagon", "hexagon"):
-        count = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6}[kind]
-        return [direction(number / count) for number in range(count)]
-    if kind == "star":
-        points = [(direction(number / 10), q if number % 2 else 1.0) for number in range(10)]
-        return [(radius * x, radius * y) for (x, y), radius in points]
-    if kind == "cross":
-        quarter = [(q, -1.0), (q, -q), (1.0, -q)]
-        turned = [quarter, *([] for _ in range(3))]
-        for number in range(1, 4):
-            turned[number] = [(-y, x) for x, y in turned[number - 1]]
-        return [corner for each in turned for corner in each]
-    return {
-        "disc": [],
-        "ring": [],
-        "ellipse": [],
-        "arrow": [(-1, -q / 2), (0.1, -q / 2), (0.1, -0.75), (1, 0), (0.1, 0.75), (0.1, q / 2), (-1, q / 2)],
-        "bar": [(-1, -q), (1, -q), (1, q), (-1, q)],
-        "chevron": [(-0.2, -0.9), (0.7, 0), (-0.2, 0.9), (-0.2 - q, 0.9), (0.7 - q, 0), (-0.2 - q, -0.9)],
-        "diamond": [(1, 0), (0, q), (-1, 0), (0, -q)],
-        "tee": [(-1, -1), (1, -1), (1, 2 * q - 1), (q, 2 * q - 1), (q, 1), (-q, 1), (-q, 2 * q - 1), (-1, 2 * q - 1)],
-        "wedge": [(1, 0), (-1, q), (-1, -q)],
-        "ell": [(-1, -1), (2 * q - 1, -1), (2 * q - 1, 1 - 2 * q), (0.6, 1 - 2 * q), (0.6, 1), (-1, 1)],
-    }[kind]
-
-
-def _distance(outline: _Outline, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """How far points lie outside the outline, negative inside; near it exact, but for ellipses, where it is right to 2nd order."""
-    if outline.kind == "ellipse":
-        squashed = v / outline.proportion
-        ratio = np.sqrt(u * u + squashed * squashed)
-        steepness = np.sqrt(u * u + (squashed / outline.proportion) ** 2)
-        return ratio * (ratio - 1) / np.maximum(steepness, 1e-9)
-    if not len(outline.corners):
-        radius = np.sqrt(u * u + v * v)
-        q = outline.proportion
-        return radius - 1 if outline.kind == "disc" else np.abs(radius - (1 + q) / 2) - (1 - q) / 2
-    return _distance_to_polygon(outline.corners, u, v)
-
-
-def _distance_to_polygon(corners: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Edge by edge: the nearest point of it; and a ray to the right, which leaves the inside when it meets an odd number."""
-    nearest = np.full(u.shape, np.inf)
-    inside = np.zeros(u.shape, bool)
-    before = corners[-1].tolist()
-    for x, y in corners.tolist():
-        along_x, along_y = before[0] - x, before[1] - y
-        right, down = u - x, v - y
-        share = (right * along_x + down * along_y) / (along_x * along_x + along_y * along_y)
-        share = np.minimum(np.maximum(share, 0), 1)
-        off_x, off_y = right - share * along_x, down - share * along_y
-        np.minimum(nearest, off_x * off_x + off_y * off_y, out=nearest)
-        if along_y:
-            crosses = (v >= y) != (v >= before[1])
-            inside ^= crosses & (right < down * (along_x / along_y))
-        before = [x, y]
-    distance = np.sqrt(nearest)
-    return np.where(inside, -distance, distance)

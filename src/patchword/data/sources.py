@@ -1,4 +1,4 @@
-"""A path, an address or a name → an opened data set: class folders, a table, shards, Parquet files, or a named public set, formulas."""
+"""A path, an address or a name → an opened data set: folders, a table, shards, Parquet files, a named public set, formulas."""
 
 import os
 from pathlib import Path

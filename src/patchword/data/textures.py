@@ -67,9 +67,7 @@ def colour(hue: float, saturation: float, lightness: float) -> tuple[float, floa
         min(1.0, max(0.0, tooth)) for tooth in (abs(6 * hue - 3) - 1, 2 - abs(6 * hue - 2), 2 - abs(6 * hue - 4))
     )
     grey, strength = (red + green + blue) / 3, 0.8 * saturation
-    red, green, blue = (
-        min(0.98, max(0.02, lightness + strength * (pure - grey))) for pure in (red, green, blue)
-    )
+    red, green, blue = (min(0.98, max(0.02, lightness + strength * (pure - grey))) for pure in (red, green, blue))
     return red, green, blue
 
 
@@ -231,7 +229,9 @@ def ground(height: int, width: int, lightness: float, dice: Dice) -> np.ndarray:
         x, y = periods * (cosine * u + sine * v), periods * (cosine * v - sine * u)
         share = strength * PATTERNS[name](x, y, 2 * periods / side, lattice)
     surface = np.empty((3, height, width))
-    for plane, dark, bright, other in zip(surface, first, second, third, strict=True):  # a plane fits into a core's cache
+    for plane, dark, bright, other in zip(
+        surface, first, second, third, strict=True
+    ):  # a plane fits into a core's cache
         np.multiply(mixture, bright - dark, out=plane)
         plane += dark
         if share is not None:
