@@ -52,7 +52,7 @@ def class_name(label: int) -> str:
     return f"fractal-{label:04d}"
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=16384)  # 1 kB each, and more than a millisecond to find
 def system(seed: int, label: int) -> System:
     """The system of a class: the first one drawn of (`seed`, `label`, attempt) whose fractal fills a picture well."""
     for attempt in range(1000):
