@@ -1,4 +1,4 @@
-"""A path, an address or a name → an opened data set: class folders, a table, shards, Parquet files, or a named public set."""
+"""A path, an address or a name → an opened data set: folders, a table, shards, Parquet files, a named public set, formulas."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,7 @@ from patchword.data import named
 from patchword.data.assemble import Found, assemble
 from patchword.data.dataset import Dataset, Files, Names, Notice, Split
 from patchword.data.folder import find_folders, list_folder
+from patchword.data.formula import find_formula, is_formula
 from patchword.data.parquet import find_parquet, find_parquet_address, find_parquets
 from patchword.data.places import is_address
 from patchword.data.published import find_published
@@ -26,12 +27,15 @@ def open_data(data: str | os.PathLike[str], *, classes: tuple[str, ...] | None =
     `data` is a folder of class folders (with or without train, validation and test above them), a CSV, TSV or Parquet
     table, a folder of tar shards or of Parquet files, here or at an address that fsspec opens (`s3://bucket/folder`,
     `https://host/folder`, …), or a name: looked for under `$PATCHWORD_DATA`, then in the system's data folders, then in
-    the cache, then downloaded. A path that exists wins over a name. `classes` applies the class list of a model instead of
-    deciding one on train: labels become positions in it, and a class outside it is an error.
+    the cache, then downloaded. A path that exists wins over a name. `formula:fractals-1000x100` and the like are drawn
+    (`data/formula.py` has the grammar). `classes` applies the class list of a model instead of deciding one on train:
+    labels become positions in it, and a class outside it is an error.
 
     Raises `DataError` in one sentence: what is wrong, where, what would be right; `FaultError` for an address that does
     not answer.
     """
+    if is_formula(data):
+        return assemble(find_formula(os.fspath(data)), classes)
     path = files.at_home(data)
     if path.exists() or path.is_symlink():
         return assemble(_find(Path(os.path.abspath(path))), classes)

@@ -198,7 +198,7 @@ class Recipe:
     name: str = ""
     """The preset it came from."""
     data: str = ""
-    """A folder, a table or a named set."""
+    """A folder, a table, a named set or `formula:…`."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     """`name`, one of `patchword models`, and fields of the model's configuration, such as `pool`. With `init`, another
     `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
