@@ -55,6 +55,7 @@ DEFAULTS: dict[str, Any] = {
     "teacher.confidence": 0.0,
     "evaluation.every_steps": 0,
     "evaluation.batch_size": 0,
+    "evaluation.mirror": False,
     "checkpoint.every_steps": 0,
     "checkpoint.every_minutes": 15.0,
     "checkpoint.keep": 2,

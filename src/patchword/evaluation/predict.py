@@ -33,15 +33,20 @@ def predict(
     stop: Callable[[], bool] = bool,
     world: Processes | None = None,
     threads: int = 0,
+    mirror: bool = False,
 ) -> Predictions:
     """Logits for each picture of a split, in evaluation mode; the processes of `world` share the work and know it all.
 
-    The arguments are those of `look_at_all`.
+    With `mirror` they are the mean of those of the picture and of its mirror image, which takes twice the time. The other
+    arguments are those of `look_at_all`.
     """
     logits = np.zeros((len(split), model.num_classes), dtype=np.float32)
 
     def look(batch: Batch, images: Tensor) -> None:
-        logits[batch.ids] = model(images).float().cpu().numpy()
+        said = model(images)
+        if mirror:
+            said = (said + model(images.flip(3))) / 2
+        logits[batch.ids] = said.float().cpu().numpy()
 
     world = world or Processes()
     unreadable = look_at_all(

@@ -108,6 +108,8 @@ class Evaluation:
     """0 looks ten times in the run."""
     batch_size: int = 0
     """Images at once; 0 takes what suits the caches. It changes nothing but speed."""
+    mirror: bool = False
+    """Let the model see each picture and its mirror image, and take the mean of what it says: twice the time."""
 
     def __post_init__(self) -> None:
         _check_least(self, "evaluation", every_steps=0, batch_size=0)

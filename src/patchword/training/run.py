@@ -374,6 +374,7 @@ class _Run:
             stop=lambda: bool(self.flag),
             world=self.world,
             threads=max(1, self.recipe.threads // self.world.local_count),
+            mirror=self.recipe.evaluation.mirror,
         )
 
     def measure_unlabelled(self, model: Model, split: str) -> dict[str, Any]:
