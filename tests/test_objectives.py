@@ -313,15 +313,11 @@ def test_a_noisy_student_learns_from_pictures_that_nobody_has_labelled(
 
 
 def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tmp_path: Path) -> None:
-    others = tmp_path / "others"
-    for split in ("train", "test"):
-        for name in ("oak", "fir"):
-            (others / split / name).mkdir(parents=True)
-            for number in range(8):
-                pixels = np.random.default_rng(number + 100 * (name == "oak") + 1000 * (split == "test")).integers(
-                    0, 256, (16, 16, 3), np.uint8
-                )
-                Image.fromarray(pixels).save(others / split / name / f"{split}{number}.png")
+    others, rng = tmp_path / "others", np.random.default_rng(0)
+    for folder in (others / split / name for split in ("train", "test") for name in ("oak", "fir")):
+        folder.mkdir(parents=True)
+        for number in range(8):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{number}.png")
     with pytest.raises(
         DataError, match=r"has other classes \(ant, .* 3 in all\) than the data set \(fir, oak, 2 in all\)"
     ):

@@ -150,10 +150,45 @@ PAPER_FINETUNE = {
     "optimizer.lr": 0.01,
     "schedule.warmup": 500.0,
 }
+# Ours: docs/pretraining.md has the trials.
+SPEEDRUN = {
+    "model.name": "C3+ViT-Fe/8",
+    "model.pool": "gap",
+    "model.depth": 1,
+    "model.mlp_dim": 192,
+    "budget.pflop": 0.02,
+    "augment.crop": "shift",
+    "augment.shift_pixels": 2,
+    "optimizer.name": "muon",
+    "optimizer.lr": 0.003,
+    "optimizer.weight_decay": 0.02,
+    "optimizer.betas": (0.9, 0.95),
+    "optimizer.momentum": 0.95,
+    "optimizer.clip_norm": 0.0,
+    "schedule.warmup": 0.1,
+    "schedule.decay": "linear",
+    "regularization.label_smoothing": 0.1,
+    "evaluation.mirror": True,
+}
+# "Self-training with Noisy Student" (arXiv 1911.04252), section 3.1; the rest is `scratch`.
+NOISY_STUDENT = {
+    **SCRATCH,
+    "augment.randaugment_layers": 2,
+    "augment.randaugment_magnitude": 10.0,
+    "regularization.dropout": 0.1,
+    "regularization.stochastic_depth": 0.2,
+    "regularization.label_smoothing": 0.0,
+    "teacher.share": 0.0,
+    "teacher.confidence": 0.3,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "scratch": SCRATCH,
     "finetune": FINETUNE,
     "plain-vit": PLAIN_VIT,
+    "noisy-student": NOISY_STUDENT,
+    "speedrun": SPEEDRUN,
+    "speedrun/hybrid-0.02": SPEEDRUN,
+    "speedrun/plain-0.02": {**SPEEDRUN, "model.name": "ViT-At/4", "model.depth": 4, "model.mlp_dim": 128},
     "paper-imagenet": PAPER_IMAGENET,
     "paper-imagenet/i21k-B": _table_3(90.0, 0.001, 0.03, 0.1),
     "paper-imagenet/i21k-L": _table_3(30.0, 0.001, 0.03, 0.1),
