@@ -75,20 +75,25 @@ def roofline() -> float:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """One line a system: the mean over its seeds, and their range."""
+    """One line a system: means over its seeds, and the range of the accuracy."""
     print(
         f"{'system':<20}{'PFLOP':>8}{'seeds':>7}{'accuracy':>11}{'range':>16}{'seconds':>9}{'GFLOP/s':>9}{'roofline':>10}"
     )
-    names = dict.fromkeys(row["system"] for row in rows)
-    for name in sorted(names, key=lambda name: -statistics.fmean(r["accuracy"] for r in rows if r["system"] == name)):
-        mine = [row for row in rows if row["system"] == name]
+    systems: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        systems.setdefault(row["system"], []).append(row)
+    for name, mine in sorted(systems.items(), key=lambda pair: -_mean(pair[1], "accuracy")):
         values = [100 * row["accuracy"] for row in mine]
-        speed = statistics.median(row["gflops_per_second"] for row in mine)
-        peak = statistics.median(row["roofline"] for row in mine)
+        between = f"{min(values):.2f}–{max(values):.2f}"
+        speed = _mean(mine, "gflops_per_second")
         print(
-            f"{name:<20}{mine[0]['train_flops'] / 1e15:>8.3g}{len(mine):>7}{statistics.fmean(values):>9.2f} %"
-            f"{min(values):>8.2f}–{max(values):.2f}{statistics.median(r['seconds'] for r in mine):>9.0f}{speed:>9.0f}{speed / peak:>10.0%}"
+            f"{name:<20}{mine[0]['train_flops'] / 1e15:>8.3g}{len(mine):>7}{statistics.fmean(values):>9.2f} %{between:>16}"
+            f"{_mean(mine, 'seconds'):>9.0f}{speed:>9.0f}{speed / _mean(mine, 'roofline'):>10.0%}"
         )
+
+
+def _mean(rows: list[dict[str, Any]], field: str) -> float:
+    return statistics.fmean(row[field] for row in rows)
 
 
 def _row(system: str, budget: float, seed: int, result: dict[str, Any], peak: float) -> dict[str, Any]:

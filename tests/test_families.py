@@ -19,6 +19,7 @@ from patchword.models.hybrid import NAMED, STEMS, Hybrid
 from patchword.models.layers import StochasticDepth
 from patchword.models.names import FAMILIES, build_model, create_model, list_models, name_of
 from patchword.models.resnet import UNITS, ResNet, pad_same
+from patchword.models.stem import EarlyConvolutions
 from patchword.weights.io import save_model
 
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -189,11 +190,13 @@ def test_early_convolutions_by_hand() -> None:
     """3×3 convolution, ReLU of batch norm, then the 2×2 maximum: the order of the paper, which the faster one equals."""
     model = small("early-conv")
     assert isinstance(model, EarlyConvViT)
+    stem = model.backbone
+    assert isinstance(stem, EarlyConvolutions)
     with torch.no_grad():  # a maximum commutes with a norm of positive scale alone
-        for norm in model.backbone.norms:
+        for norm in stem.norms:
             norm.weight.abs_()  # pyright: ignore[reportCallIssue]
     x = images(model)
-    for conv, norm in zip(model.backbone.convs, model.backbone.norms, strict=True):
+    for conv, norm in zip(stem.convs, stem.norms, strict=True):
         x = nn.functional.max_pool2d(norm(conv(x)).relu(), 2)
     torch.testing.assert_close(model.intermediates(images(model))["backbone/conv2"], x)
     assert model.grid == (11, 7)
