@@ -7,13 +7,14 @@ PAGES  := README.md CONTRIBUTING.md CHANGELOG.md $(wildcard docs/*.md)
 TOOLS  := $(wildcard tools/*)
 BENCH  ?= quick
 
-.PHONY: help setup demo test check bench soak clean
+.PHONY: help setup demo test check bench soak speedrun clean
 help:
 	@echo "make demo    train a small ViT on Fashion-MNIST, fine-tune it at a higher resolution, write both reports"
 	@echo "make test    run the tests"
 	@echo "make check   style, types, spelling and the order of the rooms"
 	@echo "make bench   speed against timm, transformers, torchvision and ONNX Runtime (BENCH=quick or full)"
 	@echo "make soak    kill, starve and signal training hundreds of times; the table goes to docs/reliability.md"
+	@echo "make speedrun  accuracy on CIFAR-10 for a budget of FLOPs, ours and public recipes (BUDGET=0.02 ONLY=hybrid|plain|peers SEEDS=1)"
 	@echo "make setup   a .venv with everything the others need"
 
 setup: .venv/ready
@@ -46,6 +47,9 @@ bench: .venv/ready
 
 soak: .venv/ready
 	$(BIN)/python tools/soak
+
+speedrun: .venv/ready
+	$(BIN)/python -m bench.speedrun
 
 clean:
 	rm -rf .venv runs

@@ -34,7 +34,7 @@ from patchword.training import loop, prepare
 from patchword.training import recipe as recipes
 from patchword.training import run as runs
 from patchword.training.choice import choose_model
-from patchword.training.objectives import Softmax
+from patchword.training.objectives import Objective, Softmax
 from patchword.training.optimizer import OptimizerConfig, build_optimizer
 from patchword.training.passes import Passes
 from patchword.training.recipe import Budget, Recipe, Regularization
@@ -193,7 +193,8 @@ def test_regularization_reaches_model_and_objective(
     model, objective, _ = handed_over(recipe, tmp_path / "out", monkeypatch)
     assert {module.p for module in model.modules() if isinstance(module, Dropout)} == {0.13}
     assert [module.p for module in model.branches()] == pytest.approx([0.0, 0.085, 0.17])
-    assert objective == Softmax(2, 0.19)
+    assert isinstance(objective, Softmax)
+    assert (objective.num_classes, objective.label_smoothing) == (2, 0.19)
 
 
 @pytest.mark.parametrize(
@@ -260,21 +261,20 @@ def batch(count: int = 6) -> Batch:
     )
 
 
-class Watched:
+class Watched(Objective):
     """Softmax that keeps what it was given, part by part."""
 
-    num_classes = 3
-
     def __init__(self) -> None:
+        super().__init__()
         self.images: list[Tensor] = []
         self.targets_seen: list[Tensor] = []
         self.keep: list[Tensor | None] = []
         self.softmax = Softmax(3)
 
-    def targets(self, labels: Tensor) -> Tensor:
+    def targets(self, labels: Tensor, ids: Any = None) -> Tensor:
         return self.softmax.targets(labels)
 
-    def __call__(self, model: Model, images: Tensor, targets: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, model: Model, images: Tensor, targets: Tensor, keep: Tensor | None = None) -> Tensor:
         self.images.append(images)
         self.targets_seen.append(targets)
         self.keep.append(keep)

@@ -1,5 +1,6 @@
 """What every family promises, tried on a small member of each; and each family against an independent one."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +13,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchword.core.errors import UsageError
 from patchword.models.contract import Model
 from patchword.models.cost import cost
+from patchword.models.early import EarlyConvViT
 from patchword.models.efficientnet import SCALES
 from patchword.models.hybrid import NAMED, STEMS, Hybrid
 from patchword.models.layers import StochasticDepth
 from patchword.models.names import FAMILIES, build_model, create_model, list_models, name_of
 from patchword.models.resnet import UNITS, ResNet, pad_same
+from patchword.models.stem import EarlyConvolutions
+from patchword.weights.io import save_model
 
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("ViT-At/4", {"embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 40}),
     "hybrid": ("R5+ViT-At/4", {"embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 40}),
+    "early-conv": (
+        "C2+ViT-At/4",
+        {"embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 40, "stem_channels": (11, 13)},
+    ),
     "bit": ("BiT-R14x0.5", {"units": (1, 2)}),
     "efficientnet": ("EfficientNet-B0", {"width": 0.25, "depth": 0.5}),
 }
@@ -102,6 +110,7 @@ def test_stages_hold_every_parameter_once_from_input_to_output(family: str) -> N
     assert all(stages)
     assert "head.weight" in stages[-1]
     first = {"vit": "patch_embed.weight", "hybrid": "backbone.conv_root.weight", "bit": "conv_root.weight"}
+    first["early-conv"] = "backbone.convs.0.weight"
     assert first.get(family, "layers.0.0.weight") in stages[0]
 
 
@@ -175,6 +184,44 @@ def test_the_configuration_of_a_name_has_that_name(name: str) -> None:
         model = create_model(name, 10)
     family = FAMILIES[model.family]
     assert name_of(family, model.config) == name
+
+
+def test_early_convolutions_by_hand() -> None:
+    """3×3 convolution, ReLU of batch norm, then the 2×2 maximum: the order of the paper, which the faster one equals."""
+    model = small("early-conv")
+    assert isinstance(model, EarlyConvViT)
+    stem = model.backbone
+    assert isinstance(stem, EarlyConvolutions)
+    with torch.no_grad():  # a maximum commutes with a norm of positive scale alone
+        for norm in stem.norms:
+            norm.weight.abs_()  # pyright: ignore[reportCallIssue]
+    x = images(model)
+    for conv, norm in zip(stem.convs, stem.norms, strict=True):
+        x = nn.functional.max_pool2d(norm(conv(x)).relu(), 2)
+    torch.testing.assert_close(model.intermediates(images(model))["backbone/conv2"], x)
+    assert model.grid == (11, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"stem_channels": ()}, "must have a width of at least 1 for each convolution"),
+        ({"stem_channels": (8, 0)}, "must have a width of at least 1 for each convolution"),
+        ({"stem_channels": (8, 8, 8)}, "patch_size=4 must be a multiple of 8, which 3 convolutions make of one pixel"),
+    ],
+)
+def test_wrong_early_convolutions_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        create_model("C2+ViT-At/4", 3, 32, **options)
+
+
+@pytest.mark.parametrize("dialect", ["google", "timm", "huggingface"])
+def test_nobody_else_has_early_convolutions(dialect: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="C2.ViT-At/4"):
+        save_model(
+            create_model("C2+ViT-At/4", 3, 32), tmp_path / ("x.npz" if dialect == "google" else "x"), format=dialect
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def _meta_params(model: nn.Module) -> int:

@@ -21,6 +21,7 @@ from patchword.models.contract import Model
 from patchword.models.names import create_model
 from patchword.training import checkpoint
 from patchword.training import recipe as recipes
+from patchword.training.objectives import Softmax
 from patchword.training.record import Record
 from patchword.training.run import run
 from patchword.weights import folder as model_folder
@@ -176,7 +177,7 @@ def test_every_file_of_a_checkpoint_is_guarded(
         if name == "manifest.json" and (newest / name).exists() and json_equal(unfinished, newest):
             continue
         damaged = {path.name: path.read_bytes() for path in newest.iterdir()}
-        saved = checkpoint.newest(folder, model)
+        saved = checkpoint.newest(folder, model, Softmax(2))
         said = capsys.readouterr().err
         assert saved is not None
         assert saved.path.name == "step-00000002"
@@ -228,7 +229,7 @@ def test_a_state_of_other_kinds_is_passed_over_though_its_hash_holds(
     state = json.loads((newest / "state.json").read_text())
     (newest / "state.json").write_text(json.dumps({**state, **fields}))
     seal(newest)
-    saved = checkpoint.newest(tmp_path / "c", trained(unfinished))
+    saved = checkpoint.newest(tmp_path / "c", trained(unfinished), Softmax(2))
     assert saved is not None
     assert saved.state.step == 2
     assert message in capsys.readouterr().err
@@ -250,7 +251,7 @@ def test_tensors_of_another_model_are_passed_over_though_their_hash_holds(
         return
     (newest / name).write_bytes(content)
     seal(newest)
-    saved = checkpoint.newest(tmp_path / "c", trained(unfinished))
+    saved = checkpoint.newest(tmp_path / "c", trained(unfinished), Softmax(2))
     assert saved is not None
     assert saved.state.step == 2
     assert name in capsys.readouterr().err
@@ -262,7 +263,7 @@ def test_a_file_that_the_manifest_does_not_know_is_not_read(
     shutil.copytree(unfinished / "run/checkpoints", tmp_path / "c")
     newest = tmp_path / "c/step-00000004"
     shutil.copy(newest / "optimizer-step.safetensors", newest / "optimizer-more.safetensors")
-    saved = checkpoint.newest(tmp_path / "c", trained(unfinished))
+    saved = checkpoint.newest(tmp_path / "c", trained(unfinished), Softmax(2))
     assert saved is not None
     assert saved.state.step == 2
     assert "optimizer-more.safetensors is not in its manifest" in capsys.readouterr().err
@@ -405,7 +406,7 @@ def test_names_of_files_that_are_too_long_are_files_that_are_not_there(
     shutil.copytree(unfinished / "run/checkpoints", tmp_path / "c")
     manifest = tmp_path / "c/step-00000004/manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "é" * 150: [1, "x"]}))
-    saved = checkpoint.newest(tmp_path / "c", trained(unfinished))
+    saved = checkpoint.newest(tmp_path / "c", trained(unfinished), Softmax(2))
     assert saved is not None
     assert saved.state.step == 2
     assert "is missing or not what its manifest says" in capsys.readouterr().err

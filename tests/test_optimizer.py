@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from patchword.core.errors import UsageError
 from patchword.models.names import create_model
+from patchword.training.muon import Muon, orthogonal
 from patchword.training.optimizer import Average, OptimizerConfig, ScheduleConfig, build_optimizer, set_learning_rate
 
 
@@ -49,14 +51,15 @@ def test_every_parameter_is_in_one_group_with_its_decay_and_rate() -> None:
     for name in ("blocks.1.mlp.fc1.bias", "norm.weight", "class_token", "position.table"):
         assert rows[name]["weight_decay"] == 0.0
     assert [
-        rows[name]["lr_scale"] for name in ("head.weight", "blocks.1.norm1.bias", "blocks.0.norm1.bias", "class_token")
+        rows[name]["peak_lr"] / 1e-3
+        for name in ("head.weight", "blocks.1.norm1.bias", "blocks.0.norm1.bias", "class_token")
     ] == [
         1.0,
         0.5,
         0.25,
         0.125,
     ]
-    set_learning_rate(optimizer, 0.1)
+    set_learning_rate(optimizer, 100)
     assert rows["blocks.0.norm1.bias"]["lr"] == pytest.approx(0.025)
 
 
@@ -84,3 +87,68 @@ def test_average_warms_up_and_then_decays() -> None:
     assert average.weights["head.weight"][0, 0].item() == pytest.approx(0.9)
     average.update(model, 1000)  # decay 0.5
     assert average.weights["head.weight"][0, 0].item() == pytest.approx(0.95)
+
+
+def test_muon_moves_matrices_orthogonally_and_the_rest_as_adamw() -> None:
+    """Two steps with Nesterov's momentum, against what they do to NumPy's singular values, matrix by matrix."""
+    model = create_model("ViT-At/8", 5, 16, depth=1)
+    config = OptimizerConfig(name="muon", lr=0.01, matrix_lr=0.1, weight_decay=0.5, momentum=0.9, betas=(0.8, 0.9))
+    optimizer = build_optimizer(config, model)
+    assert isinstance(optimizer, Muon)
+    orthogonals = {name for group in optimizer.matrices for name in group["names"]}
+    assert orthogonals == {
+        "patch_embed.weight",
+        "blocks.0.attention.qkv.weight",
+        "blocks.0.attention.proj.weight",
+        "blocks.0.mlp.fc1.weight",
+        "blocks.0.mlp.fc2.weight",
+    }
+    set_learning_rate(optimizer, 0.5)
+    generator = torch.Generator().manual_seed(7)
+    expected = {name: value.detach().double().numpy().copy() for name, value in model.named_parameters()}
+    momentum = {name: np.zeros_like(value) for name, value in expected.items()}
+    for _ in range(2):
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            if name not in orthogonals:
+                continue
+            gradient = parameter.grad.double().numpy()
+            momentum[name] = 0.9 * momentum[name] + gradient
+            ahead = gradient + 0.9 * momentum[name]
+            rows = ahead.shape[0] // (3 if "qkv" in name else 1)
+            for first in range(0, ahead.shape[0], rows):
+                part = slice(first, first + rows)
+                u, lengths, v = np.linalg.svd(ahead[part], full_matrices=False)
+                lengths /= np.linalg.norm(lengths)
+                for _ in range(5):
+                    lengths = 3.4445 * lengths - 4.7750 * lengths**3 + 2.0315 * lengths**5
+                scale = max(1.0, rows / ahead.shape[1]) ** 0.5
+                expected[name][part] = (1 - 0.05 * 0.5) * expected[name][part] - 0.05 * scale * (u * lengths) @ v
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        if name in orthogonals:
+            np.testing.assert_allclose(parameter.detach().numpy(), expected[name], atol=2e-5, err_msg=name)
+    head = optimizer.state[model.get_parameter("head.weight")]
+    assert set(head) == {"step", "exp_avg", "exp_avg_sq"}
+    assert head["step"] == 2
+    assert set(optimizer.state[model.get_parameter("patch_embed.weight")]) == {"momentum_buffer"}
+
+
+def test_muons_groups_and_state_are_those_of_its_adamw() -> None:
+    optimizer = build_optimizer(OptimizerConfig(name="muon"), create_model("ViT-At/8", 5, 16, depth=1))
+    assert isinstance(optimizer, Muon)
+    assert optimizer.adamw is not None
+    assert optimizer.adamw.state is optimizer.state
+    for group in optimizer.adamw.param_groups:
+        assert any(group is mine for mine in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("shape", [(7, 31), (31, 7), (13, 13)])
+def test_orthogonal_keeps_directions_and_evens_out_lengths(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    u, s, v = torch.linalg.svd(orthogonal(matrix), full_matrices=False)
+    assert s.min() > 0.5
+    assert s.max() < 1.3
+    wanted_u, _, wanted_v = torch.linalg.svd(matrix, full_matrices=False)
+    projected = wanted_u.T @ (u * s) @ v @ wanted_v.T
+    assert (projected - projected.diag().diag()).abs().max() < 1e-4

@@ -19,6 +19,7 @@ import torch
 from patchword.models.names import create_model
 from patchword.training import checkpoint
 from patchword.training.checkpoint import State
+from patchword.training.objectives import Softmax
 from patchword.training.optimizer import OptimizerConfig, build_optimizer
 
 
@@ -111,14 +112,14 @@ def test_every_moment_of_saving_leaves_a_whole_checkpoint(disk: Disk, tmp_path: 
         with torch.no_grad():
             model.get_parameter("head.bias").fill_(step)
         saved[step] = model.get_parameter("head.bias").detach().clone()
-        checkpoint.save(folder, State(step=step), checkpoint.tensors_of(model, optimizer, None), keep=2)
+        checkpoint.save(folder, State(step=step), checkpoint.tensors_of(model, Softmax(3), optimizer, None), keep=2)
         done.append((len(disk.moments), step))
     assert len(disk.moments) > 60
     for number, (operation, *states) in enumerate(disk.moments, 1):
         published = max((step for moment, step in done if moment <= number), default=0)
         for kind, files in zip(("cache", "disk"), states, strict=True):
             there = rebuild(files, tmp_path / f"{number}-{kind}")
-            found = checkpoint.newest(there, model)
+            found = checkpoint.newest(there, model, Softmax(3))
             where = f"{operation} {number} ({kind})"
             # Replacing a checkpoint of the same step may cost that one, never the one before.
             assert (0 if found is None else found.state.step) >= published - (number > done[2][0]), where
@@ -132,7 +133,7 @@ def test_the_recorder_would_find_a_missing_fsync(disk: Disk, tmp_path: Path, mon
 
     monkeypatch.setattr(files, "sync_file", lambda path: None)
     model = create_model("ViT-At/8", 3, 16, depth=1, embed_dim=16, num_heads=2, mlp_dim=24)
-    tensors = checkpoint.tensors_of(model, build_optimizer(OptimizerConfig(), model), None)
+    tensors = checkpoint.tensors_of(model, Softmax(3), build_optimizer(OptimizerConfig(), model), None)
     checkpoint.save(disk.root / "checkpoints", State(step=1), tensors, keep=2)
-    assert checkpoint.newest(disk.root / "checkpoints", model) is not None
-    assert checkpoint.newest(rebuild(disk.moments[-1][2], tmp_path / "after"), model) is None
+    assert checkpoint.newest(disk.root / "checkpoints", model, Softmax(3)) is not None
+    assert checkpoint.newest(rebuild(disk.moments[-1][2], tmp_path / "after"), model, Softmax(3)) is None

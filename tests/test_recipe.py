@@ -145,7 +145,15 @@ def test_open_fields_exist() -> None:
 
 def test_presets_are_shipped_as_package_data() -> None:
     names = {path.stem for path in (Path(patchword.__file__).parent / "training" / "presets").glob("*.toml")}
-    assert names == {"scratch", "finetune", "plain-vit", "paper-imagenet", "paper-finetune"}
+    assert names == {
+        "scratch",
+        "finetune",
+        "plain-vit",
+        "paper-imagenet",
+        "paper-finetune",
+        "speedrun",
+        "noisy-student",
+    }
     for name in names:
         text = (Path(patchword.__file__).parent / "training" / "presets" / f"{name}.toml").read_text()
         assert text.startswith("# "), "a preset documents its source first"

@@ -31,7 +31,7 @@ from patchword.models.names import create_model
 from patchword.training import checkpoint, loop, prepare
 from patchword.training import recipe as recipes
 from patchword.training import run as runs
-from patchword.training.objectives import Sigmoid, Softmax
+from patchword.training.objectives import Objective, Sigmoid, Softmax
 from patchword.training.optimizer import Average, build_optimizer
 from patchword.training.passes import Part, Passes
 from patchword.training.recipe import Recipe
@@ -423,14 +423,14 @@ def test_memory_is_counted_before_anything_is_tried(
 
 def test_the_newest_good_checkpoint_outlives_damaged_ones_beyond_it(tmp_path: Path) -> None:
     model = create_model("ViT-At/8", 3, 16, depth=1)
-    tensors = checkpoint.tensors_of(model, build_optimizer(Recipe().optimizer, model), None)
+    tensors = checkpoint.tensors_of(model, Softmax(3), build_optimizer(Recipe().optimizer, model), None)
     for step in (99999999, 100000000):
         checkpoint.save(tmp_path, checkpoint.State(step=step), tensors, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-100000000"]
     (tmp_path / "step-100000000/model.safetensors").write_bytes(b"torn")
     checkpoint.save(tmp_path, checkpoint.State(step=7), tensors, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
-    saved = checkpoint.newest(tmp_path, model)
+    saved = checkpoint.newest(tmp_path, model, Softmax(3))
     assert saved is not None
     assert saved.state.step == 7
 
@@ -492,9 +492,9 @@ def test_a_checkpoint_gives_back_all_that_the_loop_knows(tmp_path: Path) -> None
     for field in dataclasses.fields(state):
         assert getattr(state, field.name) != getattr(fresh, field.name), f"{field.name} is its default here"
     model = create_model("ViT-At/8", 3, 16, depth=1)
-    tensors = checkpoint.tensors_of(model, build_optimizer(Recipe().optimizer, model), None)
+    tensors = checkpoint.tensors_of(model, Softmax(3), build_optimizer(Recipe().optimizer, model), None)
     checkpoint.save(tmp_path, state, tensors, keep=1)
-    saved = checkpoint.newest(tmp_path, model)
+    saved = checkpoint.newest(tmp_path, model, Softmax(3))
     assert saved is not None
     assert saved.state == state
 
@@ -503,7 +503,7 @@ def test_an_average_that_is_not_finite_is_not_published(tmp_path: Path) -> None:
     model = create_model("ViT-At/8", 3, 16, depth=1)
     average = Average(model, 0.9)
     average.weights["norm.bias"][1] = math.nan
-    tensors = checkpoint.tensors_of(model, build_optimizer(Recipe().optimizer, model), average)
+    tensors = checkpoint.tensors_of(model, Softmax(3), build_optimizer(Recipe().optimizer, model), average)
     with pytest.raises(FaultError, match="norm.bias is not finite after step 3"):
         checkpoint.save(tmp_path / "c", checkpoint.State(step=3), tensors, keep=1)
     assert not list((tmp_path / "c").glob("*"))
@@ -618,15 +618,13 @@ def test_micro_batches_add_up_to_the_batch() -> None:
         torch.testing.assert_close(parts[name], gradient, rtol=1e-9, atol=1e-12)
 
 
-class Squares:
+class Squares(Objective):
     """An objective that is zero nowhere."""
 
-    num_classes = 3
-
-    def targets(self, labels: torch.Tensor) -> torch.Tensor:
+    def targets(self, labels: torch.Tensor, ids: Any = None) -> torch.Tensor:
         return labels
 
-    def __call__(self, model: Any, images: torch.Tensor, targets: torch.Tensor, keep: Any = None) -> torch.Tensor:
+    def forward(self, model: Any, images: torch.Tensor, targets: torch.Tensor, keep: Any = None) -> torch.Tensor:
         return model(images).square().sum(dim=1)
 
 
@@ -720,7 +718,7 @@ def test_a_gpu_without_room_gets_smaller_parts_and_the_same_pictures() -> None:
     class Roomy(Squares):
         sizes: ClassVar[list[int]] = []
 
-        def __call__(self, model: Any, images: torch.Tensor, targets: torch.Tensor, keep: Any = None) -> torch.Tensor:
+        def forward(self, model: Any, images: torch.Tensor, targets: torch.Tensor, keep: Any = None) -> torch.Tensor:
             self.sizes.append(len(images))
             features = model.features(images)
             if len(images) > 5:
@@ -912,7 +910,7 @@ def test_full_disk_keeps_what_was_written_and_training_goes_on(
 def test_weights_that_are_not_finite_are_not_published(tmp_path: Path) -> None:
 
     model = create_model("ViT-At/8", 3, 16, depth=1)
-    tensors = checkpoint.tensors_of(model, build_optimizer(Recipe().optimizer, model), None)
+    tensors = checkpoint.tensors_of(model, Softmax(3), build_optimizer(Recipe().optimizer, model), None)
     with torch.no_grad():
         model.get_parameter("blocks.0.mlp.fc1.bias")[3] = -torch.inf
     with pytest.raises(FaultError, match="fc1.bias is not finite after step 7: no checkpoint of it is written"):
@@ -978,10 +976,13 @@ def test_every_field_of_a_recipe_is_read_in_a_run(
     budgets = [{"steps": 2}, {"epochs": 0.2}, {"minutes": 0.01}, {"pflop": 1e-8}]
     crops = ["shift", "random-resized", "resize", "shift"]
     for i, (budget, crop) in enumerate(zip(budgets, crops, strict=True)):
-        optimizer = {"name": ("adamw", "sgd", "adam", "adamw")[i]}
+        optimizer = {"name": ("adamw", "sgd", "adam", "muon")[i]}
         augment = {"crop": crop, "randaugment_layers": 1}
         run(tiny(pictures, budget=budget, augment=augment, optimizer=optimizer), tmp_path / str(i))
     run(tiny(pictures, init=str(tmp_path / "0"), budget={"steps": 1}), tmp_path / "from-weights")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    teacher = {"weights": str(tmp_path / "0"), "unlabelled": str(pictures)}
+    run(tiny(pictures, teacher=teacher, budget={"steps": 1}), tmp_path / "taught")
     for kind in kinds:
         for name in config.field_types(kind):
             assert (kind.__name__, name) in read, f"nothing reads {kind.__name__}.{name}"

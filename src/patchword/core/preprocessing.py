@@ -85,6 +85,11 @@ class Preprocessing:
             torch.add(offset, images[:, channel], alpha=scale, out=normalized[:, channel])
         return normalized
 
+    def denormalize(self, images: torch.Tensor) -> torch.Tensor:
+        """What `normalize` gave, float B×C×H×W → the values of the pixels, 0…1."""
+        mean, std = images.new_tensor(self.mean), images.new_tensor(self.std)
+        return images * std[:, None, None] + mean[:, None, None]
+
     def __call__(self, pictures: Image.Image | list[Image.Image]) -> torch.Tensor:
         """A picture or a list of them → a normalised batch, float B×C×H×W."""
         import torch

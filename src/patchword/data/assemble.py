@@ -145,7 +145,8 @@ def _without_pictures(found: Found, used: dict[str, np.ndarray], classes: tuple[
     """A set's own class list may name classes that its train split has no picture of."""
     if "train" not in used or not found.ordered:
         return []
-    missing = [name for name in classes if name not in {found.names[code] for code in used["train"]}]
+    there = {found.names[code] for code in used["train"]}
+    missing = [name for name in classes if name not in there]
     if not missing:
         return []
     return [Notice("empty-class", str(found.location), f"{_listed(missing)}: no training pictures")]

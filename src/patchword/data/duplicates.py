@@ -15,6 +15,7 @@ from patchword.core import files
 from patchword.core.errors import DataError, PatchwordError
 from patchword.core.picture import DecodeError
 from patchword.data.dataset import Dataset, Files, Notice, Split
+from patchword.data.formula import Drawn
 from patchword.data.named import cache
 from patchword.data.shards import Shards
 
@@ -151,8 +152,10 @@ def _groups(dataset: Dataset, on_progress: Callable[[int, int], None] | None) ->
 
 def _candidates(dataset: Dataset) -> np.ndarray:
     """Pictures that may have a duplicate, counted through all splits: of files those whose size another one has, too; of
-    others all.
+    others all. Of formulas none: no two of their pictures follow from the same random numbers, and drawing all took minutes.
     """
+    if all(isinstance(split.items, Drawn) for split in dataset.splits.values()):
+        return np.zeros(0, np.int64)
     sizes = [_sizes(split) for split in dataset.splits.values()]
     if any(size is None for size in sizes):
         return np.arange(sum(len(split) for split in dataset.splits.values()))

@@ -1,21 +1,24 @@
-"""A path, an address or a name → an opened data set: class folders, a table, shards, Parquet files, or a named public set."""
+"""A path, an address or a name → an opened data set: folders, a table, shards, Parquet files, a named public set, formulas."""
 
 import os
 from pathlib import Path
+
+import numpy as np
 
 from patchword.core import files
 from patchword.core.errors import DataError
 from patchword.data import named
 from patchword.data.assemble import Found, assemble
-from patchword.data.dataset import Dataset, Notice, Split
-from patchword.data.folder import find_folders
+from patchword.data.dataset import Dataset, Files, Names, Notice, Split
+from patchword.data.folder import find_folders, list_folder
+from patchword.data.formula import find_formula, is_formula
 from patchword.data.parquet import find_parquet, find_parquet_address, find_parquets
 from patchword.data.places import is_address
 from patchword.data.published import find_published
 from patchword.data.shards import find_address, find_tar, find_tars
 from patchword.data.table import find_table
 
-__all__ = ["Dataset", "Notice", "Split", "open_data"]
+__all__ = ["Dataset", "Notice", "Split", "open_data", "open_pictures"]
 
 
 def open_data(data: str | os.PathLike[str], *, classes: tuple[str, ...] | None = None) -> Dataset:
@@ -24,18 +27,30 @@ def open_data(data: str | os.PathLike[str], *, classes: tuple[str, ...] | None =
     `data` is a folder of class folders (with or without train, validation and test above them), a CSV, TSV or Parquet
     table, a folder of tar shards or of Parquet files, here or at an address that fsspec opens (`s3://bucket/folder`,
     `https://host/folder`, …), or a name: looked for under `$PATCHWORD_DATA`, then in the system's data folders, then in
-    the cache, then downloaded. A path that exists wins over a name. `classes` applies the class list of a model instead of
-    deciding one on train: labels become positions in it, and a class outside it is an error.
+    the cache, then downloaded. A path that exists wins over a name. `formula:fractals-1000x100` and the like are drawn
+    (`data/formula.py` has the grammar). `classes` applies the class list of a model instead of deciding one on train:
+    labels become positions in it, and a class outside it is an error.
 
     Raises `DataError` in one sentence: what is wrong, where, what would be right; `FaultError` for an address that does
     not answer.
     """
+    if is_formula(data):
+        return assemble(find_formula(os.fspath(data)), classes)
     path = files.at_home(data)
     if path.exists() or path.is_symlink():
         return assemble(_find(Path(os.path.abspath(path))), classes)
     if is_address(data):
         return assemble(_find_address(os.fspath(data)), classes)
     return assemble(named.find(os.fspath(data), _find), classes)
+
+
+def open_pictures(data: str | os.PathLike[str]) -> list[Split]:
+    """Open pictures whose labels, if they have any, do not count: a folder of them, or all splits of a data set."""
+    path = files.at_home(data)
+    if path.is_dir() and (listing := list_folder(path)).pictures and not listing.folders:
+        names = Names(listing.pictures)
+        return [Split(Files(path, names), np.zeros(len(names), np.int64))]
+    return list(open_data(data).splits.values())
 
 
 def _find(path: Path) -> Found:

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from patchword.core.errors import DivergedError, StoppedError
 from patchword.core.picture import DecodeError
@@ -32,12 +33,59 @@ def predict(
     stop: Callable[[], bool] = bool,
     world: Processes | None = None,
     threads: int = 0,
+    mirror: bool = False,
 ) -> Predictions:
     """Logits for each picture of a split, in evaluation mode; the processes of `world` share the work and know it all.
 
-    `store` holds the split's decoded pictures where they are in memory; `batch_size` 0 takes what suits the caches;
-    `threads` are this process's on a CPU, 0 for torch's number; `stop` is asked between batches; when it says so to any
-    process, all raise `StoppedError`.
+    With `mirror` they are the mean of those of the picture and of its mirror image, which takes twice the time. The other
+    arguments are those of `look_at_all`.
+    """
+    logits = np.zeros((len(split), model.num_classes), dtype=np.float32)
+
+    def look(batch: Batch, images: Tensor) -> None:
+        said = model(images)
+        if mirror:
+            said = (said + model(images.flip(3))) / 2
+        logits[batch.ids] = said.float().cpu().numpy()
+
+    world = world or Processes()
+    unreadable = look_at_all(
+        model,
+        split,
+        look,
+        store=store,
+        batch_size=batch_size,
+        workers=workers,
+        what=what,
+        stop=stop,
+        world=world,
+        threads=threads,
+    )
+    logits = world.add(logits)  # each row is zeros everywhere but in one process
+    if not np.isfinite(logits).all():
+        raise DivergedError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
+    return Predictions(logits, split.labels, unreadable)
+
+
+def look_at_all(
+    model: Model,
+    split: Split,
+    look: Callable[[Batch, Tensor], None],
+    *,
+    store: Store | None = None,
+    batch_size: int = 0,
+    workers: int = 0,
+    what: str = "evaluating",
+    stop: Callable[[], bool] = bool,
+    world: Processes | None = None,
+    threads: int = 0,
+) -> dict[int, str]:
+    """Give `look` each picture of a split once, in batches and normalised; why some could not be read, by index.
+
+    The model is in evaluation mode, and nothing is kept for gradients. Each process of `world` looks at its share; batches
+    go side by side through the threads of a process. `store` holds the split's decoded pictures where they are in memory;
+    `batch_size` 0 takes what suits the caches; `threads` are this process's on a CPU, 0 for torch's number; `stop` is asked
+    between batches; when it says so to any process, all raise `StoppedError`.
     """
     world = world or Processes()
     device = next(model.parameters()).device
@@ -52,30 +100,24 @@ def predict(
         rank=world.rank,
         count=world.count,
     )
-    logits = np.zeros((len(split), model.num_classes), dtype=np.float32)
     unreadable: dict[int, str] = {}
 
-    def look(batch: Batch) -> None:
+    def work(batch: Batch) -> None:
         with torch.inference_mode():
-            images = model.preprocessing.normalize(batch.images.to(device))
-            logits[batch.ids] = model(images).float().cpu().numpy()
+            look(batch, model.preprocessing.normalize(batch.images.to(device)))
 
     with evaluating(model), crew, closing(batches), Progress(what, len(split)) as progress:
         while group := list(itertools.islice(batches, crew.size)):
             if stop():
                 break
-            crew.run([functools.partial(look, batch) for batch in group])
+            crew.run([functools.partial(work, batch) for batch in group])
             for batch in group:
                 for index in batch.ids[batch.weights.numpy() == 0].tolist():
                     unreadable[index] = _reason(split, store, index)
             progress.update(int(group[-1].ids[-1]) + 1)
     if world.sum(stop())[0]:
         raise StoppedError(f"stopped by a signal while {what}; the same command goes on")
-    logits = world.add(logits)  # each row is zeros everywhere but in one process
-    unreadable = world.together(unreadable)
-    if not np.isfinite(logits).all():
-        raise DivergedError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
-    return Predictions(logits, split.labels, unreadable)
+    return world.together(unreadable)
 
 
 def _reason(split: Split, store: Store | None, index: int) -> str:

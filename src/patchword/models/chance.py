@@ -32,6 +32,8 @@ class Chance:
         draw: Callable[[Tensor, torch.Generator], object],
     ) -> Tensor:
         """A tensor of `shape`, one row an image, on the device and of the type of `like`; `draw(rows, generator)` fills it."""
+        if like.is_meta:  # who only counts draws nothing
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
         low, high = self.first // GRAIN, -(-(self.first + shape[0]) // GRAIN)
         rows = torch.empty((high - low) * GRAIN, *shape[1:], dtype=like.dtype, device=like.device)
         generator = torch.Generator(like.device)

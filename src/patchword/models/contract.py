@@ -206,6 +206,14 @@ class Model(nn.Module, ABC):
         """Parameters that decay never touches: biases, norms, tokens and positions."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim < 2}
 
+    def matrices(self) -> dict[str, int]:
+        """The hidden matrices and kernels, O×…, and how many matrices lie one below the other in each: what Muon is for.
+
+        That is all that decays but the last linear layer.
+        """
+        spared = self.no_weight_decay()
+        return {name: 1 for name, _ in self.named_parameters() if name not in spared and not name.startswith("head.")}
+
     def preprocess(self, pictures: "Image.Image | list[Image.Image]") -> Tensor:
         """A Pillow picture or a list of them → the batch that this model expects, float B×C×H×W, on its device."""
         reference = next(self.parameters())

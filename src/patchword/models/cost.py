@@ -1,9 +1,10 @@
 """What a model costs: parameters, FLOPs and the memory of a training step, counted without running it on real data."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from patchword.models.contract import Model
@@ -29,8 +30,11 @@ class Cost:
         return TRAINING_FACTOR * self.forward_flops
 
 
-def cost(model: Model) -> Cost:
-    """Count on the meta device: exact for the shapes at hand, and free of arithmetic."""
+def cost(model: Model, work: Callable[[Model, Tensor], object] | None = None) -> Cost:
+    """Count on the meta device: exact for the shapes at hand, and free of arithmetic.
+
+    What is counted is the forward pass, or what `work` does with the model and an image 1×C×H×W in its place.
+    """
     on_meta = all(parameter.is_meta for parameter in model.parameters())
     skeleton = model if on_meta else build_model(model.architecture, model.preprocessing)
     was_training = skeleton.training
@@ -43,11 +47,11 @@ def cost(model: Model) -> Cost:
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(learns)
     recompute, skeleton.recompute = model.recompute, False
-    flops, kept = _count(skeleton)
+    flops, kept = _count(skeleton, work)
     if recompute:
         # The outputs of the blocks, and what is in between of one of them: in a network of stages about a quarter of all.
         skeleton.recompute = recompute
-        _, outputs = _count(skeleton)
+        _, outputs = _count(skeleton, work)
         kept = outputs + (kept - outputs) // len(getattr(model, "blocks", range(4)))
     skeleton.train(was_training)
     return Cost(
@@ -57,8 +61,8 @@ def cost(model: Model) -> Cost:
     )
 
 
-def _count(skeleton: Model) -> tuple[int, int]:
-    """FLOPs of a forward pass on one image, and the bytes that it keeps."""
+def _count(skeleton: Model, work: Callable[[Model, Tensor], object] | None) -> tuple[int, int]:
+    """FLOPs of the work on one image, and the bytes that it keeps."""
     images = torch.empty(1, skeleton.in_channels, *skeleton.image_size, device="meta")
     weights = {id(parameter) for parameter in skeleton.parameters()}
     kept: dict[int, int] = {}
@@ -73,5 +77,5 @@ def _count(skeleton: Model) -> tuple[int, int]:
     alive: list[torch.Tensor] = []
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        skeleton(images)
+        skeleton(images) if work is None else work(skeleton, images)
     return counter.get_total_flops(), sum(kept.values())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.chance import StochasticDepth
 from patchword.models.resnet import GROUPS, NUMERICS_V1, UNITS, Arithmetic, StemV1, stem_channels, stem_stride
+from patchword.models.stem import Stem
 from patchword.models.vit import SIZES, ViT, ViTConfig, encoder
 
 STEMS: dict[str, tuple[tuple[int, ...], int]] = {
@@ -57,7 +59,52 @@ class HybridConfig(ViTConfig):
             )
 
 
-class Hybrid(ViT):
+class StemmedViT(ViT):
+    """A ViT whose patches are places of the feature map of a convolutional stem, its `backbone`."""
+
+    backbone: Stem
+
+    @property
+    @abstractmethod
+    def stem_shape(self) -> tuple[int, int]:
+        """Channels of the stem's feature map, and pixels between its neighbouring places."""
+
+    def reset(self) -> Self:
+        """Initial values as in the original code."""
+        self.backbone.reset()
+        return super().reset()
+
+    @property
+    def word_size(self) -> int:
+        """Numbers in one patch: the channels of the feature map times the places that make a patch."""
+        channels, stride = self.stem_shape
+        return channels * (self.config.patch_size // stride) ** 2
+
+    def project(self, images: Tensor) -> Tensor:
+        """B×C×H×W → B×N×D: the patches of the feature map, projected."""
+        return super().project(self.backbone(images, self.run))
+
+    def walk(self, images: Tensor, *, attention: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Yield `backbone/…` B×C×h×w as the stem makes them, then as a ViT."""
+        self.check_images(images)
+        x = images
+        for name, x in self.backbone.walk(images, self.run):
+            yield f"backbone/{name}", x
+        yield from self._walk_encoder(super().project(x), attention)
+
+    def branches(self) -> list[StochasticDepth]:
+        """Those of the stem, then those of the encoder."""
+        first = [module for module in self.backbone.modules() if isinstance(module, StochasticDepth)]
+        return [*first, *(module for module in super().branches() if module not in first)]
+
+    def stages(self) -> list[list[str]]:
+        """The stem, the embedding, each block, and what comes after them."""
+        first, *others = super().stages()
+        backbone = [name for name in first if name.startswith("backbone.")]
+        return [backbone, [name for name in first if name not in backbone], *others]
+
+
+class Hybrid(StemmedViT):
     """A ViT whose patches are places of a ResNet's feature map."""
 
     family = "hybrid"
@@ -66,6 +113,12 @@ class Hybrid(ViT):
     def __init__(self, name: str, config: HybridConfig, preprocessing: Preprocessing, num_classes: int) -> None:
         super().__init__(name, config, preprocessing, num_classes)
         self.backbone = StemV1(preprocessing.channels, config.stem_units, config.stem_width, config.stem_arithmetic)
+
+    @property
+    def stem_shape(self) -> tuple[int, int]:
+        """Channels and stride of the ResNet's feature map."""
+        units = self.config.stem_units
+        return stem_channels(units, self.config.stem_width), stem_stride(units)
 
     @classmethod
     def parse(cls, name: str) -> dict[str, Any] | None:
@@ -94,40 +147,3 @@ class Hybrid(ViT):
     def likely_names(cls, fields: dict[str, Any]) -> list[str]:
         """Every stem with every size and the configuration's own down-sampling."""
         return [*NAMED, *(f"{stem}+{name}" for stem in STEMS for name in ViT.likely_names(fields))]
-
-    def reset(self) -> Self:
-        """Initial values as in the original code."""
-        self.backbone.reset()
-        return super().reset()
-
-    @property
-    def word_size(self) -> int:
-        """Numbers in one patch: the channels of the feature map times the places that make a patch."""
-        config = self.config
-        return (
-            stem_channels(config.stem_units, config.stem_width)
-            * (config.patch_size // stem_stride(config.stem_units)) ** 2
-        )
-
-    def project(self, images: Tensor) -> Tensor:
-        """B×C×H×W → B×N×D: the patches of the feature map, projected."""
-        return super().project(self.backbone(images, self.run))
-
-    def walk(self, images: Tensor, *, attention: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Yield `backbone/root`, `backbone/stage1/unit1` … B×C×h×w, then as a ViT."""
-        self.check_images(images)
-        x = images
-        for name, x in self.backbone.walk(images, self.run):
-            yield f"backbone/{name}", x
-        yield from self._walk_encoder(super().project(x), attention)
-
-    def branches(self) -> list[StochasticDepth]:
-        """Those of the ResNet, then those of the encoder."""
-        first = [module for module in self.backbone.modules() if isinstance(module, StochasticDepth)]
-        return [*first, *(module for module in super().branches() if module not in first)]
-
-    def stages(self) -> list[list[str]]:
-        """The ResNet, the embedding, each block, and what comes after them."""
-        first, *others = super().stages()
-        backbone = [name for name in first if name.startswith("backbone.")]
-        return [backbone, [name for name in first if name not in backbone], *others]

@@ -11,13 +11,14 @@ from patchword.core import config
 from patchword.core.errors import DataError, UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.contract import Model
+from patchword.models.early import EarlyConvViT
 from patchword.models.efficientnet import EfficientNet
 from patchword.models.hybrid import Hybrid
 from patchword.models.resnet import ResNet
 from patchword.models.vit import ViT
 
 Family = type[ViT] | type[ResNet] | type[EfficientNet]
-FAMILIES: dict[str, Family] = {family.family: family for family in (ViT, Hybrid, ResNet, EfficientNet)}
+FAMILIES: dict[str, Family] = {family.family: family for family in (ViT, Hybrid, EarlyConvViT, ResNet, EfficientNet)}
 _SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H", "giant": "g", "gigantic": "G"}
 _FOREIGN = (
     (r"(?:.*/)?(?:vit|deit3?)[_-](?P<size>[a-z]+)[_-]patch(?P<patch>\d+).*", "ViT-{size}/{patch}"),

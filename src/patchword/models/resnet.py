@@ -7,7 +7,7 @@ had (arXiv 1512.03385). Letters: B images, C channels, h×w places.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -18,6 +18,7 @@ from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.chance import StochasticDepth
 from patchword.models.convnet import ENCODED, ConvNet
+from patchword.models.stem import Run, Stem
 
 UNITS: dict[str, tuple[int, ...]] = {
     # For small pictures and small budgets: ours.
@@ -177,8 +178,6 @@ class UnitV2(nn.Module):
 
 
 Unit = UnitV1 | UnitV2
-Run = Callable[[nn.Module, Tensor], Tensor]
-"""How a part is computed: plainly, or so that it is computed again in the backward pass (`Model.run`)."""
 
 
 def make_stages(kind: type[Unit], units: tuple[int, ...], width: int, numerics: Numerics) -> nn.ModuleList:
@@ -202,7 +201,7 @@ def walk_stages(stages: nn.ModuleList, x: Tensor, run: Run) -> Iterator[tuple[st
             yield f"stage{i}/unit{j}", x
 
 
-class StemV1(nn.Module):
+class StemV1(Stem):
     """Images → feature map for the patches of a hybrid: the ResNet without its head, at 1/4 of the side and less."""
 
     def __init__(self, in_channels: int, units: tuple[int, ...], width: int, arithmetic: Arithmetic) -> None:
@@ -223,13 +222,6 @@ class StemV1(nn.Module):
         x = F.max_pool2d(pad_same(self.norm_root(self.conv_root(images)), 3, 2), 3, 2)
         yield "root", x
         yield from walk_stages(self.units, x, run)
-
-    def forward(self, images: Tensor, run: Run) -> Tensor:
-        """B×C×H×W → B×C'×h×w."""
-        x = images
-        for _, x in self.walk(images, run):  # noqa: B007 (the last one is wanted, and no other kept)
-            pass
-        return x
 
 
 def stem_channels(units: tuple[int, ...], width: int) -> int:

@@ -210,7 +210,7 @@ class ViT(Model):
     def embed(self, images: Tensor) -> Tensor:
         """B×C×H×W → tokens B×M×D with their positions: class token, registers, patches (equation 1)."""
         self.check_images(images)
-        return self._place(self.project(images))
+        return self.place(self.project(images))
 
     def encode(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """B×M×D → B×M×D through all blocks and the final norm, unless that comes after the pooling (equations 2 to 4).
@@ -219,7 +219,8 @@ class ViT(Model):
         """
         return self._encode(tokens, keep, None)
 
-    def _place(self, stem: Tensor) -> Tensor:
+    def place(self, stem: Tensor) -> Tensor:
+        """The words of the patches B×N×D → tokens B×M×D with their positions."""
         return self.dropout(self.position(stem, self.class_token, self.registers))
 
     def _encode(self, tokens: Tensor, keep: Tensor | None, rows: int | None) -> Tensor:
@@ -265,7 +266,7 @@ class ViT(Model):
 
     def _walk_encoder(self, stem: Tensor, attention: bool) -> Iterator[tuple[str, Tensor]]:
         yield "stem", stem
-        tokens = self._place(stem)
+        tokens = self.place(stem)
         yield "with_position", tokens
         for i, block in enumerate(self.blocks):
             if attention:
@@ -296,6 +297,14 @@ class ViT(Model):
         spared = ("position.", "relative.", "registers", "attention_pool.probe")
         return super().no_weight_decay() | {
             name for name, _ in self.named_parameters() if any(part in name for part in spared)
+        }
+
+    def matrices(self) -> dict[str, int]:
+        """As ever; queries, keys and values are three matrices in one weight, keys and values of attention pooling two."""
+        stacked = {"qkv.weight": 3, "attention_pool.kv.weight": 2}
+        return {
+            name: next((number for ending, number in stacked.items() if name.endswith(ending)), number)
+            for name, number in super().matrices().items()
         }
 
     def with_image_size(self, image_size: tuple[int, int], mode: Resampling = "official") -> Self:

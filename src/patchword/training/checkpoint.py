@@ -4,12 +4,13 @@
 |----------------------------|---------------------------------------------------------------------------------------|
 | `model.safetensors`        | weights and buffers                                                                   |
 | `average.safetensors`      | their moving average, where the recipe has one                                        |
+| `objective.safetensors`    | what the objective has of its own, where it has anything                              |
 | `optimizer-*.safetensors`  | the optimizer's state, a file a kind (`exp_avg`, …), by parameter name                |
 | `state.json`               | everything else: the fields of `State`                                                |
 | `manifest.json`            | size and SHA-256 of each of the others; without it the folder is not a checkpoint     |
 
-The order of the data and all randomness are pure functions of the step, so the step is their whole state. Objectives have
-no parameters, and bfloat16 needs no loss scaler, so neither is here.
+The order of the data and all randomness are pure functions of the step, so the step is their whole state. bfloat16 needs no
+loss scaler, so there is none.
 """
 
 import contextlib
@@ -22,18 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchword.core import config, files
 from patchword.core.errors import DataError, FaultError, UsageError
 from patchword.core.progress import say
 from patchword.models.contract import Model
-from patchword.training.optimizer import Average
-from patchword.training.passes import as_sharded, full
+from patchword.training.optimizer import OBJECTIVE, Average
+from patchword.training.sharded import as_sharded, full
 from patchword.weights.folder import check_fit, check_like, is_finite, read_tensors, write_tensors
 
 MANIFEST = "manifest.json"
-_MODEL, _AVERAGE, _STATE = "model.safetensors", "average.safetensors", "state.json"
+_MODEL, _AVERAGE, _OBJECTIVE = "model.safetensors", "average.safetensors", "objective.safetensors"
+_STATE = "state.json"
 
 
 @dataclasses.dataclass
@@ -97,7 +99,12 @@ Tensors = dict[str, dict[str, Tensor]]
 
 
 def tensors_of(
-    model: Model, optimizer: torch.optim.Optimizer, average: Average | None, *, keep: bool = True
+    model: Model,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    *,
+    keep: bool = True,
 ) -> Tensors:
     """What a checkpoint holds of them. Where they are sharded every process must ask, and only who saves should `keep` it.
 
@@ -114,6 +121,8 @@ def tensors_of(
         add(_MODEL, name, value)
     for name, value in {} if average is None else average.weights.items():
         add(_AVERAGE, name, value)
+    for name, value in objective.state_dict().items():
+        add(_OBJECTIVE, name, value)
     for name, parameter in _named(optimizer).items():
         for kind, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
@@ -127,7 +136,7 @@ def save(folder: Path, state: State, tensors: Tensors, keep: int) -> None:
     Raises `FaultError` where the disk refuses, or where weights are not finite: nothing is published then, and what was
     there stays.
     """
-    for name in (_MODEL, _AVERAGE):
+    for name in (_MODEL, _AVERAGE, _OBJECTIVE):
         if (spoiled := _non_finite(tensors.get(name, {}))) is not None:
             raise FaultError(f"{spoiled} is not finite after step {state.step}: no checkpoint of it is written")
     # Files are hashed and brought to the disk while the next one is written.
@@ -158,6 +167,10 @@ class Saved:
     def weights(self) -> dict[str, Tensor]:
         return read_tensors(self.path / _MODEL)
 
+    def objective(self) -> dict[str, Tensor]:
+        path = self.path / _OBJECTIVE
+        return read_tensors(path) if path.exists() else {}
+
     def fill_average(self, average: Average) -> None:
         for name, value in read_tensors(self.path / _AVERAGE).items():
             average.weights[name].copy_(as_sharded(value, average.weights[name]))
@@ -173,8 +186,8 @@ class Saved:
                 optimizer.state[parameter][kind] = value if kind == "step" else as_sharded(value, parameter)
 
 
-def newest(folder: Path, model: Model) -> Saved | None:
-    """The newest checkpoint that is whole and fits the model; None where there is none.
+def newest(folder: Path, model: Model, objective: nn.Module) -> Saved | None:
+    """The newest checkpoint that is whole and fits model and objective; None where there is none.
 
     A damaged one is named and left where it is, and the one before it is taken.
     """
@@ -182,7 +195,7 @@ def newest(folder: Path, model: Model) -> Saved | None:
         try:
             _verify(path)
             saved = Saved(path, _read_state(path / _STATE))
-            _check_fit(saved, model)
+            _check_fit(saved, model, objective)
         except DataError as error:
             say(f"checkpoint {path.name} is passed over: {error}")
             continue
@@ -228,17 +241,22 @@ def _verify(path: Path) -> None:
             raise DataError(f"{file} is missing or not what its manifest says")
 
 
-def _check_fit(saved: Saved, model: Model) -> None:
-    """Raise `DataError` unless the checkpoint is of the step that its name says, and all its tensors are the model's."""
+def _check_fit(saved: Saved, model: Model, objective: nn.Module) -> None:
+    """Raise `DataError` unless the checkpoint is of the step that its name says, and all its tensors are theirs."""
     if saved.path.name != f"step-{saved.state.step:08d}":
         raise DataError(f"{saved.path / _STATE} is of step {saved.state.step}, and not of this checkpoint's")
     for file in (saved.path / _MODEL, saved.path / _AVERAGE):
         if file.name == _MODEL or file.exists():
             weights = read_tensors(file)
-            check_fit(model, weights, str(file))
+            check_fit(model, weights, str(file), model.name)
             if (name := _non_finite(weights)) is not None:
                 raise DataError(f"{file}: {name} is not finite")
+    own = saved.objective()
+    check_fit(objective, own, str(saved.path / _OBJECTIVE), "the objective")
+    if (name := _non_finite(own)) is not None:
+        raise DataError(f"{saved.path / _OBJECTIVE}: {name} is not finite")
     shapes = {name: value.shape for name, value in model.named_parameters()}
+    shapes |= {OBJECTIVE + name: value.shape for name, value in objective.named_parameters()}
     for file in sorted(saved.path.glob(_optimizer_file("*"))):
         for name, value in read_tensors(file).items():
             if name not in shapes:

@@ -71,11 +71,12 @@ class Loop:
         self._loss = math.nan
         self._has_norms = model.has_batch_norm
         self._saved, self._due = 0.0, False  # when the newest checkpoint was made; whether the next is due by the clock
-        saved = self._newest(model)
+        saved = self._newest(model, objective)
         if saved is not None:
-            model.load_state_dict(saved.weights())  # before it is shared out over processes
+            model.load_state_dict(saved.weights())  # before they are shared out over processes
+            objective.load_state_dict(saved.objective())
         self.passes = passes_for(model, objective, recipe, self.world, sharded=sharded)
-        self.optimizer = build_optimizer(recipe.optimizer, model)
+        self.optimizer = build_optimizer(recipe.optimizer, model, objective)
         decay = recipe.regularization.average_decay
         self.average = Average(model, decay) if decay else None
         if saved is not None:
@@ -143,8 +144,9 @@ class Loop:
         if state.step in state.left_out:
             state.step += 1
             return bool(self.world.sum(self.stop())[0])
-        lr = recipe.optimizer.lr * recipe.schedule.factor(state.step, self.total)
-        set_learning_rate(self.optimizer, lr)
+        factor = recipe.schedule.factor(state.step, self.total)
+        set_learning_rate(self.optimizer, factor)
+        lr = recipe.optimizer.lr * factor
         # A forward pass moves the figures of batch norms, and a step that goes wrong must leave nothing.
         norms = [(figures, figures.clone()) for figures in self.passes.model.buffers()] if self._has_norms else []
         loss, norm = gradients(self.passes, batch, recipe, state.step)
@@ -201,8 +203,8 @@ class Loop:
                 f"pictures; {_SMALLER_RATE}"
             )
         left_out, resumed = [*state.left_out, step], state.resumed_from
-        if (saved := self._newest(self.passes.model)) is not None:
-            self.passes.fill(saved.weights())
+        if (saved := self._newest(self.passes.model, self.passes.objective)) is not None:
+            self.passes.fill(saved.weights(), saved.objective())
             self._fill(saved)
         say(f"note: {where}; it is left out, and the training goes on from step {state.step}")
         state.left_out, state.resumed_from = left_out, resumed
@@ -239,7 +241,9 @@ class Loop:
         state = self.state
         self._due, self._saved = False, time.perf_counter()
         state.unreadable, state.most_at_once = self._all_bad(), self.passes.most_at_once
-        tensors = checkpoint.tensors_of(self.passes.model, self.optimizer, self.average, keep=self.world.first)
+        tensors = checkpoint.tensors_of(
+            self.passes.model, self.passes.objective, self.optimizer, self.average, keep=self.world.first
+        )
 
         def write() -> None:
             self.record.flush()  # the log must never lack what the weights have
@@ -263,13 +267,13 @@ class Loop:
             self.world.spread(model.buffers())
         return model
 
-    def _newest(self, model: Model) -> checkpoint.Saved | None:
+    def _newest(self, model: Model, objective: Objective) -> checkpoint.Saved | None:
         """The newest whole checkpoint; one of other data or another recipe is an error."""
         folder = self.folder / CHECKPOINTS
 
         def find() -> str | None:
             files.remove_leftovers(folder, r"step-\d+")
-            found = checkpoint.newest(folder, model)
+            found = checkpoint.newest(folder, model, objective)
             return None if found is None else str(found.path)
 
         path = self.world.decide(find)
@@ -332,9 +336,9 @@ def seconds_per_step(
 ) -> float:
     """The typical time of a step, from at most 20 throw-away steps on a copy: nothing of the run itself is touched."""
     world = world or Processes()
-    trial = copy.deepcopy(model).train()
-    passes = passes_for(trial, objective, recipe, world, sharded=sharded)
-    optimizer = build_optimizer(recipe.optimizer, trial)
+    trial, aim = copy.deepcopy(model).train(), copy.deepcopy(objective)
+    passes = passes_for(trial, aim, recipe, world, sharded=sharded)
+    optimizer = build_optimizer(recipe.optimizer, trial, aim)
     set_learning_rate(optimizer, 0.0)
     loader = make_loader(0)
     times, began = [], time.perf_counter()

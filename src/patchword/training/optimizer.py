@@ -5,27 +5,35 @@ import math
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from patchword.core.errors import UsageError, nearest
 from patchword.models.contract import Model
+from patchword.training.muon import Muon
+from patchword.training.sharded import here
 
 Decay = Literal["cosine", "linear", "constant"]
+OBJECTIVE = "objective."
+"""Before the names of the objective's own parameters."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """How the gradient becomes an update."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    """`adam` adds the weight decay to the gradient, `adamw` takes it from the weights; `sgd` has Nesterov-free momentum."""
+    name: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    """`adam` adds the weight decay to the gradient, `adamw` takes it from the weights; `sgd` has Nesterov-free momentum;
+    `muon` makes the updates of matrices orthogonal and leaves the rest to `adamw`."""
     lr: float = 1e-3
     """The peak learning rate, for the batch size as it is: nothing is scaled behind the scenes."""
+    matrix_lr: float = 0.02
+    """Muon's peak learning rate, for hidden matrices and kernels; `lr` is then that of all else."""
     weight_decay: float = 0.0
     """In torch's convention, multiplied by the learning rate. Biases, norms, tokens and positions are never decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's averages of the gradient and of its square."""
     momentum: float = 0.9
-    """SGD's."""
+    """SGD's and Muon's."""
     clip_norm: float = 1.0
     """The largest global gradient norm; 0 does not clip."""
     layer_decay: float = 1.0
@@ -34,6 +42,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for field, low, high in (
             ("lr", 0.0, math.inf),
+            ("matrix_lr", 0.0, math.inf),
             ("weight_decay", 0.0, math.inf),
             ("momentum", 0.0, 0.9999),
             ("clip_norm", 0.0, math.inf),
@@ -72,34 +81,50 @@ class ScheduleConfig:
         return left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
 
 
-def build_optimizer(config: OptimizerConfig, model: Model) -> torch.optim.Optimizer:
-    """One group for every stage and kind (decayed or not) of what learns; `lr_scale` is its share of the learning rate."""
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    undecayed = model.no_weight_decay()
-    stages = model.stages()
+def build_optimizer(config: OptimizerConfig, model: Model, objective: nn.Module | None = None) -> torch.optim.Optimizer:
+    """One group for every stage and kind (decayed or not, Muon's or not) of what learns, each with its `peak_lr`.
+
+    What the objective has learns like the last stage; vectors do not decay, and none of it is Muon's.
+    """
+    own = {} if objective is None else {OBJECTIVE + name: value for name, value in objective.named_parameters()}
+    parameters = {name: value for name, value in (*model.named_parameters(), *own.items()) if value.requires_grad}
+    undecayed = model.no_weight_decay() | {name for name, value in own.items() if value.ndim < 2}
+    matrices = model.matrices()
+    *stages, last = model.stages()
+    stages = [*stages, [*last, *own]]
     groups: list[dict[str, Any]] = []
     for depth, names in enumerate(stages):
-        for decayed in (True, False):
-            members = [name for name in names if name in parameters and (name not in undecayed) is decayed]
+        share = config.layer_decay ** (len(stages) - 1 - depth)
+        for decayed, orthogonal in ((True, True), (True, False), (False, False)):
+            members = [
+                name
+                for name in names
+                if name in parameters
+                and (name not in undecayed) is decayed
+                and (config.name == "muon" and name in matrices) is orthogonal
+            ]
             if members:
                 groups.append(
                     {
                         "params": [parameters[name] for name in members],
                         "names": members,
                         "weight_decay": config.weight_decay if decayed else 0.0,
-                        "lr_scale": config.layer_decay ** (len(stages) - 1 - depth),
+                        "peak_lr": share * (config.matrix_lr if orthogonal else config.lr),
+                        **({"stacked": [matrices[name] for name in members]} if orthogonal else {}),
                     }
                 )
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.name == "muon":
+        return Muon(groups, betas=config.betas, momentum=config.momentum)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its share of `lr`."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every group `factor` times its peak learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = group["peak_lr"] * factor
 
 
 class Average:
@@ -119,14 +144,8 @@ class Average:
         mine, theirs = [], []
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                mine.append(_here(self.weights[name]))
-                theirs.append(_here(value))
+                mine.append(here(self.weights[name]))
+                theirs.append(here(value))
             else:
                 self.weights[name].copy_(value)
         torch._foreach_lerp_(mine, theirs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _here(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process has of a tensor that may be shared out."""
-    local: Any = getattr(tensor, "to_local", None)
-    return tensor if local is None else local()

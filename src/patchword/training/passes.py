@@ -12,7 +12,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from patchword.core.runtime import MOST_REPLICAS, Crew
 from patchword.models.chance import Chance, drawing_from, uncompiled
 from patchword.models.contract import Model
 from patchword.training.objectives import Objective
+from patchword.training.sharded import as_sharded, full_tensors
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -97,8 +98,8 @@ class Passes:
         self._plain = copy.deepcopy(model).to("meta") if sharded else model
         if compiled:
             _compile(model)
-        replicas = [model, *(_sharing(model) for _ in range(self.crew.size - 1))]
-        self.losses: list[nn.Module] = [Loss(each, objective) for each in replicas]
+        loss = Loss(model, objective)
+        self.losses: list[nn.Module] = [loss, *(_sharing(loss) for _ in range(self.crew.size - 1))]
         self.most_at_once = 0
         """The most images that fit into memory at once, where a GPU has had no room for more; 0: no limit met."""
         self.exchanging = False
@@ -109,7 +110,7 @@ class Passes:
             # Depthwise kernels of one channel have two spellings of the same strides.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             self.losses = [nn.parallel.DistributedDataParallel(self.losses[0], gradient_as_bucket_view=True)]
-        self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.learning = [value for part in (model, objective) for value in part.parameters() if value.requires_grad]
         """What has gradients, as the optimizer sees it."""
 
     @property
@@ -125,11 +126,12 @@ class Passes:
         while True:
             fitting = [piece for part in parts for piece in part.split(self.most_at_once or len(part.images))]
             try:
-                losses = self.crew.run(self._shares(fitting))
+                shares = self._shares(fitting)
+                losses = self.crew.run(shares)
                 break
             except torch.OutOfMemoryError as error:
                 self._shrink(fitting, error)
-        self._gather()
+        self._gather(len(shares))
         return sum(losses)
 
     def whole(self, average: dict[str, Tensor] | None) -> Model:
@@ -145,11 +147,12 @@ class Passes:
         whole.load_state_dict(full_tensors(self.model.state_dict() if average is None else average))
         return whole
 
-    def fill(self, weights: dict[str, Tensor]) -> None:
-        """Put whole tensors into the model, in place: the optimizer holds its parameters."""
+    def fill(self, weights: dict[str, Tensor], objective: dict[str, Tensor]) -> None:
+        """Put whole tensors into model and objective, in place: the optimizer holds their parameters."""
         with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                value.copy_(as_sharded(weights[name], value))
+            for part, tensors in ((self.model, weights), (self.objective, objective)):
+                for name, value in part.state_dict().items():
+                    value.copy_(as_sharded(tensors[name], value))
 
     def __enter__(self) -> Self:
         self.crew.__enter__()
@@ -207,12 +210,17 @@ class Passes:
         else:
             yield
 
-    def _gather(self) -> None:
+    def _gather(self, worked: int) -> None:
+        """Add up the gradients of the replicas; the running figures of batch norms are the mean of those that worked."""
         for replica in self.losses[1:]:
             for mine, theirs in zip(self.losses[0].parameters(), replica.parameters(), strict=True):
                 if theirs.grad is not None and mine.grad is not None:
                     mine.grad.add_(theirs.grad)
                 theirs.grad = None
+        for everywhere in zip(*map(_running, self.losses), strict=True):
+            mean = torch.stack(everywhere[:worked]).mean(0)
+            for figures in everywhere:
+                figures.copy_(mean)
 
     def _shard(self) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -235,32 +243,19 @@ def _compile(model: Model) -> None:
         block.compile()
 
 
-def full_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same in one piece each; where they are sharded every process must ask, in the same order."""
-    return {name: full(tensor) for name, tensor in tensors.items()}
+def _running(loss: nn.Module) -> list[Tensor]:
+    """The running means and variances of batch norms, which a pass changes."""
+    norms = [module for module in loss.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [figures for norm in norms for figures in (norm.running_mean, norm.running_var) if figures is not None]
 
 
-def full(tensor: Tensor) -> Tensor:
-    """A tensor in one piece."""
-    gather: Any = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
+def _sharing(loss: Loss) -> Loss:
+    """A copy whose parameters are the same memory with gradients of their own, and whose buffers are the very same, too.
 
-
-def as_sharded(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, laid out over devices and processes as `like` is."""
-    if not hasattr(like, "full_tensor"):
-        return tensor.to(like.device)
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(like, DTensor)
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-
-
-def _sharing(model: Model) -> Model:
-    """A copy whose parameters are the same memory with gradients of their own, and whose buffers are the very same."""
-    memo: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
-    memo |= {
-        id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad) for parameter in model.parameters()
-    }
+    But for those of batch norms: each replica sees other images.
+    """
+    own = {id(figures) for figures in _running(loss)}
+    memo: dict[int, Tensor] = {id(buffer): buffer for buffer in loss.buffers() if id(buffer) not in own}
+    memo |= {id(value): nn.Parameter(value.detach(), value.requires_grad) for value in loss.parameters()}
     with torch.no_grad():
-        return copy.deepcopy(model, memo)
+        return copy.deepcopy(loss, memo)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from patchword.core import config
 from patchword.core.errors import DataError, UsageError
@@ -24,6 +25,7 @@ from patchword.models.contract import Model
 from patchword.models.cost import Cost
 from patchword.models.names import create_model, parse_name
 from patchword.training.choice import SMALL_PICTURE, choose_model
+from patchword.training.objectives import UNLABELLED, Distillation, Objective, Sigmoid, Softmax, start_at_prior
 from patchword.training.recipe import Recipe
 from patchword.training.tune import tune
 from patchword.weights.adapt import adapt
@@ -137,8 +139,11 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     family_fields = {key: value for key, value in architecture.items() if key not in ("family", "num_classes")}
     preprocessing = {key: value for key, value in model.preprocessing.to_dict().items() if key != "image_size"}
     objective = recipe.objective or ("sigmoid" if dataset.multi_label else "softmax")
-    if dataset.multi_label and objective == "softmax":
-        raise UsageError(f"{dataset.location} has several labels a picture; objective=sigmoid would be right")
+    check_objective(recipe, objective, dataset)
+    if objective in UNLABELLED:
+        model.replace_head(0)
+    elif objective == "sigmoid" and _has_new_head(model):
+        start_at_prior(model, label_counts(dataset), len(dataset.splits["train"]))
     decided = dataclasses.replace(
         recipe,
         init="none" if origin == "none" else recipe.init,
@@ -149,6 +154,41 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     )
     note = "starting from nothing: no weights are shipped yet (--init RUN takes those of another run)"
     return Prepared(model, decided, origin, pictures.small, note if recipe.init == "auto" else "")
+
+
+def check_objective(recipe: Recipe, objective: str, dataset: Dataset) -> None:
+    """Raise `UsageError` where the objective does not go with the labels or with another wish of the recipe."""
+    if dataset.multi_label and objective == "softmax":
+        raise UsageError(f"{dataset.location} has several labels a picture; objective=sigmoid would be right")
+    if objective in UNLABELLED:
+        if recipe.regularization.patch_dropout:
+            raise UsageError(f"objective={objective} hides patches itself; regularization.patch_dropout=0 is right")
+        if recipe.tune == "head":
+            raise UsageError(f"objective={objective} has no use for a head, which is all that tune=head lets learn")
+    if recipe.teacher.weights and objective != "softmax":
+        raise UsageError(f"a teacher answers with one class a picture, for objective=softmax, not {objective}")
+
+
+def make_objective(recipe: Recipe, model: Model, num_classes: int, answers: Tensor | None) -> Objective:
+    """What the recipe minimises; `answers` are the teacher's, M×K, where it has one."""
+    smoothing = recipe.regularization.label_smoothing
+    if answers is not None:
+        return Distillation(num_classes, smoothing, answers, recipe.teacher.share)
+    if recipe.objective in UNLABELLED:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            return UNLABELLED[recipe.objective](model)
+    return {"softmax": Softmax, "sigmoid": Sigmoid}[recipe.objective](num_classes, smoothing)
+
+
+def label_counts(dataset: Dataset) -> Tensor:
+    """How many training pictures have each of the K labels."""
+    labels = torch.from_numpy(dataset.splits["train"].labels)
+    return torch.bincount(labels, minlength=len(dataset.classes)) if labels.ndim == 1 else labels.long().sum(0)
+
+
+def _has_new_head(model: Model) -> bool:
+    return isinstance(model.head, nn.Linear) and not model.head.weight.any() and not model.head.bias.any()
 
 
 def decide_machine(recipe: Recipe, model: Model, cost: Cost, dataset: Dataset, world: Processes) -> Recipe:

@@ -108,6 +108,8 @@ class Evaluation:
     """0 looks ten times in the run."""
     batch_size: int = 0
     """Images at once; 0 takes what suits the caches. It changes nothing but speed."""
+    mirror: bool = False
+    """Let the model see each picture and its mirror image, and take the mean of what it says: twice the time."""
 
     def __post_init__(self) -> None:
         _check_least(self, "evaluation", every_steps=0, batch_size=0)
@@ -152,6 +154,29 @@ class Guard:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A model whose answers are learned beside the labels (distillation), or in their place where there are none."""
+
+    weights: str = ""
+    """A run or model folder, or weights of others, of the same classes; empty: no teacher."""
+    share: float = 0.5
+    """The teacher's share of the target of a picture that has a label."""
+    temperature: float = 1.0
+    """What the teacher's logits are divided by: above 1 its answers are softer."""
+    unlabelled: str = ""
+    """More pictures to learn from, whose labels are the teacher's: a folder of them, or any data set."""
+    confidence: float = 0.0
+    """Unlabelled pictures of whose class the teacher is less sure are left out (Noisy Student: 0.3)."""
+
+    def __post_init__(self) -> None:
+        for field, low, high in (("share", 0, 1), ("temperature", 1e-3, 1e3), ("confidence", 0, 1)):
+            if not low <= getattr(self, field) <= high:
+                raise UsageError(f"teacher.{field}={getattr(self, field)} must lie in {low:g}…{high:g}")
+        if self.unlabelled and not self.weights:
+            raise UsageError("teacher.unlabelled needs somebody who labels them; teacher.weights names the teacher")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """What survives a crash."""
 
@@ -175,7 +200,7 @@ class Recipe:
     name: str = ""
     """The preset it came from."""
     data: str = ""
-    """A folder, a table or a named set."""
+    """A folder, a table, a named set or `formula:…`."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     """`name`, one of `patchword models`, and fields of the model's configuration, such as `pool`. With `init`, another
     `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
@@ -196,8 +221,9 @@ class Recipe:
     """Fields of `Preprocessing`; those not given come with the weights or are chosen for the data. The number of means is
     that of the model's channels: a new model for grey pictures has one, weights of `init` keep theirs (for RGB, they see grey
     pictures as three equal colours) unless `mean` and `std` say another number."""
-    objective: Literal["", "softmax", "sigmoid"] = ""
-    """One label a picture, or several."""
+    objective: Literal["", "softmax", "sigmoid", "masked-patch", "masked-autoencoder"] = ""
+    """`softmax` for one label a picture, `sigmoid` for several; `masked-patch` (appendix B.1.2) and `masked-autoencoder`
+    (arXiv 2111.06377) learn from the pictures alone, and leave a model without a head for `init`."""
     seed: int = 0
     """Of the initial weights, of the order of the pictures and of every chance in training."""
     batch_size: int = 256
@@ -213,6 +239,7 @@ class Recipe:
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     regularization: Regularization = Regularization()
+    teacher: Teacher = Teacher()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     loading: Loading = Loading()

@@ -32,11 +32,12 @@ from patchword.evaluation.mistakes import confident_mistakes
 from patchword.evaluation.predict import predict
 from patchword.models.contract import Model
 from patchword.models.cost import Cost, cost
-from patchword.training import loop, prepare, run_folder
+from patchword.training import loop, prepare, run_folder, unlabelled
 from patchword.training.checkpoint import State
-from patchword.training.objectives import OBJECTIVES, Objective
+from patchword.training.objectives import Objective
 from patchword.training.recipe import Recipe, loads
 from patchword.training.run_folder import EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
+from patchword.training.teacher import answers, confident, with_unlabelled
 from patchword.training.tune import merge
 from patchword.weights import folder as model_folder
 
@@ -89,6 +90,7 @@ def _run(
             f"{2 * world.count} or more would be right"
         )
     prepared = prepare.prepare_model(recipe, dataset)
+    opened = dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe.teacher))
     out = out or prepare.default_out(recipe, dataset, prepared.model.name)
     for notice in dataset.notices[:_NOTICES]:
         say(f"note: {notice.sentence}")
@@ -124,20 +126,20 @@ class _Run:
         self.world = world
         self.dataset = dataset = opened.dataset
         model = prepared.model
+        self.objective: Objective = prepare.make_objective(prepared.recipe, model, len(dataset.classes), None)
         model.recompute = prepared.recipe.compute.recompute
-        self.cost: Cost = cost(model)
+        self.cost: Cost = cost(model, self.objective.on_meta() if self.objective.metric else None)
         self.recipe = prepare.decide_machine(stored or prepared.recipe, model, self.cost, dataset, world)
         self.sharded = prepare.shards(self.recipe, self.cost, world)
         self.model = model if self.sharded else model.to(self.recipe.device)
-        self.objective: Objective = OBJECTIVES[self.recipe.objective](
-            len(dataset.classes), self.recipe.regularization.label_smoothing
-        )
+        self.objective.to(self.recipe.device)
         self.stores: dict[str, Store] = {}
         self.state = State()
 
     def go(self, *, resuming: bool) -> None:
         try:
             with self.world.naming_the_missing():
+                self.ask_teacher()
                 self.load_pictures()
                 self.check_memory()
                 if not resuming:
@@ -151,6 +153,30 @@ class _Run:
             if self.world.first:
                 self.write_result(status, reason=str(error))
             raise
+
+    def ask_teacher(self) -> None:
+        """What the recipe's teacher says of the training pictures; those that it is unsure of are left out."""
+        teacher, dataset = self.recipe.teacher, self.dataset
+        if not teacher.weights:
+            return
+        train = dataset.splits["train"]
+        said = answers(
+            teacher,
+            train,
+            dataset.classes,
+            device=self.recipe.device,
+            workers=self.recipe.loading.workers,
+            stop=lambda: bool(self.flag),
+            world=self.world,
+        )
+        sure = confident(train, said, teacher.confidence)
+        if len(sure) < len(train):
+            say(
+                f"the teacher is sure of the class of {len(sure):,} of {len(train):,} pictures; the others are left out"
+            )
+            splits = {**dataset.splits, "train": train.subset(sure)}
+            self.dataset, said = dataclasses.replace(dataset, splits=splits), said[sure]
+        self.objective = prepare.make_objective(self.recipe, self.model, len(dataset.classes), said)
 
     @property
     def content(self) -> dict[str, str]:
@@ -332,11 +358,29 @@ class _Run:
         self.world.decide(lambda: model_folder.save(self.model, self.out / MODEL))
 
     def validate(self, model: Model) -> dict[str, float]:
-        figures = measure(self.predict(model, "validation"), self.dataset.classes, interval=False)
+        if self.objective.metric:
+            figures = self.measure_unlabelled(model, "validation")
+        else:
+            figures = measure(self.predict(model, "validation"), self.dataset.classes, interval=False)
         return {"loss": round(figures["loss"], 6), figures["metric"]: round(figures["value"], 6)}
 
     def predict(self, model: Model, split: str) -> Any:
         return predict(
+            model,
+            self.dataset.splits[split],
+            store=self.stores.get(split),
+            batch_size=self.recipe.evaluation.batch_size,
+            workers=self.recipe.loading.workers,
+            stop=lambda: bool(self.flag),
+            world=self.world,
+            threads=max(1, self.recipe.threads // self.world.local_count),
+            mirror=self.recipe.evaluation.mirror,
+        )
+
+    def measure_unlabelled(self, model: Model, split: str) -> dict[str, Any]:
+        """The objective's own figure, where there is no label to predict."""
+        return unlabelled.measure(
+            self.objective,
             model,
             self.dataset.splits[split],
             store=self.stores.get(split),
@@ -354,19 +398,26 @@ class _Run:
             say("the data set has neither test nor validation pictures: the model is not evaluated")
             self.world.decide(lambda: self.write_result(FINISHED))
             return
-        predictions = self.predict(self.model, split)
-        pictures, classes = self.dataset.splits[split], self.dataset.classes
-        figures = {"split": split, **measure(predictions, classes)}
-        figures["unreadable"] = [
-            {"name": pictures.name(index), "reason": reason} for index, reason in sorted(predictions.unreadable.items())
-        ]
-        if not self.dataset.multi_label:
-            figures["mistakes"] = confident_mistakes(predictions, pictures, classes)
+        figures = {"split": split, **self.measure(split)}
         self.world.decide(lambda: files.write_json(self.out / EVALUATION, figures))
         measured = {"split": split, **{key: figures[key] for key in ("n", "metric", "value", "value_ci95")}}
         if figures["metric"] == "accuracy":
             measured |= {"accuracy": figures["value"], "accuracy_ci95": figures["value_ci95"]}
         self.world.decide(lambda: self.write_result(FINISHED, **measured))
+
+    def measure(self, split: str) -> dict[str, Any]:
+        """All figures of the final model on a split."""
+        if self.objective.metric:
+            return self.measure_unlabelled(self.model, split)
+        predictions = self.predict(self.model, split)
+        pictures, classes = self.dataset.splits[split], self.dataset.classes
+        figures = measure(predictions, classes)
+        figures["unreadable"] = [
+            {"name": pictures.name(index), "reason": reason} for index, reason in sorted(predictions.unreadable.items())
+        ]
+        if not self.dataset.multi_label:
+            figures["mistakes"] = confident_mistakes(predictions, pictures, classes)
+        return figures
 
     def command(self) -> str:
         """What repeats the run, bit for bit on the same machine."""
@@ -431,7 +482,7 @@ def result_sentence(folder: Path) -> str:
     what = (
         f"{100 * result['value']:.2f} % of {result['n']:,} {result['split']} pictures"
         if result["metric"] == "accuracy"
-        else f"mean average precision {100 * result['value']:.2f} % on {result['n']:,} {result['split']} pictures"
+        else f"{result['metric'].replace('_', ' ')} {100 * result['value']:.2f} % on {result['n']:,} {result['split']} pictures"
     )
     return (
         f"{result['model']} at {height}×{width}: {what} (95 % interval {low:.2f}–{high:.2f}), "

@@ -12,8 +12,9 @@ from patchword.data.mixing import erase, mix
 from patchword.data.plan import uniform
 from patchword.models.chance import Chance
 from patchword.models.contract import Model
-from patchword.training.passes import Part, Passes, full
+from patchword.training.passes import Part, Passes
 from patchword.training.recipe import Recipe
+from patchword.training.sharded import full
 
 _PATCHES = 2**40
 """The stream of patch dropout, beyond those of the model's modules."""
@@ -30,7 +31,7 @@ def gradients(passes: Passes, batch: Batch, recipe: Recipe, step: int) -> tuple[
     images = erase(images, augment, seed=seed, epochs=batch.epochs, ids=batch.ids)
     weights = batch.weights.to(passes.device)
     # A bad picture has no label either: none of it is mixed into another's.
-    targets = passes.objective.targets(batch.labels.to(passes.device)) * weights[:, None]
+    targets = passes.objective.targets(batch.labels.to(passes.device), batch.ids) * weights[:, None]
     images, targets = mix(images, targets, augment, seed=seed, step=step)
     [total_weight] = passes.world.sum(weights.sum().item())
     weights = weights / max(1.0, total_weight)

@@ -13,6 +13,7 @@ def evaluate(
     data: Data,
     *,
     split: Literal["auto", "train", "validation", "test", "all"] = "auto",
+    mirror: bool = False,
     out: Target = None,
 ) -> dict[str, Any]:
     """Measure a model on a split of a data set: accuracy with its 95 % interval, per class, calibration.
@@ -24,6 +25,7 @@ def evaluate(
         data: As for train.
         split: auto takes test, else validation, else train; and all pictures of a set without splits of which the model
             has seen none in training.
+        mirror: Take the mean of what the model says of each picture and of its mirror image: twice the time.
         out: Write all figures to this JSON file.
     """
     from patchword.core import files
@@ -56,7 +58,7 @@ def evaluate(
     elif split not in dataset.splits:
         raise UsageError(f"{data} has no {split} split; it has {', '.join(dataset.splits)}")
     pictures = dataset.whole() if chosen == "all" else dataset.splits[chosen]
-    predictions = predict(loaded, pictures, workers=max(0, (os.cpu_count() or 1) - 1))
+    predictions = predict(loaded, pictures, workers=max(0, (os.cpu_count() or 1) - 1), mirror=mirror)
     figures: dict[str, Any] = {
         "model": loaded.name if loaded is model else str(model),
         "data": dataset.location,

@@ -52,7 +52,7 @@ def train(
     The same command again resumes an unfinished run. Without a model, its size is chosen for the data and the budget.
 
     Args:
-        data: A folder of class folders, a table (CSV, TSV, Parquet), a folder of Parquet files, or a named set.
+        data: A folder of class folders, a table (CSV, TSV, Parquet), a folder of Parquet files, a named set, or formula:….
         model: A name of `patchword models`, such as ViT-Ti/16.
         init: auto, none (from nothing), or weights: a run or model folder, Google's .npz, timm's, transformers', hf://ORG/NAME.
         image_size: The side, or height x width, of the model's input in pixels.

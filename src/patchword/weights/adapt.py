@@ -22,6 +22,7 @@ from patchword.weights.mapping import by
 FIRST = {
     "vit": "patch_embed.weight",
     "hybrid": "backbone.conv_root.weight",
+    "early-conv": "backbone.convs.0.weight",
     "bit": "conv_root.weight",
     "efficientnet": "layers.0.0.weight",
 }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from patchword.core import files
 from patchword.core.errors import DataError, PatchwordError
@@ -110,17 +111,17 @@ def _hash(description: dict[str, Any]) -> str:
 
 def fill(model: Model, tensors: dict[str, torch.Tensor], where: str) -> None:
     """Give a model of the meta device its tensors, without a copy; every name and every shape must fit."""
-    check_fit(model, tensors, where)
+    check_fit(model, tensors, where, model.name)
     model.load_state_dict(tensors, assign=True)
 
 
-def check_fit(model: Model, tensors: dict[str, torch.Tensor], where: str) -> None:
-    """Raise `DataError` unless `tensors`, read from `where`, have the model's names and shapes."""
-    wanted = {name: value.shape for name, value in model.state_dict().items()}
+def check_fit(module: nn.Module, tensors: dict[str, torch.Tensor], where: str, needs: str) -> None:
+    """Raise `DataError` unless `tensors`, read from `where`, have the names and shapes of a module called `needs`."""
+    wanted = {name: value.shape for name, value in module.state_dict().items()}
     for name in sorted(wanted.keys() ^ tensors.keys()):
-        raise DataError(f"{where} {'lacks' if name in wanted else 'has an unknown tensor'} {name} for {model.name}")
+        raise DataError(f"{where} {'lacks' if name in wanted else 'has an unknown tensor'} {name} for {needs}")
     for name, shape in wanted.items():
-        check_like(name, tensors[name], shape, where, model.name)
+        check_like(name, tensors[name], shape, where, needs)
 
 
 def check_like(name: str, tensor: torch.Tensor, shape: torch.Size, where: str, needs: str) -> None:

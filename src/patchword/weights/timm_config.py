@@ -268,7 +268,7 @@ def labels(reading: Reading, said: Said, num_classes: int) -> tuple[str, ...] | 
 
 def refuse_unheld(model: Model) -> None:
     """Raise `UsageError` for what of the model no configuration of timm's says."""
-    reasons = {f"the family {model.family}": not isinstance(model, ResNet | ViT)}
+    reasons = {f"the family {model.family}": model.family not in ("vit", "hybrid", "bit")}
     if isinstance(model, ResNet):
         units, stem = model.config.units, model.config.arithmetic
         reasons |= {

@@ -1,22 +1,26 @@
-"""What training minimises: one file an objective, all with the same two methods."""
+"""What training minimises: one file an objective."""
 
-from typing import Protocol
-
-from torch import Tensor
-
-from patchword.models.contract import Model
-from patchword.training.objectives.sigmoid import Sigmoid
+from patchword.training.objectives.distillation import Distillation
+from patchword.training.objectives.masked_autoencoder import MaskedAutoencoder
+from patchword.training.objectives.masked_patch import MaskedPatch
+from patchword.training.objectives.objective import Objective, Unlabelled
+from patchword.training.objectives.sigmoid import Sigmoid, start_at_prior
 from patchword.training.objectives.softmax import Softmax
 
-OBJECTIVES = {"softmax": Softmax, "sigmoid": Sigmoid}
+__all__ = [
+    "UNLABELLED",
+    "Distillation",
+    "MaskedAutoencoder",
+    "MaskedPatch",
+    "Objective",
+    "Sigmoid",
+    "Softmax",
+    "Unlabelled",
+    "start_at_prior",
+]
 
-
-class Objective(Protocol):
-    """Labels → targets that can be mixed; images and targets → one loss for each image."""
-
-    @property
-    def num_classes(self) -> int: ...
-
-    def targets(self, labels: Tensor) -> Tensor: ...
-
-    def __call__(self, model: Model, images: Tensor, targets: Tensor, keep: Tensor | None = None) -> Tensor: ...
+UNLABELLED: dict[str, type[MaskedPatch | MaskedAutoencoder]] = {
+    "masked-patch": MaskedPatch,
+    "masked-autoencoder": MaskedAutoencoder,
+}
+"""Those that learn from pictures alone, each of which is made for a model."""

@@ -1,0 +1,47 @@
+"""Pictures of several places as one split: the labelled ones first, then those that nobody has labelled."""
+
+import hashlib
+
+import numpy as np
+
+from patchword.data.dataset import Split
+
+
+class Joined:
+    """The pictures of several splits, one behind the other, as `Items`."""
+
+    def __init__(self, parts: list[Split]) -> None:
+        self.parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, row: int) -> bytes | np.ndarray:
+        part, index = self._at(row)
+        return part.read(index)
+
+    def key(self, row: int) -> bytes:
+        part, index = self._at(row)
+        return part.key(index)
+
+    def digest(self, rows: np.ndarray | None) -> bytes:
+        digest = hashlib.sha256()
+        begin = 0
+        for part, end in zip(self.parts, self._ends.tolist(), strict=True):
+            wanted, mine = part.rows, None if rows is None else rows[(rows >= begin) & (rows < end)] - begin
+            if mine is not None:
+                wanted = mine if wanted is None else wanted[mine]
+            digest.update(part.items.digest(wanted))
+            begin = end
+        return digest.digest()
+
+    def _at(self, row: int) -> tuple[Split, int]:
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        return self.parts[part], row - (int(self._ends[part - 1]) if part else 0)
+
+
+def joined(labelled: Split, unlabelled: list[Split]) -> Split:
+    """One split, in which the pictures of the others have the label −1."""
+    none = np.full(sum(map(len, unlabelled)), -1, np.int64)
+    return Split(Joined([labelled, *unlabelled]), np.concatenate([labelled.labels.astype(np.int64), none]))

@@ -1,0 +1,54 @@
+"""What every objective offers.
+
+Letters: B images, C channels, H×W pixels, K numbers that say what a picture should be answered with.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from patchword.models.contract import Model
+
+
+class Objective(nn.Module, ABC):
+    """Labels → targets that can be mixed; images and targets → one loss for each image.
+
+    It may have parameters, which learn with the model, are kept in checkpoints and are left behind with them: a model
+    folder does not hold them.
+    """
+
+    metric: ClassVar[str] = ""
+    """The name of the figure that `measure` gives, the higher the better; empty where predictions of labels are measured."""
+
+    @abstractmethod
+    def targets(self, labels: Tensor, ids: np.ndarray | None = None) -> Tensor:
+        """Labels of B pictures, and their indices in the training split, → B×K."""
+
+    @abstractmethod
+    def forward(self, model: Model, images: Tensor, targets: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Normalised images B×C×H×W and targets B×K → losses B; `keep` are the patches to look at, B×n."""
+
+    def measure(self, model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses B and figures B of images that nobody has labelled."""
+        raise NotImplementedError(type(self).__name__)
+
+    def on_meta(self) -> Callable[[Model, Tensor], object]:
+        """`measure` for a model on the meta device, to be counted."""
+        return copy.deepcopy(self).to("meta").measure
+
+
+class Unlabelled(Objective):
+    """What learns from pictures alone: the model has no head, and labels mean nothing."""
+
+    def targets(self, labels: Tensor, ids: np.ndarray | None = None) -> Tensor:
+        """Nothing to say: zeros B×1."""
+        return torch.zeros(len(labels), 1, device=labels.device)
+
+    def forward(self, model: Model, images: Tensor, targets: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Normalised images B×C×H×W → losses B."""
+        return self.measure(model, images)[0]

@@ -1,0 +1,105 @@
+"""What a teacher says of every training picture: asked once, kept on the disk, whole or not at all."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from patchword.core import files
+from patchword.core.errors import DataError, UsageError
+from patchword.core.processes import Processes
+from patchword.core.progress import say
+from patchword.data.dataset import Dataset, Split
+from patchword.data.join import joined
+from patchword.data.sources import open_pictures
+from patchword.evaluation.predict import predict
+from patchword.models.contract import Model
+from patchword.training.recipe import Teacher
+from patchword.weights.folder import read_tensors
+from patchword.weights.io import load_model
+
+
+def with_unlabelled(dataset: Dataset, teacher: Teacher) -> Dataset:
+    """The data set with the teacher's unlabelled pictures behind those of train; their labels are −1."""
+    if not teacher.unlabelled:
+        return dataset
+    if dataset.multi_label:
+        raise UsageError(f"teacher.unlabelled needs one label a picture; {dataset.location} has several")
+    extra = open_pictures(teacher.unlabelled)
+    train = joined(dataset.splits["train"], extra)
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": train})
+
+
+def load_teacher(teacher: Teacher, classes: tuple[str, ...]) -> Model:
+    """The teacher, which must know the same classes; their order may be another."""
+    model = load_model(teacher.weights)
+    if model.labels is None or set(model.labels) != set(classes):
+        theirs = "none that are named" if model.labels is None else ", ".join(model.labels[:5])
+        raise DataError(
+            f"teacher {teacher.weights} has other classes ({theirs}, {model.num_classes} in all) than the data set "
+            f"({', '.join(classes[:5])}, {len(classes)} in all); one trained on the same classes would be right"
+        )
+    return model
+
+
+def answers(
+    teacher: Teacher,
+    split: Split,
+    classes: tuple[str, ...],
+    *,
+    device: str,
+    workers: int,
+    stop: Callable[[], bool],
+    world: Processes,
+) -> Tensor:
+    """float32 M×K: the teacher's probabilities for each picture of a split, in the order of `classes`.
+
+    They are looked for among the answers that were kept before, by the weights, the preprocessing and the pictures. A
+    picture that cannot be read gets equal shares; training leaves it out anyway.
+    """
+    model = load_teacher(teacher, classes).to(device)
+    place = _cache() / f"{_key(model, split)}.safetensors"
+    kept: Tensor | None = None
+    if world.decide(place.is_file):
+        try:
+            kept = read_tensors(place)["logits"]
+        except (DataError, KeyError):
+            say(f"note: the teacher's answers in {place} are damaged and are asked for again")
+    if kept is None or kept.shape != (len(split), len(classes)):
+        said = predict(model, split, workers=workers, what="asking the teacher", stop=stop, world=world)
+        kept = torch.from_numpy(said.logits)
+        world.decide(lambda: _keep(place, kept))
+    labels = model.labels or ()
+    order = torch.tensor([labels.index(name) for name in classes])
+    return (kept[:, order] / teacher.temperature).softmax(1)
+
+
+def confident(split: Split, probabilities: Tensor, least: float) -> np.ndarray:
+    """The indices of a split's pictures that have a label, or of whose class the teacher is as sure as `least`."""
+    sure = probabilities.max(1).values.numpy() >= least
+    return np.flatnonzero((split.labels >= 0) | sure)
+
+
+def _keep(place: Path, logits: Tensor) -> None:
+    with files.new_file(place) as file:
+        file.write(save({"logits": logits}))
+
+
+def _key(model: Model, split: Split) -> str:
+    digest = hashlib.sha256(json.dumps([model.architecture, model.preprocessing.to_dict()], sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    digest.update(split.fingerprint().encode())
+    return digest.hexdigest()[:32]
+
+
+def _cache() -> Path:
+    """`$XDG_CACHE_HOME/patchword/answers`, by default in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchword" / "answers"

@@ -1,0 +1,60 @@
+"""How well an objective without labels does on pictures that training has not seen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from patchword.core.errors import DivergedError
+from patchword.core.processes import Processes
+from patchword.data.dataset import Split
+from patchword.data.loader import Batch
+from patchword.data.store import Store
+from patchword.evaluation.predict import look_at_all
+from patchword.models.chance import Chance, drawing_from
+from patchword.models.contract import Model
+from patchword.training.objectives import Objective
+
+_Z = 1.959963984540054
+
+
+def measure(
+    objective: Objective,
+    model: Model,
+    split: Split,
+    *,
+    store: Store | None,
+    batch_size: int,
+    workers: int,
+    stop: Callable[[], bool],
+    world: Processes,
+    threads: int,
+) -> dict[str, Any]:
+    """`n`, `metric`, `value` with its 95 % interval over pictures, and `loss`; what is hidden of a picture is always the same.
+
+    A picture that cannot be read is left out: nobody can say what it hides.
+    """
+    found = np.zeros((len(split), 2))
+
+    def look(batch: Batch, images: Tensor) -> None:
+        with drawing_from(Chance(0, int(batch.ids[0]))):
+            losses, figures = objective.measure(model, images)
+        found[batch.ids, 0], found[batch.ids, 1] = losses.float().cpu().numpy(), figures.float().cpu().numpy()
+
+    unreadable = look_at_all(
+        model, split, look, store=store, batch_size=batch_size, workers=workers, stop=stop, world=world, threads=threads
+    )
+    found = np.delete(world.add(found), list(unreadable), axis=0)
+    if not np.isfinite(found).all():
+        raise DivergedError(f"{model.name} gives losses that are not finite: its weights have been spoiled")
+    loss, value = found.mean(axis=0).tolist()
+    half = _Z * float(found[:, 1].std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 1.0
+    return {
+        "n": len(found),
+        "metric": objective.metric,
+        "value": value,
+        "value_ci95": [max(-1.0, value - half), min(1.0, value + half)],
+        "loss": loss,
+        "unreadable": [{"name": split.name(index), "reason": why} for index, why in sorted(unreadable.items())],
+    }

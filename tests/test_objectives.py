@@ -1,0 +1,330 @@
+"""Objectives that learn from pictures alone or from a teacher: their targets by hand, their draws by count, and whole runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from patchword.core.errors import DataError, StoppedError, UsageError
+from patchword.models.chance import Chance, drawing_from
+from patchword.models.names import create_model
+from patchword.models.vit import ViT
+from patchword.training import teacher
+from patchword.training.objectives import (
+    UNLABELLED,
+    Distillation,
+    MaskedAutoencoder,
+    MaskedPatch,
+    Objective,
+    masked_patch,
+    start_at_prior,
+)
+from patchword.training.passes import Part, Passes
+from patchword.training.run import run
+from patchword.weights.io import load_model
+from test_training import stop_after
+from tiny import tiny
+from victims import log_lines, weights_hash
+
+SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 40}
+
+
+def small(name: str = "ViT-At/4", image_size: tuple[int, int] = (20, 28), channels: int = 3) -> ViT:
+    torch.manual_seed(0)
+    model = create_model(name, 0, image_size, channels, pool="gap", **SMALL)
+    assert isinstance(model, ViT)
+    return model
+
+
+def pictures_of(model: ViT, count: int) -> Tensor:
+    height, width = model.image_size
+    shape = (count, model.in_channels, height, width)
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def test_mean_colours_by_hand() -> None:
+    """Three bits a channel of each patch's mean, red highest: NumPy on the bytes themselves."""
+    model = small()
+    pixels = pictures_of(model, 3)
+    pixels[0, :, :4, :4] = torch.tensor([255, 0, 129])[:, None, None]
+    found = masked_patch.mean_colours(model, model.preprocessing.normalize(pixels))
+    means = pixels.numpy().reshape(3, 3, 5, 4, 7, 4).mean(axis=(3, 5)) / 255
+    levels = np.minimum((means * 8).astype(int), 7)
+    expected = levels[:, 0] * 64 + levels[:, 1] * 8 + levels[:, 2]
+    np.testing.assert_array_equal(found.numpy(), expected.reshape(3, 35))
+    assert found[0, 0] == 7 * 64 + 0 * 8 + 4
+
+
+def test_half_of_the_patches_are_corrupted_as_in_bert() -> None:
+    words = torch.zeros(400, 36, 5)
+    with drawing_from(Chance(11)):
+        corrupted, fates, others = masked_patch._draw(words)
+    assert corrupted.shape == (400, 18)
+    assert all(len(set(row)) == 18 for row in corrupted.tolist())
+    fate = fates[:, :, 0].gather(1, corrupted)
+    assert (fate == 1).float().mean().item() == pytest.approx(0.8, abs=0.02)
+    assert (fate == 2).float().mean().item() == pytest.approx(0.1, abs=0.015)
+    untouched = torch.ones(400, 36, dtype=torch.bool).scatter_(1, corrupted, False)
+    assert not fates[:, :, 0][untouched].any()
+    places = torch.arange(36)
+    assert not (others[:, :, 0] == places).any()
+    assert torch.bincount(others.flatten(), minlength=36).min() > 250
+
+
+def test_a_head_that_knows_nothing_has_the_loss_of_chance_and_one_that_knows_is_right() -> None:
+    model = small().eval()
+    objective = MaskedPatch(model)
+    images = model.preprocessing.normalize(pictures_of(model, 5))
+    losses, right = objective.measure(model, images)
+    torch.testing.assert_close(losses, torch.full((5,), float(np.log(512))))
+    assert right.max() <= 0.2
+
+    class Knowing(torch.nn.Module):
+        """Says the colour that `encode` was made to hand through."""
+
+        def forward(self, encoded: Tensor) -> Tensor:
+            return torch.nn.functional.one_hot(encoded[:, :, 0].long(), 512).float() * 50
+
+    colours = masked_patch.mean_colours(model, images).float()
+    objective.head = Knowing()  # pyright: ignore[reportAttributeAccessIssue]
+    model.encode = lambda tokens, keep=None: colours[:, :, None].expand(-1, -1, 24)  # pyright: ignore
+    losses, right = objective.measure(model, images)
+    assert losses.max() < 1e-6
+    assert right.tolist() == [1.0] * 5
+
+
+def test_the_auto_encoder_sees_a_quarter_and_paints_the_rest() -> None:
+    model = small()
+    seen: list[Tensor] = []
+    encode = model.encode
+
+    def watched(tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        assert keep is not None
+        seen.append(keep)
+        return encode(tokens, keep)
+
+    model.encode = watched  # pyright: ignore[reportAttributeAccessIssue]
+    objective = MaskedAutoencoder(model)
+    images = model.preprocessing.normalize(pictures_of(model, 16))
+    with drawing_from(Chance(3)):
+        losses, figures = objective.measure(model, images)
+    [keep] = seen
+    assert keep.shape == (16, 9)  # a quarter of 35 patches
+    assert (keep.diff(dim=1) > 0).all()
+    torch.testing.assert_close(figures, 1 - losses.detach())
+    # The loss by hand: paint zeros, and each hidden patch has the variance 1 that it was given.
+    with torch.no_grad():
+        objective.paint.weight.zero_()
+        objective.paint.bias.zero_()
+    patches = images.reshape(16, 3, 5, 4, 7, 4).permute(0, 2, 4, 1, 3, 5).reshape(16, 35, 48)
+    normed = (patches - patches.mean(2, keepdim=True)) / patches.var(2, keepdim=True).add(1e-6).sqrt()
+    hidden = torch.ones(16, 35, dtype=torch.bool).scatter_(1, keep, False)
+    expected = (normed**2).mean(2)[hidden].view(16, 26).mean(1)
+    with drawing_from(Chance(3)):
+        torch.testing.assert_close(objective.measure(model, images)[0], expected)
+
+
+@pytest.mark.parametrize("kind", UNLABELLED.values())
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_parameter_of_model_and_objective_learns(kind: type[Any], channels: int) -> None:
+    model = small(channels=channels).train()
+    torch.manual_seed(1)
+    objective = kind(model)
+    for parameter in objective.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    images = model.preprocessing.normalize(pictures_of(model, 8))
+    with drawing_from(Chance(5)):
+        objective(model, images, objective.targets(torch.zeros(8, dtype=torch.int64))).sum().backward()
+    for part in (model, objective):
+        without = [name for name, p in part.named_parameters() if p.grad is None or not p.grad.any()]
+        assert without == []
+
+
+@pytest.mark.parametrize("kind", UNLABELLED.values())
+@pytest.mark.parametrize("name", ["ViT-At/4", "R5+ViT-At/4", "C2+ViT-At/4"])
+def test_what_is_hidden_depends_on_the_picture_alone(kind: type[Any], name: str) -> None:
+    """Parts of 3, 5 and 13 give the gradients of the whole, by any stem."""
+
+    def gradients(size: int) -> list[Tensor]:
+        model = small(name, (16, 24)).double().eval()  # batch norm looks at the batch in training
+        torch.manual_seed(2)
+        objective: Objective = kind(model).double()
+        for parameter in objective.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        images = model.preprocessing.normalize(pictures_of(model, 13), torch.float64)
+        ones = torch.ones(13, dtype=torch.float64)
+        parts = [
+            Part(images[i : i + size], ones[i : i + size, None], ones[i : i + size], None, Chance(7, i))
+            for i in range(0, 13, size)
+        ]
+        with Passes(model, objective, threads=2) as passes:
+            passes.backward(parts)
+        return [p.grad for p in (*model.parameters(), *objective.parameters()) if p.grad is not None]
+
+    whole = gradients(13)
+    for size in (3, 5):
+        for one, two in zip(gradients(size), whole, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("objective", UNLABELLED)
+def test_a_run_without_labels_learns_resumes_and_can_be_built_upon(
+    objective: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(pictures, objective=objective, model={"patch_size": 4}, regularization={"patch_dropout": 0.0})
+    whole = run(recipe, tmp_path / "whole")
+    result = json.loads((whole / "result.json").read_text())
+    metric = {"masked-patch": "masked_accuracy", "masked-autoencoder": "explained_variance"}[objective]
+    assert (result["metric"], result["n"], result["split"]) == (metric, 21, "test")
+    low, high = result["value_ci95"]
+    assert low < result["value"] < high
+    assert "accuracy" not in result
+    assert {metric, "loss"} <= log_lines(whole)[-1].keys()
+    model = load_model(whole)
+    assert (model.num_classes, model.labels) == (0, None)
+    stop_after(5, monkeypatch)
+    with pytest.raises(StoppedError):
+        run(recipe, tmp_path / "stopped")
+    monkeypatch.undo()
+    run(recipe, tmp_path / "stopped")
+    assert weights_hash(tmp_path / "stopped") == weights_hash(whole)
+    own = sorted((tmp_path / "stopped/checkpoints").iterdir())[-1] / "objective.safetensors"
+    assert own.is_file()
+    tuned = run(tiny(pictures, init=str(whole), model={"patch_size": 4}), tmp_path / "tuned")
+    assert load_model(tuned).num_classes == 3
+
+
+def test_the_flops_of_an_auto_encoder_are_those_of_what_it_sees(pictures: Path, tmp_path: Path) -> None:
+    sizes = {"patch_size": 2, "embed_dim": 64, "depth": 6, "mlp_dim": 256, "num_heads": 2}
+    flops = {}
+    for objective in ("masked-autoencoder", "masked-patch", "softmax"):
+        recipe = tiny(
+            pictures, objective=objective, model=sizes, regularization={"patch_dropout": 0.0}, budget={"steps": 1}
+        )
+        result = json.loads((run(recipe, tmp_path / objective) / "result.json").read_text())
+        flops[objective] = result["train_flops"]
+    assert flops["softmax"] < flops["masked-patch"] < 1.3 * flops["softmax"]
+    assert flops["masked-autoencoder"] < 0.6 * flops["softmax"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"model": {"patch_size": 16}},
+            "objective=masked-patch needs two patches or more, and ViT-At/8 at 16×16 has one",
+        ),
+        ({"tune": "head", "init": "RUN"}, "has no use for a head"),
+        ({}, "objective=masked-patch hides patches itself; regularization.patch_dropout=0 is right"),
+        ({"model": {"name": "BiT-R14x0.5"}}, "objective=masked-patch needs a model with patches"),
+    ],
+)
+def test_what_does_not_go_with_a_masked_objective_is_refused(
+    changes: dict[str, Any], sentence: str, pictures: Path, tmp_path: Path
+) -> None:
+    if changes.get("init") == "RUN":
+        changes = {**changes, "init": str(run(tiny(pictures, budget={"steps": 1}), tmp_path / "first"))}
+    if changes:
+        changes = {**changes, "regularization": {"patch_dropout": 0.0}}
+    if "name" in changes.get("model", {}):
+        changes |= {"model": {"name": "BiT-R14x0.5"}}
+    with pytest.raises(UsageError, match=sentence.replace("(", r"\(")):
+        if "name" in changes.get("model", {}):
+            from patchword.training import recipe as recipes
+
+            wanted = {
+                "data": str(pictures),
+                "objective": "masked-patch",
+                "budget": {"steps": 1},
+                "image_size": [32, 32],
+            }
+            run(recipes.load("scratch", {**wanted, **changes}), tmp_path / "out")
+        run(tiny(pictures, objective="masked-patch", **changes), tmp_path / "out")
+
+
+def test_a_new_head_for_several_labels_begins_at_the_prior() -> None:
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    start_at_prior(model, torch.tensor([25, 0, 100]), 100)
+    shares = model(torch.randn(2, 3, 16, 16)).sigmoid()
+    torch.testing.assert_close(shares, torch.tensor([[0.25, 0.005, 0.995]]).expand(2, 3), rtol=1e-4, atol=1e-5)
+
+
+def test_the_targets_of_a_teacher_by_hand() -> None:
+    answers = torch.tensor([[0.7, 0.3], [0.1, 0.9], [0.5, 0.5]])
+    objective = Distillation(2, 0.2, answers, share=0.25)
+    targets = objective.targets(torch.tensor([1, -1]), np.array([0, 1]))
+    torch.testing.assert_close(targets, torch.tensor([[0.75 * 0.1 + 0.25 * 0.7, 0.75 * 0.9 + 0.25 * 0.3], [0.1, 0.9]]))
+
+
+@pytest.fixture
+def taught(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A teacher, and a place of our own for what it says."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return run(tiny(pictures), tmp_path / "teacher")
+
+
+def test_a_teacher_is_asked_once_and_its_answers_are_whole_or_absent(
+    taught: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+    predict = teacher.predict
+    monkeypatch.setattr(teacher, "predict", lambda *a, **k: (asked.append(1), predict(*a, **k))[1])
+    recipe = tiny(pictures, teacher={"weights": str(taught), "temperature": 2.0}, seed=5)
+    first = run(recipe, tmp_path / "first")
+    again = run(recipe, tmp_path / "again")
+    assert len(asked) == 1
+    assert weights_hash(first) == weights_hash(again) != weights_hash(run(tiny(pictures, seed=5), tmp_path / "alone"))
+    [kept] = (tmp_path / "cache/patchword/answers").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-5])
+    third = run(recipe, tmp_path / "third")
+    assert "are damaged and are asked for again" in capsys.readouterr().err
+    assert weights_hash(third) == weights_hash(first)
+    kept.unlink()
+    monkeypatch.setattr(teacher, "save", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "fourth")
+    assert not list(kept.parent.iterdir())
+
+
+def test_a_noisy_student_learns_from_pictures_that_nobody_has_labelled(
+    taught: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """All of them are seen, or those of which the teacher is sure; a flat folder will do."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(7):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(flat / f"{number}.png")
+    seen: dict[str, int] = {}
+    for name, fields in (
+        ("flat", {"unlabelled": str(flat)}),
+        ("sure", {"unlabelled": str(flat), "confidence": 1.0}),
+        ("folders", {"unlabelled": str(pictures)}),
+    ):
+        folder = run(tiny(pictures, teacher={"weights": str(taught), **fields}), tmp_path / f"run-{name}")
+        seen[name] = json.loads((folder / "result.json").read_text())["train_images"]
+    total = 72 + 21 + sum(1 for _ in (pictures / "validation").rglob("*.*"))
+    assert seen == {"flat": 79, "sure": 72, "folders": 72 + total}
+
+
+def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tmp_path: Path) -> None:
+    others, rng = tmp_path / "others", np.random.default_rng(0)
+    for folder in (others / split / name for split in ("train", "test") for name in ("oak", "fir")):
+        folder.mkdir(parents=True)
+        for number in range(8):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{number}.png")
+    with pytest.raises(
+        DataError, match=r"has other classes \(ant, .* 3 in all\) than the data set \(fir, oak, 2 in all\)"
+    ):
+        run(tiny(others, teacher={"weights": str(taught)}), tmp_path / "out")
+    with pytest.raises(
+        UsageError, match="a teacher answers with one class a picture, for objective=softmax, not sigmoid"
+    ):
+        run(tiny(pictures, objective="sigmoid", teacher={"weights": str(taught)}), tmp_path / "out2")
+    with pytest.raises(UsageError, match=r"teacher.unlabelled needs somebody who labels them; teacher.weights names"):
+        tiny(pictures, teacher={"unlabelled": "x"})
