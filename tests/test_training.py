@@ -806,6 +806,13 @@ def test_minutes_are_turned_into_steps_before_the_first(pictures: Path, tmp_path
     assert weights_hash(again) == weights_hash(folder), "throw-away steps must leave no trace"
 
 
+def test_a_budget_of_less_than_a_step_is_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"a budget of 1e-10 PFLOP is less than one step of ViT-At/8 on 10 pictures; 1e-09 or"
+    ):
+        run(tiny(pictures, budget={"pflop": 1e-10}), tmp_path / "out")
+
+
 def test_epochs_and_pflop_are_counted(pictures: Path, tmp_path: Path) -> None:
     folder = run(tiny(pictures, budget={"epochs": 1.5}), tmp_path / "epochs")
     assert json.loads((folder / "result.json").read_text())["steps"] == 11  # ⌈1.5 · 72 / 10⌉

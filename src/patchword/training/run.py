@@ -212,7 +212,12 @@ class _Run:
         elif budget.epochs:
             steps = math.ceil(budget.epochs * num_pictures / batch_size)
         elif budget.pflop:
-            steps = int(budget.pflop * 1e15 / (self.train_flops_per_image * batch_size))
+            step = self.train_flops_per_image * batch_size / 1e15
+            if (steps := int(budget.pflop / step)) < 1:
+                raise UsageError(
+                    f"a budget of {budget.pflop:g} PFLOP is less than one step of {self.model.name} on {batch_size} pictures; "
+                    f"{step:.1g} or more, a smaller model or a smaller batch_size would be right"
+                )
         elif budget.minutes:
             steps = self.steps_in(budget.minutes * 60)
         else:

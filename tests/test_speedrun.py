@@ -1,0 +1,68 @@
+"""`make speedrun`: what it runs, what it keeps, what it says; a run of its own is `ONLY=hybrid BUDGET=0.001`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import speedrun
+
+from patchword.core.errors import UsageError
+from patchword.models.cost import cost
+from patchword.models.names import create_model
+from patchword.training import recipe as recipes
+
+
+def row(system: str = "hybrid", seed: int = 0, accuracy: float = 0.5, roofline: float = 100.0) -> dict[str, Any]:
+    figures = {"accuracy": accuracy, "train_flops": 2e13, "seconds": 80.0, "gflops_per_second": 250.0}
+    return {"system": system, "budget": 0.02, "seed": seed, **figures, "roofline": roofline}
+
+
+def test_each_budget_takes_the_preset_made_for_the_nearest() -> None:
+    names = [name for name, _ in speedrun.systems("", 0.02)]
+    assert names == ["hybrid", "plain", "better-plain-vit", "cct-2-3x2", "deit-ti-4", "vit-lite-7-4"]
+    assert dict(speedrun.systems("", 0.02))["plain"] == "speedrun/plain-0.02"
+    assert list(speedrun.systems("hybrid", 1e-5)) == [("hybrid", "speedrun/hybrid-0.02")]
+    assert [name for name, _ in speedrun.systems("peers", 0.1)] == names[2:]
+
+
+@pytest.mark.parametrize(
+    ("file", "params", "mac"),
+    [("vit-lite-7-4", 3.7e6, 0.239e9), ("cct-2-3x2", 0.28e6, 0.033e9)],
+)
+def test_peers_have_the_published_sizes(file: str, params: float, mac: float) -> None:
+    """arXiv 2104.05704, Table 2; CCT's within what its pooling and our norms differ in."""
+    recipe = recipes.load(str(speedrun.PEERS / f"{file}.toml"))
+    options = {key: value for key, value in recipe.model.items() if key != "name"}
+    counted = cost(create_model(recipe.model["name"], 10, 32, **options))
+    assert counted.params == pytest.approx(params, rel=0.08)
+    assert counted.forward_flops / 2 == pytest.approx(mac, rel=0.08)
+
+
+def test_rows_of_before_stay_and_those_of_another_run_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "speedrun.json"
+    path.write_text(json.dumps([row(), row("plain"), row(seed=1)]))
+    merged = speedrun._merged(path, [row(roofline=7.0), row(seed=1, accuracy=0.75), row("new")])
+    assert merged == [row(), row("plain"), row(seed=1, accuracy=0.75), row("new")]
+
+
+def test_the_table_says_mean_range_and_share(capsys: pytest.CaptureFixture[str]) -> None:
+    speedrun.show([row(), row(seed=1, accuracy=0.75), row("plain", accuracy=0.7)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["system", "plain", "hybrid"]
+    assert lines[2].split() == ["hybrid", "0.02", "2", "62.50", "%", "50.00–75.00", "80", "250", "250%"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("BUDGET", "0", "BUDGET=0 must be a number greater than 0"),
+        ("BUDGET", "much", "BUDGET=much must be a number greater than 0"),
+        ("SEEDS", "-1", "SEEDS=-1 must be a number greater than 0"),
+        ("ONLY", "cnn", "ONLY=cnn is not known; hybrid, plain and peers are right"),
+    ],
+)
+def test_wrong_wishes_are_refused(name: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=sentence):
+        speedrun.main()
