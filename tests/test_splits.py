@@ -1,11 +1,30 @@
 """Carving depends on names alone, keeps the classes' shares and never empties a class of train."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchword.data.splits import ALONE, GIVEN, TRAIN_AND_TEST, TRAIN_AND_VALIDATION, carve, rule
+from patchword.data.splits import ALONE, GIVEN, TRAIN_AND_TEST, TRAIN_AND_VALIDATION, carve, first_of, rule
+
+
+def test_a_part_of_the_pictures_lies_in_a_larger_part_and_has_each_class_in_its_share() -> None:
+    labels = np.repeat([0, 1, 2], [70, 20, 10])
+    keys = [b"%d" % i for i in range(100)]
+    parts = [first_of(keys, labels, count) for count in (10, 37, 50, 100)]
+    assert [np.bincount(labels[part]).tolist() for part in (parts[0], parts[2], parts[3])] == [
+        [7, 2, 1],
+        [35, 10, 5],
+        [70, 20, 10],
+    ]
+    for small, large in itertools.pairwise(parts):
+        assert set(small) < set(large)
+        assert (np.diff(small) > 0).all()
+    order = np.random.default_rng(0).permutation(100)
+    shuffled = first_of([keys[i] for i in order], labels[order], 37)
+    assert {keys[order[i]] for i in shuffled} == {keys[i] for i in parts[1]}, "names decide, not their order"
 
 
 def keys(n: int) -> list[bytes]:

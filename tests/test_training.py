@@ -806,6 +806,15 @@ def test_minutes_are_turned_into_steps_before_the_first(pictures: Path, tmp_path
     assert weights_hash(again) == weights_hash(folder), "throw-away steps must leave no trace"
 
 
+def test_a_run_takes_as_many_pictures_as_it_is_told(pictures: Path, tmp_path: Path) -> None:
+    folder = run(tiny(pictures, train_images=30, budget={"epochs": 1.0}), tmp_path / "few")
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["train_images"], result["steps"], result["n"]) == (30, 3, 21)
+    for count, sentence in ((73, "is more than the 72 that"), (2, "leaves classes of .* without a picture; it has 3")):
+        with pytest.raises(UsageError, match=f"train_images={count} {sentence}"):
+            run(tiny(pictures, train_images=count, batch_size=2), tmp_path / "wrong")
+
+
 def test_a_budget_of_less_than_a_step_is_refused(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"a budget of 1e-10 PFLOP is less than one step of ViT-At/8 on 10 pictures; 1e-09 or"

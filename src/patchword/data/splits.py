@@ -52,11 +52,8 @@ def carve(keys: Iterable[bytes], labels: np.ndarray) -> dict[str, np.ndarray]:
     hashes of the names, so that it survives the adding of pictures nearly unchanged and no training seed can shift it.
     A class of fewer than 5 goes to train as a whole; a split that would be empty is left away.
     """
-    hashes = np.fromiter(
-        (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") for key in keys), np.uint64, len(labels)
-    )
     strata = labels if labels.ndim == 1 else _rarest(labels)
-    order = np.lexsort((hashes, strata))
+    order = np.lexsort((_hashes(keys, len(labels)), strata))
     counts = np.bincount(strata)
     first = np.cumsum(counts) - counts
     sorted_strata = strata[order]
@@ -65,6 +62,27 @@ def carve(keys: Iterable[bytes], labels: np.ndarray) -> dict[str, np.ndarray]:
     test, validation = rank < held_out, (rank >= held_out) & (rank < 2 * held_out)
     chosen = {"train": order[~test & ~validation], "validation": order[validation], "test": order[test]}
     return {name: np.sort(rows) for name, rows in chosen.items() if len(rows)}
+
+
+def first_of(keys: Iterable[bytes], labels: np.ndarray, count: int) -> np.ndarray:
+    """Row numbers, ascending, of `count` pictures, of each class its share: a smaller number takes a part of a larger one's.
+
+    That is how the paper's subsets of JFT lie in one another (section 4.3). As in `carve`, hashes of the names decide.
+    """
+    strata = labels if labels.ndim == 1 else _rarest(labels)
+    hashes = _hashes(keys, len(labels))
+    order = np.lexsort((hashes, strata))
+    sizes = np.bincount(strata)
+    rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[strata[order]]
+    share = np.empty(len(order))
+    share[order] = (rank + 0.5) / sizes[strata[order]]
+    return np.sort(np.lexsort((hashes, share))[:count])
+
+
+def _hashes(keys: Iterable[bytes], count: int) -> np.ndarray:
+    return np.fromiter(
+        (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") for key in keys), np.uint64, count
+    )
 
 
 def _rarest(labels: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from patchword.data.dataset import Dataset, Split
 from patchword.data.decode import header
 from patchword.data.duplicates import find_duplicates, without_leaks
 from patchword.data.sources import open_data
+from patchword.data.splits import first_of
 from patchword.data.store import Store, estimated_bytes
 from patchword.models.contract import Model
 from patchword.models.cost import Cost
@@ -75,6 +76,7 @@ def open_training_data(recipe: Recipe) -> Opened:
     """The recipe's data set, looked through for duplicates where the recipe says so or the set is small enough."""
     dataset = open_data(recipe.data)
     fingerprint = dataset.fingerprint()
+    dataset = _with_images(dataset, recipe.train_images)
     count = sum(len(split) for split in dataset.splits.values())
     wanted = recipe.loading.duplicates
     if wanted == "no" or (wanted == "auto" and count >= _CHECK_DUPLICATES_BELOW):
@@ -82,6 +84,24 @@ def open_training_data(recipe: Recipe) -> Opened:
     with Progress("looking for duplicates", count) as progress:
         duplicates = find_duplicates(dataset, on_progress=lambda done, _: progress.update(done))
     return Opened(without_leaks(dataset, duplicates), duplicates.sentence, fingerprint)
+
+
+def _with_images(dataset: Dataset, count: int) -> Dataset:
+    """The data set with so many training pictures; 0: all of them."""
+    train = dataset.splits["train"]
+    if not count:
+        return dataset
+    if count > len(train):
+        raise UsageError(
+            f"train_images={count} is more than the {len(train):,} that {dataset.location} has for training"
+        )
+    few = train.subset(first_of(train.keys(), train.labels, count))
+    if train.labels.ndim == 1 and len(np.unique(few.labels)) < len(np.unique(train.labels)):
+        classes = len(np.unique(train.labels))
+        raise UsageError(
+            f"train_images={count} leaves classes of {dataset.location} without a picture; it has {classes}"
+        )
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": few})
 
 
 def look_at(split: Split) -> Pictures:

@@ -201,6 +201,8 @@ class Recipe:
     """The preset it came from."""
     data: str = ""
     """A folder, a table, a named set or `formula:…`."""
+    train_images: int = 0
+    """Train on so many pictures only, of each class its share; a smaller number takes a part of a larger one's. 0: all."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     """`name`, one of `patchword models`, and fields of the model's configuration, such as `pool`. With `init`, another
     `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
@@ -247,7 +249,7 @@ class Recipe:
     guard: Guard = Guard()
 
     def __post_init__(self) -> None:
-        for field, least in (("batch_size", 1), ("micro_batch", 0), ("threads", 0), ("seed", 0)):
+        for field, least in (("batch_size", 1), ("micro_batch", 0), ("threads", 0), ("seed", 0), ("train_images", 0)):
             if getattr(self, field) < least:
                 raise UsageError(f"{field}={getattr(self, field)} must be at least {least}")
         if self.threads > _MOST_THREADS:
