@@ -35,8 +35,8 @@ test: .venv/tested
 
 check: .venv/checked
 .venv/checked: .venv/ready $(SOURCE) $(TESTS) $(PAGES) $(TOOLS)
-	$(BIN)/ruff format --check src tests bench tools/recipe_fields tools/parity
-	$(BIN)/ruff check src tests bench tools/recipe_fields tools/parity
+	$(BIN)/ruff format --check src tests bench tools/recipe_fields tools/parity tools/ship tools/contact_sheet
+	$(BIN)/ruff check src tests bench tools/recipe_fields tools/parity tools/ship tools/contact_sheet
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell src tests bench docs README.md CONTRIBUTING.md CHANGELOG.md

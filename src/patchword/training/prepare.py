@@ -29,9 +29,12 @@ from patchword.training.choice import SMALL_PICTURE, choose_model
 from patchword.training.objectives import UNLABELLED, Distillation, Objective, Sigmoid, Softmax, start_at_prior
 from patchword.training.recipe import Recipe
 from patchword.training.tune import tune
+from patchword.weights import shipped
 from patchword.weights.adapt import adapt
 from patchword.weights.io import load_model
 
+SHIPPED_STRIDE = 8
+"""Of the weights that are taken where no model is named."""
 _CHECK_DUPLICATES_BELOW = 100_000
 _HEADERS = 64
 _ROWS = 1600
@@ -124,6 +127,30 @@ def look_at(split: Split) -> Pictures:
     )
 
 
+def decide_start(recipe: Recipe, with_weights: Recipe | None, dataset: Dataset) -> tuple[Recipe, str]:
+    """What `init=auto` comes to, and a sentence that says it: weights of the package that fit, or nothing.
+
+    `with_weights` is the same request with the recipe for weights; None: the one that there is serves both.
+    """
+    if recipe.init != "auto":
+        return recipe, ""
+    other = with_weights or recipe
+    pictures, wanted = look_at(dataset.splits["train"]), dict(other.model)
+    stride = SHIPPED_STRIDE
+    if name := wanted.pop("name", None):
+        family, decided = parse_name(name, wanted)
+        stride = decided.stride
+        wanted = {"family": family.family, **(family.parse(name) or {}), **wanted}
+    size = natural_size(pictures, stride) if other.image_size == (0, 0) else other.image_size
+    found = shipped.fitting(wanted, size) if not any(side % stride for side in size) else None
+    if found is None:
+        return dataclasses.replace(recipe, init="none"), (
+            "starting from nothing: no weights that come with patchword fit (--init RUN takes those of another run)"
+        )
+    note = f"starting from weights that come with patchword, {found} (--init none starts from nothing)"
+    return dataclasses.replace(other, init=shipped.PREFIX + found, image_size=size), note
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A model, ready to be trained."""
@@ -135,15 +162,13 @@ class Prepared:
     """Where the weights come from: `none` or a sentence."""
     small: bool
     """Whether the pictures are small ones of one shape, which are seen whole."""
-    note: str
-    """What was chosen where the recipe says `auto`; empty where nothing was."""
 
 
 def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     """The model to train, new or from weights, fitted to the data set."""
     pictures = look_at(dataset.splits["train"])
     image_size = None if recipe.image_size == (0, 0) else recipe.image_size
-    if recipe.init not in ("none", "auto"):
+    if recipe.init != "none":
         model, origin = _from_weights(recipe, dataset, image_size)
     else:
         model, recipe = _from_nothing(recipe, dataset, pictures, image_size)
@@ -166,14 +191,12 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
         start_at_prior(model, label_counts(dataset), len(dataset.splits["train"]))
     decided = dataclasses.replace(
         recipe,
-        init="none" if origin == "none" else recipe.init,
         model=family_fields,
         image_size=model.image_size,
         preprocessing=preprocessing,
         objective=objective,
     )
-    note = "starting from nothing: no weights are shipped yet (--init RUN takes those of another run)"
-    return Prepared(model, decided, origin, pictures.small, note if recipe.init == "auto" else "")
+    return Prepared(model, decided, origin, pictures.small)
 
 
 def check_objective(recipe: Recipe, objective: str, dataset: Dataset) -> None:

@@ -208,8 +208,8 @@ class Recipe:
     `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
     head, and the others must be what the weights say."""
     init: str = "none"
-    """Where the weights come from: `none`, `auto` (from nothing, until weights are shipped), a run or model folder, or
-    weights of others as `load_model` takes them."""
+    """Where the weights come from: `none`; `auto`, those that come with the package where architecture and size fit, else
+    none; a run or model folder; or weights of others as `load_model` takes them."""
     resampling: Resampling = "official"
     """How the position embedding of `init` goes to another grid: `official` (linear, corners kept) or `bicubic` (as timm)."""
     tune: str = "all"

@@ -47,18 +47,24 @@ _NOTICES = 5
 
 
 def run(
-    recipe: Recipe, out: Path | None = None, *, restart: bool = False, publish: Callable[[Path], object] | None = None
+    recipe: Recipe,
+    out: Path | None = None,
+    *,
+    restart: bool = False,
+    publish: Callable[[Path], object] | None = None,
+    with_weights: Recipe | None = None,
 ) -> Path:
     """Train as `recipe` says and leave everything in a run folder, whose path is returned.
 
     A folder that holds the same run, unfinished, is resumed; finished, it is left as it is; another recipe in it is a
     `UsageError`. `restart` moves what is there aside. On a fault or a signal, `result.json` says so before the error is
-    raised. `publish` is called with the folder whenever it has a new result: it writes the page.
+    raised. `publish` is called with the folder whenever it has a new result: it writes the page. `with_weights` is what is
+    asked for in the place of `recipe` where `init=auto` finds weights.
     """
     keep_memory()
     flag = StopFlag()
     with joined(recipe.compute.timeout, on_orphaned=flag.raise_it) as world:
-        return _run(recipe, out, restart, publish, flag, world)
+        return _run(recipe, out, restart, publish, flag, world, with_weights)
 
 
 def _run(
@@ -68,6 +74,7 @@ def _run(
     publish: Callable[[Path], object] | None,
     flag: StopFlag,
     world: Processes,
+    with_weights: Recipe | None,
 ) -> Path:
     if out is not None:
         world.decide(functools.partial(run_folder.check, out))  # before the data is looked through
@@ -76,6 +83,7 @@ def _run(
         world.decide(lambda: prepare.fetch(recipe))  # one downloads, the others find it
     opened = prepare.open_training_data(recipe)
     dataset = opened.dataset
+    recipe, note = prepare.decide_start(recipe, with_weights, dataset)
     if there.exists():  # a named set keeps its name, a path works from anywhere
         recipe = dataclasses.replace(recipe, data=str(there.resolve()))
     if recipe.batch_size > (there_are := len(dataset.splits["train"])):
@@ -105,7 +113,7 @@ def _run(
             return out
         with flag.listening():
             of_before = None if stored is None else loads(stored, str(out / RECIPE)).going_on(recipe)
-            _Run(out, opened, prepared, of_before, flag, publish, world).go(resuming=stored is not None)
+            _Run(out, opened, prepared, of_before, flag, publish, world, note).go(resuming=stored is not None)
     return out
 
 
@@ -121,7 +129,9 @@ class _Run:
         flag: StopFlag,
         publish: Callable[[Path], object] | None,
         world: Processes,
+        note: str,
     ) -> None:
+        self.note = note
         self.out, self.opened, self.prepared, self.flag, self.publish = out, opened, prepared, flag, publish
         self.world = world
         self.dataset = dataset = opened.dataset
@@ -266,8 +276,8 @@ class _Run:
 
     def announce(self) -> None:
         """One line before the run: what, on what, how long, how much memory."""
-        if self.prepared.note:
-            say(self.prepared.note)
+        if self.note:
+            say(self.note)
         recipe, total = self.recipe, self.recipe.budget.steps
         learning = self.learning
         memory = self.memory_needed + sum(store.nbytes for store in self.stores.values())

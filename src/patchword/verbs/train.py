@@ -106,10 +106,11 @@ def train(
         over["image_size"] = parse_image_size(image_size)
     if seed is not None:
         over["seed"] = seed
-    chosen = recipes.load(
-        str(recipe or "") or ("finetune" if starts_from_weights else "scratch"), config.merge(changes, over)
-    )
-    folder = run(chosen, None if out is None else Path(out), restart=restart, publish=write_report)
+    wanted = config.merge(changes, over)
+    chosen = recipes.load(str(recipe or "") or ("finetune" if starts_from_weights else "scratch"), wanted)
+    other = recipes.load("finetune", wanted) if init == "auto" and recipe is None else None
+    place = None if out is None else Path(out)
+    folder = run(chosen, place, restart=restart, publish=write_report, with_weights=other)
     if sentence := result_sentence(folder):
         say(sentence)
     say(f"the report is {folder / PAGE}")

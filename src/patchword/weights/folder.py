@@ -19,15 +19,24 @@ from patchword.weights.card import card
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "model.json", "README.md"
 _FORMAT = 1
+HALF = "float16"
+"""What a description says where weights are stored smaller than they are computed with."""
 _NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 
 
-def save(model: Model, folder: Path) -> None:
-    """Write the model to `folder`, whole or not at all. Equal weights give equal bytes in `model.safetensors`."""
+def save(model: Model, folder: Path, *, half: bool = False) -> None:
+    """Write the model to `folder`, whole or not at all. Equal weights give equal bytes in `model.safetensors`.
+
+    `half`: in float16, half as large, and made float32 again where it is loaded.
+    """
+    tensors = model.state_dict()
+    if half:
+        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     with files.new_directory(folder) as aside:
-        write_tensors(aside / WEIGHTS, model.state_dict())
+        write_tensors(aside / WEIGHTS, tensors)
         description = {
             "format": _FORMAT,
+            **({"stored": HALF} if half else {}),
             "architecture": model.architecture,
             "labels": None if model.labels is None else list(model.labels),
             "multi_label": model.multi_label,
@@ -83,6 +92,8 @@ def _load(folder: Path, description: Any) -> Model:
     if not _plausible(architecture, tensors):
         raise DataError(f"{folder / DESCRIPTION} describes a larger model than there are tensors for in {WEIGHTS}")
     model = build_model(architecture, preprocessing)
+    if description.get("stored") == HALF:  # kept small, not computed with
+        tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     fill(model, tensors, str(folder / WEIGHTS))
     if labels is not None and not (
         isinstance(labels, list)

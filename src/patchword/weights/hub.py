@@ -15,7 +15,7 @@ from pathlib import Path
 from patchword.core import files
 from patchword.core.errors import DataError, UsageError, brief, nearest
 from patchword.core.progress import Progress, say, size
-from patchword.weights import folder
+from patchword.weights import folder, shipped
 
 GOOGLE = "https://storage.googleapis.com"
 """Where the public buckets of Google's researchers answer without an account."""
@@ -56,12 +56,14 @@ def locate(source: str | Path) -> Path:
     """The path of `source`; what is published elsewhere is downloaded first, once.
 
     A string may be an address: `hf://org/name[@revision][/folder]`, `gs://bucket/path.npz` of Google's public buckets, or the
-    name of an official file (`OFFICIAL`) that does not lie here. Raises `UsageError` for an address that leads nowhere and
-    `DataError` where it cannot be reached.
+    name of an official file (`OFFICIAL`) that does not lie here; `shipped:NAME` are weights that come with the package.
+    Raises `UsageError` for an address that leads nowhere and `DataError` where it cannot be reached.
     """
     path = files.at_home(source)
     if isinstance(source, Path) or path.exists():
         return path
+    if source.startswith(shipped.PREFIX):
+        return shipped.locate(source.removeprefix(shipped.PREFIX))
     address = OFFICIAL.get(source, source)
     if address.startswith(f"{GOOGLE}/"):
         address = f"gs://{urllib.parse.unquote(address.removeprefix(f'{GOOGLE}/'))}"

@@ -1,0 +1,105 @@
+"""Weights that come with the package: whole, small, told of; taken where they fit and nowhere else."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import patchword as pw
+from patchword.core.errors import UsageError
+from patchword.models.names import create_model
+from patchword.weights import folder, shipped
+from patchword.weights.io import load_model
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_what_is_shipped_is_small_whole_and_told_of(name: str) -> None:
+    place = shipped.FOLDER / name
+    assert sum(file.stat().st_size for file in place.iterdir()) <= 8e6
+    model = load_model(f"shipped:{name}")
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    card = (place / "README.md").read_text("utf-8")
+    for what in ("PFLOP", "pictures", "accuracy", "Apache-2.0", "stage 1"):
+        assert what in card, what
+    assert model.labels is not None
+    shares = model.probabilities(torch.randn(2, 3, *model.image_size, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(shares.sum(1), torch.ones(2))
+
+
+@pytest.fixture
+def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with one tiny model in it."""
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "shipped")
+    torch.manual_seed(0)
+    model = create_model("C3+ViT-At/8", 3, 32, depth=1, embed_dim=16, mlp_dim=24, num_heads=2, pool="gap")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.labels = ("x", "y", "z")
+    folder.save(model, tmp_path / "shipped/tiny", half=True)
+    return tmp_path
+
+
+@pytest.fixture
+def small_pictures(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name in ("ant", "bee"):
+            place = tmp_path / "data" / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(rng.integers(0, 256, (30, 30, 3), np.uint8)).save(place / f"{number}.png")
+    return tmp_path / "data"
+
+
+def test_half_as_large_and_computed_with_in_full(ours: Path) -> None:
+    model = load_model("shipped:tiny")
+    full = ours / "full"
+    folder.save(model, full)
+    halves, wholes = ((place / folder.WEIGHTS).stat().st_size for place in (ours / "shipped/tiny", full))
+    assert halves < 0.6 * wholes
+    for value in model.state_dict().values():
+        assert not value.is_floating_point() or torch.equal(value, value.half().float())
+
+
+def test_auto_takes_what_fits_and_says_so(ours: Path, small_pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = pw.train(str(small_pictures), steps=2, out=str(ours / "auto"))
+    assert "starting from weights that come with patchword, tiny" in capsys.readouterr().err
+    result = json.loads((run / "result.json").read_text())
+    assert result["init"].startswith("shipped:tiny (C3+ViT-At/8 at 32×32)")
+    assert result["image_size"] == [32, 32]
+    again = pw.train(str(small_pictures), steps=2, out=str(ours / "auto"))  # the same command: the same run
+    assert again == run
+    assert "holds this run, finished" in capsys.readouterr().err
+    large = pw.train(str(small_pictures), steps=2, image_size=48, out=str(ours / "large"))
+    assert json.loads((large / "result.json").read_text())["image_size"] == [48, 48]
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"init": "none"},
+        {"model": "ViT-At/8", "image_size": 32},
+        {"model": "C3+ViT-At/8", "image_size": 32},
+        {"image_size": 72, "model": "ViT-At/8"},
+        {"image_size": 30, "model": "ViT-At/6"},
+    ],
+)
+def test_auto_takes_nothing_where_nothing_fits(wish: dict[str, object], ours: Path, small_pictures: Path) -> None:
+    """Another architecture, another size, or nothing wanted; the named hybrid has six blocks and not one."""
+    run = pw.train(str(small_pictures), steps=1, out=str(ours / "run"), **wish)  # pyright: ignore[reportArgumentType]
+    assert json.loads((run / "result.json").read_text())["init"] == "none"
+
+
+def test_auto_takes_them_for_their_own_architecture(ours: Path, small_pictures: Path) -> None:
+    fields = {"depth": 1, "embed_dim": 16, "mlp_dim": 24, "num_heads": 2}
+    wanted = [f"model.{name}={value}" for name, value in fields.items()]
+    run = pw.train(str(small_pictures), model="C3+ViT-At/8", steps=1, set=wanted, out=str(ours / "run"))
+    assert json.loads((run / "result.json").read_text())["init"].startswith("shipped:tiny")
+
+
+def test_an_unknown_name_is_refused(ours: Path) -> None:
+    with pytest.raises(UsageError, match="no weights called 'tny' come with patchword; did you mean 'tiny'"):
+        load_model("shipped:tny")
