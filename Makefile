@@ -7,7 +7,7 @@ PAGES  := README.md CONTRIBUTING.md CHANGELOG.md $(wildcard docs/*.md)
 TOOLS  := $(wildcard tools/*)
 BENCH  ?= quick
 
-.PHONY: help setup demo test check bench soak speedrun clean
+.PHONY: help setup demo test check bench soak speedrun transfer-study clean
 help:
 	@echo "make demo    train a small ViT on Fashion-MNIST, fine-tune it at a higher resolution, write both reports"
 	@echo "make test    run the tests"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench   speed against timm, transformers, torchvision and ONNX Runtime (BENCH=quick or full)"
 	@echo "make soak    kill, starve and signal training hundreds of times; the table goes to docs/reliability.md"
 	@echo "make speedrun  accuracy on CIFAR-10 for a budget of FLOPs, ours and public recipes (BUDGET=0.02 ONLY=hybrid|plain|peers SEEDS=1)"
+	@echo "make transfer-study  what pre-training is worth: from nothing, formulas, CIFAR-10 (SEEDS=3); the table goes to docs/pretraining.md"
 	@echo "make setup   a .venv with everything the others need"
 
 setup: .venv/ready
@@ -50,6 +51,9 @@ soak: .venv/ready
 
 speedrun: .venv/ready
 	$(BIN)/python -m bench.speedrun
+
+transfer-study: .venv/ready
+	$(BIN)/python -m bench.transfer
 
 clean:
 	rm -rf .venv runs

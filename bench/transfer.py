@@ -1,0 +1,104 @@
+"""`make transfer-study`: what pre-training is worth for the small hybrid, on data that it has not seen.
+
+From nothing, from pictures of formulas, from those and CIFAR-10 × the same and a higher resolution × 500 and all pictures ×
+SEEDS=3, on Fashion-MNIST and on DATA=… (a folder; $PATCHWORD_DATA/clothing if there is one), all for the same FLOPs
+(BUDGET=0.003 PFLOP a run). Each run is an ordinary run folder below OUT=runs/transfer: what is done is not done again. The table
+goes to docs/pretraining.md.
+"""
+
+import datetime
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from patchword.core import files
+from patchword.core.progress import say
+from patchword.reports.run import write_report
+from patchword.training import recipe as recipes
+from patchword.training.run import run
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, BEGIN, END = ROOT / "docs/pretraining.md", "<!-- transfer -->\n", "<!-- /transfer -->"
+RECIPE = "speedrun/hybrid-0.1"
+STARTS = ("nothing", "formula", "formula, CIFAR-10")
+SIZES = {"fashion-mnist": (32, 48), "clothing": (64, 96)}
+PICTURES = (500, 0)
+
+
+def main() -> None:
+    """Pre-train what is not there, fine-tune the grid, print and publish the table."""
+    out, seeds = Path(os.environ.get("OUT", "runs/transfer")), int(os.environ.get("SEEDS", "3"))
+    budget = float(os.environ.get("BUDGET", "0.003"))
+    starts = {"nothing": "none", "formula": str(pretrain(out / "formula", "formula:fractals-1000x100", "none", 0.04))}
+    starts["formula, CIFAR-10"] = str(pretrain(out / "cifar10", "cifar10", starts["formula"], 0.1))
+    rows = []
+    for data, place in sets().items():
+        for side in SIZES[data]:
+            for pictures in PICTURES:
+                found: dict[str, list[float]] = {}
+                for seed in range(seeds):
+                    for start, init in starts.items():
+                        folder = out / data / f"{side}-{pictures or 'all'}-{start.replace(', ', '-')}-{seed}"
+                        found.setdefault(start, []).append(tune(folder, place, init, side, pictures, seed, budget))
+                rows.append((data, side, pictures, found))
+                print(line(*rows[-1]), flush=True)
+    publish(rows, seeds, budget)
+
+
+def sets() -> dict[str, str]:
+    """Name → place of the data sets that are here."""
+    beside = Path(os.environ.get("PATCHWORD_DATA", "")) / "clothing"
+    place = os.environ.get("DATA", str(beside) if beside.is_dir() else "")
+    if not place:
+        say("note: DATA names no folder of pictures: the study is made on Fashion-MNIST alone")
+    return {"fashion-mnist": "fashion-mnist", **({"clothing": place} if place else {})}
+
+
+def pretrain(folder: Path, data: str, init: str, pflop: float) -> Path:
+    """The run folder of a model that was trained on `data`."""
+    over = {"data": data, "init": init, "budget": {"pflop": pflop}, "loading": {"duplicates": "no"}}
+    return run(recipes.load(RECIPE, over), folder, publish=write_report)
+
+
+def tune(folder: Path, data: str, init: str, side: int, pictures: int, seed: int, budget: float) -> float:
+    """The accuracy on test after training for the budget."""
+    over: dict[str, Any] = {
+        "data": data,
+        "init": init,
+        "seed": seed,
+        "image_size": [side, side],
+        "train_images": pictures,
+        "budget": {"pflop": budget},
+        "batch_size": 64,
+        "optimizer": {"lr": 1e-3, "matrix_lr": 0.01},
+        "augment": {"crop": "auto", "crop_area": [0.3, 1.0]},
+        "preprocessing": {"resize": "stretch", "crop_fraction": 1.0},
+        "loading": {"duplicates": "no"},
+    }
+    return files.read_json(run(recipes.load(RECIPE, over), folder, publish=write_report) / "result.json")["accuracy"]
+
+
+def line(data: str, side: int, pictures: int, found: dict[str, list[float]]) -> str:
+    """A row of the table: mean and range of each start."""
+    cells = [f"{data}, {side} px", f"{pictures:,}" if pictures else "all"]
+    for start in STARTS:
+        values = [100 * value for value in found[start]]
+        cells.append(f"{statistics.fmean(values):.1f} ({min(values):.1f}–{max(values):.1f})")
+    return "| " + " | ".join(cells) + " |"
+
+
+def publish(rows: list[tuple[str, int, int, dict[str, list[float]]]], seeds: int, budget: float) -> None:
+    """Put the table into the page."""
+    head = (
+        f"`make transfer-study` of {datetime.date.today():%Y-%m-%d}: accuracy on test in %, mean and range of {seeds} seeds, "
+        f"{budget:g} PFLOP each:\n\n| data | training pictures | {' | '.join(STARTS)} |\n|---|---|{'---|' * len(STARTS)}\n"
+    )
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    table = "".join(line(*row) + "\n" for row in rows)
+    PAGE.write_text(before + BEGIN + head + table + END + rest.partition(END)[2], "utf-8")
+    say(f"written to {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
