@@ -7,14 +7,15 @@ PAGES  := README.md CONTRIBUTING.md CHANGELOG.md $(wildcard docs/*.md)
 TOOLS  := $(wildcard tools/*)
 BENCH  ?= quick
 
-.PHONY: help setup demo test check bench soak speedrun transfer-study clean
+.PHONY: help setup demo test check bench soak speedrun trials transfer-study clean
 help:
-	@echo "make demo    train a small ViT on Fashion-MNIST, fine-tune it at a higher resolution, write both reports"
+	@echo "make demo    train a small hybrid on 500 pictures, from nothing and from shipped weights, then at a higher resolution"
 	@echo "make test    run the tests"
 	@echo "make check   style, types, spelling and the order of the rooms"
 	@echo "make bench   speed against timm, transformers, torchvision and ONNX Runtime (BENCH=quick or full)"
 	@echo "make soak    kill, starve and signal training hundreds of times; the table goes to docs/reliability.md"
 	@echo "make speedrun  accuracy on CIFAR-10 for a budget of FLOPs, ours and public recipes (BUDGET=0.02 ONLY=hybrid|plain|peers SEEDS=1)"
+	@echo "make trials  one thing changed at a time in that recipe; the table goes to docs/pretraining.md"
 	@echo "make transfer-study  what pre-training is worth: from nothing, formulas, CIFAR-10 (SEEDS=3); the table goes to docs/pretraining.md"
 	@echo "make setup   a .venv with everything the others need"
 
@@ -51,6 +52,9 @@ soak: .venv/ready
 
 speedrun: .venv/ready
 	$(BIN)/python -m bench.speedrun
+
+trials: .venv/ready
+	$(BIN)/python -m bench.trials
 
 transfer-study: .venv/ready
 	$(BIN)/python -m bench.transfer

@@ -5,9 +5,12 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from patchword.core import errors
 
 ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
 
 def test_every_promise_names_a_test_that_exists() -> None:
@@ -58,3 +61,18 @@ def test_the_codes_of_errors_are_those_of_the_page() -> None:
     for kind in (errors.UsageError, errors.DataError, errors.FaultError, errors.DivergedError, errors.StoppedError):
         assert str(kind.exit_code) in codes, kind
     assert codes == ["0", "2", "3", "4", "130", "143", "137", "1"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file beside the page, and where a heading is named, to one that it has."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in slugs, f"{page.name}: {target}"

@@ -11,6 +11,7 @@ DEFAULTS: dict[str, Any] = {
     "name": "",
     "data": "",
     "train_images": 0,
+    "validation_share": 0.0,
     "init": "none",
     "resampling": "official",
     "tune": "all",

@@ -815,6 +815,19 @@ def test_a_run_takes_as_many_pictures_as_it_is_told(pictures: Path, tmp_path: Pa
             run(tiny(pictures, train_images=count, batch_size=2), tmp_path / "wrong")
 
 
+def test_validation_is_taken_from_train_where_there_is_none(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has validation pictures of its own; validation_share=0 is right"):
+        run(tiny(pictures, validation_share=0.25), tmp_path / "out")
+    shutil.rmtree(pictures / "validation")
+    with pytest.raises(UsageError, match="leaves none on one side"):
+        run(tiny(pictures, validation_share=0.001), tmp_path / "out")
+    folder = run(tiny(pictures, validation_share=0.25), tmp_path / "shared")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["data"]["splits"] == {"train": 54, "validation": 18, "test": 21}
+    assert (result["split"], result["n"], result["train_images"]) == ("test", 21, 54)
+    assert lines(folder)[-1]["kind"] == "validation"
+
+
 def test_a_budget_of_less_than_a_step_is_refused(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"a budget of 1e-10 PFLOP is less than one step of ViT-At/8 on 10 pictures; 1e-09 or"

@@ -79,7 +79,7 @@ def open_training_data(recipe: Recipe) -> Opened:
     """The recipe's data set, looked through for duplicates where the recipe says so or the set is small enough."""
     dataset = open_data(recipe.data)
     fingerprint = dataset.fingerprint()
-    dataset = _with_images(dataset, recipe.train_images)
+    dataset = _with_images(_with_validation(dataset, recipe.validation_share), recipe.train_images)
     count = sum(len(split) for split in dataset.splits.values())
     wanted = recipe.loading.duplicates
     if wanted == "no" or (wanted == "auto" and count >= _CHECK_DUPLICATES_BELOW):
@@ -87,6 +87,23 @@ def open_training_data(recipe: Recipe) -> Opened:
     with Progress("looking for duplicates", count) as progress:
         duplicates = find_duplicates(dataset, on_progress=lambda done, _: progress.update(done))
     return Opened(without_leaks(dataset, duplicates), duplicates.sentence, fingerprint)
+
+
+def _with_validation(dataset: Dataset, share: float) -> Dataset:
+    """The data set with a share of train as its validation; 0: as it is."""
+    if not share:
+        return dataset
+    if "validation" in dataset.splits:
+        raise UsageError(f"{dataset.location} has validation pictures of its own; validation_share=0 is right")
+    train = dataset.splits["train"]
+    chosen = first_of(train.keys(), train.labels, round(share * len(train)))
+    rest = np.setdiff1d(np.arange(len(train)), chosen)
+    if not len(chosen) or not len(rest):
+        raise UsageError(
+            f"validation_share={share} of {len(train):,} pictures leaves none on one side; another share is right"
+        )
+    splits = {**dataset.splits, "train": train.subset(rest), "validation": train.subset(chosen)}
+    return dataclasses.replace(dataset, splits=splits)
 
 
 def _with_images(dataset: Dataset, count: int) -> Dataset:

@@ -203,6 +203,9 @@ class Recipe:
     """A folder, a table, a named set or `formula:…`."""
     train_images: int = 0
     """Train on so many pictures only, of each class its share; a smaller number takes a part of a larger one's. 0: all."""
+    validation_share: float = 0.0
+    """Take so large a share of train, of each class alike, for validation where the set has none: to choose by, so that test
+    chooses nothing. The pictures are not learned from."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     """`name`, one of `patchword models`, and fields of the model's configuration, such as `pool`. With `init`, another
     `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
@@ -254,6 +257,8 @@ class Recipe:
                 raise UsageError(f"{field}={getattr(self, field)} must be at least {least}")
         if self.threads > _MOST_THREADS:
             raise UsageError(f"threads={self.threads} must be at most {_MOST_THREADS}")
+        if not 0 <= self.validation_share < 1:
+            raise UsageError(f"validation_share={self.validation_share} must lie in 0…1, below 1")
         if min(self.image_size) < 0:
             raise UsageError(f"image_size={self.image_size} must not be negative")
         rank_of(self.tune)

@@ -1,0 +1,104 @@
+"""`make trials`: one thing changed at a time in the recipe for a small budget.
+
+Accuracy is measured on a tenth of train that is not learned from; the test split is not looked at for it. BUDGET=0.02 (PFLOP),
+ONLY=name,name (all if not given), OUT=runs/trials. Each trial is an ordinary run folder: what is done is not done again. The
+table goes to docs/pretraining.md.
+"""
+
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from patchword.core import config, files
+from patchword.core.progress import say
+from patchword.reports.run import write_report
+from patchword.training import recipe as recipes
+from patchword.training.run import run
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, BEGIN, END = ROOT / "docs/pretraining.md", "<!-- trials -->\n", "<!-- /trials -->"
+
+TRIALS: dict[str, tuple[str, list[str]]] = {
+    "hybrid": ("hybrid", []),
+    "wider convolutions": ("hybrid", ["model.stem_channels=[24,64,128]", "model.embed_dim=128", "model.num_heads=4"]),
+    "one convolution less": ("hybrid", ["model.name=C2+ViT-Fe/4", "model.stem_channels=[24,64]"]),
+    "two blocks": ("hybrid", ["model.depth=2"]),
+    "AdamW alone": ("hybrid", ["optimizer.name=adamw", "optimizer.lr=5e-3", "optimizer.weight_decay=0.05"]),
+    "rate of matrices twice as high": ("hybrid", ["optimizer.matrix_lr=0.04"]),
+    "rate of matrices half as high": ("hybrid", ["optimizer.matrix_lr=0.01"]),
+    "cosine": ("hybrid", ["schedule.decay=cosine"]),
+    "batches of 128": ("hybrid", ["batch_size=128"]),
+    "batches of 512": ("hybrid", ["batch_size=512"]),
+    "no shifts": ("hybrid", ["augment.crop=resize"]),
+    "CutMix": ("hybrid", ["augment.cutmix=1.0"]),
+    "no label smoothing": ("hybrid", ["regularization.label_smoothing=0.0"]),
+    "average of weights": ("hybrid", ["regularization.average_decay=0.99"]),
+    "parts of 32": ("hybrid", ["micro_batch=32"]),
+    "plain": ("plain", []),
+    "plain, wider": ("plain", ["model.name=ViT-Fe/4", "model.mlp_dim=192"]),
+    "plain, patches of 8": ("plain", ["model.name=ViT-Pi/8", "model.mlp_dim=512"]),
+    "plain, AdamW alone": ("plain", ["optimizer.name=adamw", "optimizer.lr=3e-3", "optimizer.weight_decay=0.05"]),
+    "plain, half of the patches dropped": ("plain", ["regularization.patch_dropout=0.5"]),
+    "plain, sin-cos positions": ("plain", ["model.position=sincos"]),
+}
+"""Name → whose recipe, and what is changed in it."""
+
+
+def main() -> None:
+    """Run what is not there, print and publish the table."""
+    out, budget = Path(os.environ.get("OUT", "runs/trials")), float(os.environ.get("BUDGET", "0.02"))
+    only = [name for name in os.environ.get("ONLY", "").split(",") if name]
+    rows = []
+    for name, (base, changes) in TRIALS.items():
+        folder = out / f"{name.replace(', ', '-').replace(' ', '-')}-{budget:g}"
+        if (not only or name in only) or (folder / "result.json").is_file():
+            rows.append((name, changes, trial(folder, base, changes, budget)))
+            print(line(*rows[-1]), flush=True)
+    publish(rows, budget)
+
+
+def trial(folder: Path, base: str, changes: list[str], budget: float) -> dict[str, Any]:
+    """The last look at validation, and what the run cost."""
+    over = config.merge(
+        {
+            "data": "cifar10",
+            "validation_share": 0.1,
+            "budget": {"pflop": budget},
+            "evaluation": {"every_steps": 10**9},
+            "loading": {"duplicates": "no"},
+        },
+        config.parse_assignments(changes),
+    )
+    run(recipes.load(f"speedrun/{base}-0.02", over), folder, publish=write_report)
+    records = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = next(record for record in reversed(records) if record["kind"] == "validation")
+    result = files.read_json(folder / "result.json")
+    looks = result["steps"] * recipes.load(str(folder / "recipe.toml")).batch_size / result["train_images"]
+    return {"accuracy": last["accuracy"], "epochs": looks, "gflops": result["train_flops"] / result["seconds"] / 1e9}
+
+
+def line(name: str, changes: list[str], figures: dict[str, Any]) -> str:
+    """A row of the table."""
+    changed = " ".join(f"`{change}`" for change in changes)
+    return (
+        f"| {name} | {changed} | {100 * figures['accuracy']:.2f} | {figures['epochs']:.1f} | {figures['gflops']:.0f} |"
+    )
+
+
+def publish(rows: list[tuple[str, list[str], dict[str, Any]]], budget: float) -> None:
+    """Put the table into the page."""
+    head = (
+        f"`make trials` of {datetime.date.today():%Y-%m-%d}: accuracy in % on 5,000 pictures of train that are not learned from, "
+        f"one seed, {budget:g} PFLOP each:\n\n"
+        "| trial | changed | accuracy | epochs | GFLOP/s |\n|---|---|---|---|---|\n"
+    )
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    table = "".join(line(*row) + "\n" for row in rows)
+    PAGE.write_text(before + BEGIN + head + table + END + rest.partition(END)[2], "utf-8")
+    say(f"written to {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
