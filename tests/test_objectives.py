@@ -14,6 +14,7 @@ from patchword.core.errors import DataError, StoppedError, UsageError
 from patchword.models.chance import Chance, drawing_from
 from patchword.models.names import create_model
 from patchword.models.vit import ViT
+from patchword.reports.run import write_report
 from patchword.training import teacher
 from patchword.training.objectives import (
     UNLABELLED,
@@ -185,6 +186,9 @@ def test_a_run_without_labels_learns_resumes_and_can_be_built_upon(
     assert low < result["value"] < high
     assert "accuracy" not in result
     assert {metric, "loss"} <= log_lines(whole)[-1].keys()
+    page = write_report(whole).read_text("utf-8")
+    assert f"reaches a{'n' if metric[0] == 'e' else ''} {metric.replace('_', ' ')} of <strong>" in page
+    assert "names <strong>" not in page
     model = load_model(whole)
     assert (model.num_classes, model.labels) == (0, None)
     stop_after(5, monkeypatch)

@@ -126,10 +126,12 @@ def _headline(result: Fields, data: Fields, evaluation: Fields, planned: int | N
     if interval:
         low, high = page.percent(interval[0], unit=False), page.percent(interval[1])
         between = Markup(" (95{}% interval <span>{}–{}</span>)").format(page.THIN, low, high)
-    if result["metric"] == "mean_average_precision":
-        over = f" over {page.count(len(data['classes']), 'label')}" if data["classes"] else ""
-        sentence = Markup("{} reaches a mean average precision of <strong>{}</strong>{} on {}{}.")
-        return sentence.format(subject, page.percent(value), over, tested, between)
+    if result["metric"] not in (None, "accuracy"):
+        precision = result["metric"] == "mean_average_precision"
+        over = f" over {page.count(len(data['classes']), 'label')}" if precision and data["classes"] else ""
+        sentence = Markup("{} reaches {} of <strong>{}</strong>{} on {}{}.")
+        reached = f"{'an' if result['metric'][0] in 'aeiou' else 'a'} {result['metric'].replace('_', ' ')}"
+        return sentence.format(subject, reached, page.percent(value), over, tested, between)
     sentence = Markup("{} names <strong>{}</strong> of {} right{}")
     sentence = sentence.format(subject, page.percent(value), tested, between)
     if majority is None:
@@ -146,8 +148,10 @@ def _learning(records: list[dict[str, Any]], result: Fields) -> dict[str, Any]:
     def points(kind: str, field: str) -> list[tuple[float, float]]:
         return [(r["step"], r[field]) for r in records if r.get("kind") == kind and _finite(r.get(field))]
 
-    several = any("mean_average_precision" in record for record in records)
-    metric = "mean_average_precision" if several else "accuracy"
+    looks = [record for record in records if record.get("kind") == "validation"]
+    metric = (
+        next((name for name in looks[-1] if name not in ("kind", "step", "loss")), "accuracy") if looks else "accuracy"
+    )
     train, rate = points("train", "loss"), points("train", "images_per_second")
     validation, validation_loss = points("validation", metric), points("validation", "loss")
     test = None
