@@ -12,6 +12,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from bench.page import put
 from patchword.core import files
 from patchword.core.progress import say
 from patchword.reports.run import write_report
@@ -19,7 +20,7 @@ from patchword.training import recipe as recipes
 from patchword.training.run import run
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, BEGIN, END = ROOT / "docs/pretraining.md", "<!-- transfer -->\n", "<!-- /transfer -->"
+PAGE, MARK = ROOT / "docs/pretraining.md", "transfer"
 RECIPE = "speedrun/hybrid-0.1"
 STARTS = ("nothing", "formula", "formula, CIFAR-10")
 SIZES = {"fashion-mnist": (32, 48), "clothing": (64, 96)}
@@ -94,10 +95,7 @@ def publish(rows: list[tuple[str, int, int, dict[str, list[float]]]], seeds: int
         f"`make transfer-study` of {datetime.date.today():%Y-%m-%d}: accuracy on test in %, mean and range of {seeds} seeds, "
         f"{budget:g} PFLOP each:\n\n| data | training pictures | {' | '.join(STARTS)} |\n|---|---|{'---|' * len(STARTS)}\n"
     )
-    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    table = "".join(line(*row) + "\n" for row in rows)
-    PAGE.write_text(before + BEGIN + head + table + END + rest.partition(END)[2], "utf-8")
-    say(f"written to {PAGE}")
+    put(PAGE, MARK, head + "".join(line(*row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bench.page import put
 from patchword.core import config, files
-from patchword.core.progress import say
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
 from patchword.training.run import run
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, BEGIN, END = ROOT / "docs/pretraining.md", "<!-- trials -->\n", "<!-- /trials -->"
+PAGE, MARK = ROOT / "docs/pretraining.md", "trials"
 
 TRIALS: dict[str, tuple[str, list[str]]] = {
     "hybrid": ("hybrid", []),
@@ -94,10 +94,7 @@ def publish(rows: list[tuple[str, list[str], dict[str, Any]]], budget: float) ->
         f"one seed, {budget:g} PFLOP each:\n\n"
         "| trial | changed | accuracy | epochs | GFLOP/s |\n|---|---|---|---|---|\n"
     )
-    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    table = "".join(line(*row) + "\n" for row in rows)
-    PAGE.write_text(before + BEGIN + head + table + END + rest.partition(END)[2], "utf-8")
-    say(f"written to {PAGE}")
+    put(PAGE, MARK, head + "".join(line(*row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

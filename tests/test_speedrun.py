@@ -82,11 +82,11 @@ def test_each_trial_is_a_recipe_and_a_model_and_changes_something(name: str) -> 
 
 def test_the_table_of_trials_goes_between_its_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{trials.BEGIN}old\n{trials.END}\nafter\n")
+    page.write_text("before\n<!-- trials -->\nold\n<!-- /trials -->\nafter\n")
     monkeypatch.setattr(trials, "PAGE", page)
     trials.publish([("cosine", ["schedule.decay=cosine"], {"accuracy": 0.5, "epochs": 3.0, "gflops": 7.0})], 0.5)
     text = page.read_text()
-    assert text.startswith(f"before\n{trials.BEGIN}`make trials` of ")
+    assert text.startswith("before\n<!-- trials -->\n`make trials` of ")
     assert "| cosine | `schedule.decay=cosine` | 50.00 | 3.0 | 7 |" in text
     assert "old" not in text
-    assert text.endswith(f"{trials.END}\nafter\n")
+    assert text.endswith("<!-- /trials -->\nafter\n")

@@ -105,6 +105,11 @@ def at_home(path: str | os.PathLike[str]) -> Path:
         raise UsageError(f"{os.fspath(path)} begins with the home of nobody on this machine") from error
 
 
+def cache(room: str) -> Path:
+    """Where what can be had again is kept: `$XDG_CACHE_HOME/patchword/ROOM`, by default in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchword" / room
+
+
 def check_regular(path: Path) -> None:
     """Raise `DataError` where `path` is a folder, a pipe or a device, which may never end; one that is not there passes."""
     try:

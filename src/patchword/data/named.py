@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from patchword.core import files
 from patchword.core.errors import DataError, UsageError, nearest
 from patchword.core.files import at_home, new_directory
 from patchword.data.arrays import DIGITS
@@ -87,7 +88,7 @@ def find(name: str, open_path: Callable[[Path], Found]) -> Found:
 
 def cache() -> Path:
     """Where downloaded data sets are kept: `$XDG_CACHE_HOME/patchword/data`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchword" / "data"
+    return files.cache("data")
 
 
 def _unknown(name: str) -> str:
@@ -118,9 +119,9 @@ def _renamed(found: Found, name: str) -> Found:
 
 
 def _download(name: str) -> Path:
-    download, files = _SETS[name]
+    download, contents = _SETS[name]
     folder = cache() / name
-    put = f"put {files} into {folder} or into $PATCHWORD_DATA/{name}"
+    put = f"put {contents} into {folder} or into $PATCHWORD_DATA/{name}"
     if download is None:
         raise DataError(f"{name} cannot be downloaded without an account; {put}")
     try:

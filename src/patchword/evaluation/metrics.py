@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+Z95 = 1.959963984540054
+"""Standard deviations to either side that hold 95 % of a normal distribution."""
 _BINS = 15
 _LARGEST_CONFUSION = 1000
 _RESAMPLES = 300
@@ -43,7 +45,7 @@ def measure(predictions: Predictions, classes: tuple[str, ...], *, interval: boo
     return {"n": len(predictions.labels), **figures}
 
 
-def wilson_interval(correct: int, n: int, z: float = 1.959963984540054) -> list[float]:
+def wilson_interval(correct: int, n: int, z: float = Z95) -> list[float]:
     """The 95 % interval of a proportion (Wilson 1927), which stays inside 0…1 and is right for small n."""
     if n == 0:
         return [0.0, 1.0]

@@ -203,6 +203,11 @@ def newest(folder: Path, model: Model, objective: nn.Module) -> Saved | None:
     return None
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint that lies in `folder`, whole or not; None where there is none."""
+    return next(map(_step_of, _newest_first(folder)), None)
+
+
 def at(path: Path) -> Saved:
     """A checkpoint that another process has found to be whole."""
     return Saved(path, _read_state(path / _STATE))

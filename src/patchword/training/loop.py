@@ -253,7 +253,7 @@ class Loop:
             self.world.decide(write)
         except FaultError as error:
             if insist:
-                if (newest := self._steps_kept()) is None:
+                if (newest := checkpoint.newest_step(self.folder / CHECKPOINTS)) is None:
                     raise _UnsavedError(str(error)) from error
                 raise _UnsavedError(
                     f"{error}; the checkpoint of step {newest:,} stands, and the same command goes on from it"
@@ -288,11 +288,6 @@ class Loop:
         if changed:
             raise DataError(f"{changed}; --restart begins anew and keeps the old run")
         return saved
-
-    def _steps_kept(self) -> int | None:
-        """The step of the newest checkpoint that lies in the folder."""
-        kept = sorted((self.folder / CHECKPOINTS).glob("step-[0-9]*"))
-        return int(kept[-1].name.removeprefix("step-")) if kept else None
 
     def _fill(self, saved: checkpoint.Saved) -> None:
         saved.fill_optimizer(self.optimizer)

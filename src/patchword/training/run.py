@@ -380,31 +380,23 @@ class _Run:
         return {"loss": round(figures["loss"], 6), figures["metric"]: round(figures["value"], 6)}
 
     def predict(self, model: Model, split: str) -> Any:
-        return predict(
-            model,
-            self.dataset.splits[split],
-            store=self.stores.get(split),
-            batch_size=self.recipe.evaluation.batch_size,
-            workers=self.recipe.loading.workers,
-            stop=lambda: bool(self.flag),
-            world=self.world,
-            threads=max(1, self.recipe.threads // self.world.local_count),
-            mirror=self.recipe.evaluation.mirror,
-        )
+        pictures, mirror = self.dataset.splits[split], self.recipe.evaluation.mirror
+        return predict(model, pictures, **self.looking(split), mirror=mirror)
 
     def measure_unlabelled(self, model: Model, split: str) -> dict[str, Any]:
         """The objective's own figure, where there is no label to predict."""
-        return unlabelled.measure(
-            self.objective,
-            model,
-            self.dataset.splits[split],
-            store=self.stores.get(split),
-            batch_size=self.recipe.evaluation.batch_size,
-            workers=self.recipe.loading.workers,
-            stop=lambda: bool(self.flag),
-            world=self.world,
-            threads=max(1, self.recipe.threads // self.world.local_count),
-        )
+        return unlabelled.measure(self.objective, model, self.dataset.splits[split], **self.looking(split))
+
+    def looking(self, split: str) -> dict[str, Any]:
+        """How a model looks at a split: the arguments of `look_at_all`."""
+        return {
+            "store": self.stores.get(split),
+            "batch_size": self.recipe.evaluation.batch_size,
+            "workers": self.recipe.loading.workers,
+            "stop": lambda: bool(self.flag),
+            "world": self.world,
+            "threads": max(1, self.recipe.threads // self.world.local_count),
+        }
 
     def evaluate(self) -> None:
         """The test split is looked at once, here."""

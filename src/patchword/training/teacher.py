@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def answers(
     picture that cannot be read gets equal shares; training leaves it out anyway.
     """
     model = load_teacher(teacher, classes).to(device)
-    place = _cache() / f"{_key(model, split)}.safetensors"
+    place = files.cache("answers") / f"{_key(model, split)}.safetensors"
     kept: Tensor | None = None
     if world.decide(place.is_file):
         try:
@@ -98,8 +97,3 @@ def _key(model: Model, split: Split) -> str:
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     digest.update(split.fingerprint().encode())
     return digest.hexdigest()[:32]
-
-
-def _cache() -> Path:
-    """`$XDG_CACHE_HOME/patchword/answers`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchword" / "answers"

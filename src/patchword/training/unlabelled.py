@@ -11,12 +11,11 @@ from patchword.core.processes import Processes
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch
 from patchword.data.store import Store
+from patchword.evaluation.metrics import Z95
 from patchword.evaluation.predict import look_at_all
 from patchword.models.chance import Chance, drawing_from
 from patchword.models.contract import Model
 from patchword.training.objectives import Objective
-
-_Z = 1.959963984540054
 
 
 def measure(
@@ -49,7 +48,7 @@ def measure(
     if not np.isfinite(found).all():
         raise DivergedError(f"{model.name} gives losses that are not finite: its weights have been spoiled")
     loss, value = found.mean(axis=0).tolist()
-    half = _Z * float(found[:, 1].std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 1.0
+    half = Z95 * float(found[:, 1].std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 1.0
     return {
         "n": len(found),
         "metric": objective.metric,

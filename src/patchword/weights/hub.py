@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import hashlib
-import os
 import re
 import urllib.error
 import urllib.parse
@@ -80,7 +79,7 @@ def locate(source: str | Path) -> Path:
 
 def kept_in() -> Path:
     """Where downloaded weights are kept: `$XDG_CACHE_HOME/patchword/weights`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchword" / "weights"
+    return files.cache("weights")
 
 
 def _from_hub(address: str) -> Path:

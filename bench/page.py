@@ -1,0 +1,13 @@
+"""A table that a command prints goes to the page that shows it, between two marks."""
+
+from pathlib import Path
+
+from patchword.core.progress import say
+
+
+def put(page: Path, mark: str, text: str) -> None:
+    """Let `text` stand between `<!-- mark -->` and `<!-- /mark -->`, in the place of what was there."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    before, _, rest = page.read_text("utf-8").partition(begin)
+    page.write_text(before + begin + text + end + rest.partition(end)[2], "utf-8")
+    say(f"written to {page}")
