@@ -19,7 +19,7 @@ def card(model: Model) -> str:
     lines = [
         f"# {code(model.name)}",
         "",
-        "This page says what the files beside it say. How accurate the model is, and what it may be used for, is not in them.",
+        "This page says what the files beside it say, and no more.",
         "",
         "## Architecture",
         "",
@@ -84,4 +84,9 @@ def _labels(model: Model) -> list[str]:
 
 
 def _provenance(provenance: dict[str, Any]) -> list[str]:
-    return [f"- {code(name)}: {code(value)}" for name, value in provenance.items()] or ["Nothing is known of it."]
+    lines = [f"- {code(name)}: {code(value)}" for name, value in provenance.items() if name != "pictures_seen"]
+    if seen := provenance.get("pictures_seen"):
+        lines.append(
+            f"- `pictures_seen`: {len(seen):,} hashes in `model.json`, by which `evaluate` knows pictures that it learned from"
+        )
+    return lines or ["Nothing is known of it."]
