@@ -1,0 +1,140 @@
+"""`make unlabelled-study`: what pictures without labels are worth beside a few that have some.
+
+LABELLED=1000 pictures of CIFAR-10 have labels, all others have none. SEEDS=3; each run is an ordinary run folder below
+OUT=runs/unlabelled: what is done is not done again. Whatever learns without labels does so once, for PRETRAIN=0.02 PFLOP, and is
+then trained as what has labels alone, for BUDGET=0.004; Noisy Student spends all on one student, and so does a
+control that has labels alone for as long. The table goes to docs/pretraining.md.
+"""
+
+import datetime
+import os
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from bench.page import put
+from patchword.core import config, files
+from patchword.data.sources import open_data
+from patchword.evaluation.predict import look_at_all
+from patchword.models.contract import Model
+from patchword.models.vit import ViT
+from patchword.reports.run import write_report
+from patchword.training import recipe as recipes
+from patchword.training.objectives.masked_patch import mean_colours
+from patchword.training.run import run
+from patchword.weights.io import load_model
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, MARK = ROOT / "docs/pretraining.md", "unlabelled"
+MODELS = {"plain": "speedrun/plain-0.02", "hybrid": "speedrun/hybrid-0.02"}
+ALONE, LONGER, STUDENT = "labels alone", "labels alone, for all FLOPs", "Noisy Student"
+MASKED = {"masked patches, then labels": "masked-patch", "masked auto-encoder, then labels": "masked-autoencoder"}
+"""Name → objective."""
+METHODS = {"plain": (ALONE, LONGER, *MASKED, STUDENT), "hybrid": (ALONE, LONGER, STUDENT)}
+
+
+def main() -> None:
+    """Run what is not there, print and publish the table."""
+    study = Study(
+        out=Path(os.environ.get("OUT", "runs/unlabelled")),
+        labelled=int(os.environ.get("LABELLED", "1000")),
+        budget=float(os.environ.get("BUDGET", "0.004")),
+        pretrain=float(os.environ.get("PRETRAIN", "0.02")),
+    )
+    seeds = int(os.environ.get("SEEDS", "3"))
+    rows = []
+    for model, methods in METHODS.items():
+        for method in methods:
+            values = [
+                files.read_json(study.run(model, method, seed) / "result.json")["accuracy"] for seed in range(seeds)
+            ]
+            rows.append((model, method, values))
+            print(line(*rows[-1]), flush=True)
+    study.publish(rows, seeds)
+
+
+class Study:
+    """Where the runs are, and how long they are."""
+
+    def __init__(self, *, out: Path, labelled: int, budget: float, pretrain: float) -> None:
+        self.out, self.labelled, self.budget, self.pretrain = out, labelled, budget, pretrain
+
+    def run(self, model: str, method: str, seed: int) -> Path:
+        """The run folder of one cell, after those that it stands on."""
+        over: dict[str, Any] = {"seed": seed, "train_images": self.labelled, "budget": {"pflop": self.budget}}
+        if method in MASKED:
+            over["init"] = str(self.without_labels(model, MASKED[method]))
+        elif method != ALONE:
+            over["budget"] = {"pflop": self.budget + self.pretrain}
+        if method == STUDENT:
+            over["teacher"] = {
+                "weights": str(self.run(model, ALONE, seed)),
+                "unlabelled": "cifar10",
+                "share": 0.0,
+                "confidence": 0.3,
+            }
+            # The noise, as `noisy-student` has it; the batches are the larger ones of the recipe, as most pictures are new.
+            over["augment"] = {"randaugment_layers": 2, "randaugment_magnitude": 10.0}
+        else:
+            over["batch_size"] = 64
+        return self.train(f"{model}-{method}-{seed}", model, over)
+
+    def without_labels(self, model: str, objective: str) -> Path:
+        """The run folder of a model that has seen no label."""
+        return self.train(f"{model}-{objective}", model, {"objective": objective, "budget": {"pflop": self.pretrain}})
+
+    def train(self, name: str, model: str, over: dict[str, Any]) -> Path:
+        """One run folder, made if it is not there."""
+        common = {
+            "data": "cifar10",
+            "init": "none",
+            "loading": {"duplicates": "no"},
+            "evaluation": {"every_steps": 10**9},
+        }
+        folder = self.out / name.replace(", ", "-").replace(" ", "-")
+        return run(recipes.load(MODELS[model], config.merge(common, over)), folder, publish=write_report)
+
+    def publish(self, rows: list[tuple[str, str, list[float]]], seeds: int) -> None:
+        """Put the table into the page, and what the heads of masked training find."""
+        text = (
+            f"`make unlabelled-study` of {datetime.date.today():%Y-%m-%d}: accuracy on CIFAR-10's test pictures in % with "
+            f"{self.labelled:,} labels, mean and range of {seeds} seeds; {self.budget:g} PFLOP with labels, {self.pretrain:g} "
+            "without:\n\n| model | learns from | accuracy |\n|---|---|---|\n"
+        )
+        text += "".join(line(*row) + "\n" for row in rows) + "\n"
+        for objective in MASKED.values():
+            result = files.read_json(self.without_labels("plain", objective) / "result.json")
+            low, high = (100 * value for value in result["value_ci95"])
+            text += f"`{objective}`: {result['metric']} {100 * result['value']:.2f} % ({low:.2f}–{high:.2f}) on test"
+            text += (
+                f"; {100 * commonest(load_model(self.without_labels('plain', objective))):.2f} % "
+                if "patch" in objective
+                else ""
+            )
+            text += "is what naming the commonest colour finds.\n" if "patch" in objective else ".\n"
+        put(PAGE, MARK, text)
+
+
+def commonest(model: Model) -> float:
+    """The share of patches of the test pictures whose colour is the one that most have: what guessing finds."""
+    assert isinstance(model, ViT)
+    counts: Counter[int] = Counter()
+    # One thread: `look` adds to one counter.
+    look_at_all(
+        model,
+        open_data("cifar10").splits["test"],
+        lambda _, images: counts.update(mean_colours(model, images).flatten().tolist()),
+        threads=1,
+    )
+    return counts.most_common(1)[0][1] / counts.total()
+
+
+def line(model: str, method: str, values: list[float]) -> str:
+    """A row of the table."""
+    shown = [100 * value for value in values]
+    return f"| {model} | {method} | {statistics.fmean(shown):.2f} ({min(shown):.2f}–{max(shown):.2f}) |"
+
+
+if __name__ == "__main__":
+    main()
