@@ -415,6 +415,7 @@ def test_resampled_sincos_positions_are_written_since_the_formula_does_not_give_
     [
         ("ViT-At/4", {"pool": "gap-norm"}, "the norm after the average (pool=gap-norm)"),
         ("ViT-At/4", {"position": "relative"}, "the relative positions"),
+        ("ViT-At/4", {"position": "rope"}, "the rotary positions"),
         ("ViT-At/4", {"registers": 2}, "the registers"),
         ("ViT-At/4", {"layer_scale": True}, "the LayerScale"),
         ("ViT-At/4", {"gelu": "erf"}, "the exact GELU (gelu=erf)"),

@@ -294,6 +294,7 @@ def test_the_ratio_that_is_written_gives_our_width_exactly(tmp_path: Path) -> No
     ("name", "options", "what"),
     [
         ("ViT-Ti/4", {"position": "relative"}, "the relative positions"),
+        ("ViT-Ti/4", {"position": "rope"}, "the rotary positions"),
         ("ViT-Ti/4", {"norm_eps": 1e-12}, "the norm epsilon of 1e-12"),
         ("R26+ViT-Ti/32", {}, "the epsilons of google's arithmetic"),
         ("R26+ViT-Ti/32", {"stem_arithmetic": "timm", "norm_eps": 1e-5}, "the norm epsilon of 1e-05 in a hybrid"),

@@ -20,7 +20,7 @@ from patchword.models.names import build_model, create_model, list_models
 from patchword.models.vit import SIZES, ViT
 
 POOLS = ("token", "gap", "map")
-POSITIONS = ("none", "1d", "2d", "relative", "sincos")
+POSITIONS = ("none", "1d", "2d", "relative", "sincos", "rope")
 
 
 def small(image_size: tuple[int, int] = (14, 22), num_classes: int = 5, **options: Any) -> ViT:
@@ -184,7 +184,7 @@ def test_inference_mode_computes_the_same(pool: str, gelu: str, monkeypatch: pyt
     batch = images(model)
     taken: list[Any] = []
     infer = onednn.infer
-    monkeypatch.setattr(onednn, "infer", lambda block, x, rows: taken.append(block) or infer(block, x, rows))
+    monkeypatch.setattr(onednn, "infer", lambda block, *of: taken.append(block) or infer(block, *of))
     plain = model(batch).detach()
     assert not taken
     torch.testing.assert_close(_infer(model, batch), plain, rtol=1e-5, atol=1e-5)
@@ -235,12 +235,73 @@ def test_keep_drops_exactly_the_other_patches(position: str) -> None:
     keep = torch.tensor([[3, 5, 70], [0, 13, 76]])
     for row in range(2):
         tokens = model.embed(batch[row : row + 1])[:, [0, *(keep[row] + 1).tolist()]]
-        if position != "relative":  # there the places matter inside the blocks
+        if position not in ("relative", "rope"):  # there the places matter inside the blocks
             torch.testing.assert_close(
                 model.features(batch, keep)[row : row + 1], model.pool(model.encode(tokens)), rtol=1e-5, atol=1e-5
             )
     shuffled = model.features(batch, keep[:, [2, 0, 1]])
     torch.testing.assert_close(shuffled, model.features(batch, keep), rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_logits_are_products_of_complex_numbers() -> None:
+    """RoPE, term by term: half of a head's numbers are real parts, the others imaginary ones, of K/2 numbers that turn."""
+    model = small(image_size=(4, 6), position="rope", pool="gap", registers=1, num_heads=3)
+    tokens = torch.randn(1, 7, 24, generator=torch.Generator().manual_seed(3))
+    attention = model.blocks[0].attention
+    plain = torch.nn.functional.linear(tokens, attention.qkv.weight, attention.qkv.bias).reshape(1, 7, 3, 3, 8)
+    logits = torch.empty(3, 7, 7)
+    for head in range(3):
+        turned: list[list[torch.Tensor]] = []
+        for which in range(2):
+            numbers = torch.complex(plain[0, :, which, head, :4], plain[0, :, which, head, 4:])
+            rows = [numbers[0]]  # the register is not turned
+            for patch in range(6):
+                row, column = divmod(patch, 3)
+                angles = [math.pi * k * (row + 0.5) / 2 for k in (1, 2)] + [
+                    math.pi * k * (column + 0.5) / 3 for k in (1, 2)
+                ]
+                rows.append(numbers[1 + patch] * torch.tensor([complex(math.cos(a), math.sin(a)) for a in angles]))
+            turned.append(rows)
+        for asking in range(7):
+            for asked in range(7):
+                logits[head, asking, asked] = (turned[0][asking] * turned[1][asked].conj()).sum().real / math.sqrt(8)
+    torch.testing.assert_close(attention.explicit(tokens)[1][0], logits.softmax(-1), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        kept = attention(tokens[:, [0, 2, 5]], None, torch.tensor([[0, 2, 5]]))
+    q = torch.tensor([0, 2, 5])
+    weights = logits[:, q][:, :, q].softmax(-1)
+    values = plain[0, q, 2].transpose(0, 1)
+    torch.testing.assert_close(kept, attention.join((weights @ values)[None]), rtol=1e-5, atol=1e-6)
+
+
+def test_rotary_heads_begin_by_looking_at_the_nine_neighbours_in_turn() -> None:
+    torch.manual_seed(0)
+    model = create_model(
+        "ViT-At/2", 5, (14, 22), depth=3, embed_dim=96, num_heads=4, mlp_dim=40, position="rope", pool="gap"
+    )
+    assert isinstance(model, ViT)
+    neighbours = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)]
+    for block in range(3):
+        # Tokens without content: what the places alone say.
+        weights = model.blocks[block].explicit(torch.zeros(1, 77, 96))[1][0].detach().unflatten(2, (7, 11))
+        for head in range(4):
+            down, right = neighbours[(4 * block + head) % 9]
+            for row, column in ((3, 5), (1, 9), (5, 2)):
+                seen = weights[head, row * 11 + column]
+                assert divmod(int(seen.argmax()), 11) == (row + down, column + right)
+                assert seen.max() > 0.5
+
+
+def test_rotary_positions_mean_the_same_part_of_the_picture_on_another_grid() -> None:
+    model = small(image_size=(6, 10), position="rope", pool="gap")
+    larger = model.with_image_size((18, 30))
+    mine, theirs = model.blocks[1].attention.rotation, larger.blocks[1].attention.rotation
+    assert mine is not None and theirs is not None
+    device = torch.device("cpu")
+    # The middle one of three patches stands where the one patch stood.
+    middles = theirs.angles(device).unflatten(0, (9, 15))[1::3, 1::3]
+    torch.testing.assert_close(mine.angles(device).unflatten(0, (3, 5)), middles)
+    assert not [name for name in model.state_dict() if "rotation" in name or "position" in name]
 
 
 def test_relative_logits_are_query_times_key_of_the_offset() -> None:

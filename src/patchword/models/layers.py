@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from patchword.models import onednn
 from patchword.models.chance import Dropout, StochasticDepth
 from patchword.models.onednn import Linear
-from patchword.models.position import RelativeKeys
+from patchword.models.position import RelativeKeys, Rotation
 
 Gelu = Literal["tanh", "erf"]
 
@@ -20,12 +20,15 @@ Gelu = Literal["tanh", "erf"]
 class Attention(nn.Module):
     """Multi-head self-attention (appendix A)."""
 
-    def __init__(self, embed_dim: int, num_heads: int, relative: RelativeKeys | None = None) -> None:
+    def __init__(
+        self, embed_dim: int, num_heads: int, relative: RelativeKeys | None = None, rotation: Rotation | None = None
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = Linear(embed_dim, 3 * embed_dim)
         self.proj = Linear(embed_dim, embed_dim)
         self.relative = relative
+        self.rotation = rotation
 
     def reset(self) -> None:
         """Xavier-uniform for queries, keys, values and output, each as a D×D matrix of its own."""
@@ -37,8 +40,22 @@ class Attention(nn.Module):
         if self.relative is not None:
             self.relative.reset()
 
-    def heads(self, x: Tensor, rows: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def look_beside(self, block: int) -> None:
+        """Let each head begin as a look at one neighbour of each patch; heads of all blocks take turns."""
+        if self.rotation is not None:
+            biases = self.qkv.bias.view(3, self.num_heads, -1)
+            for head in range(self.num_heads):
+                self.rotation.look_beside(block * self.num_heads + head, biases[0, head], biases[1, head])
+
+    def heads(self, x: Tensor, rows: int | None, places: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens B×M×D → queries B×H×Q×K of the first `rows` tokens (all if None), keys and values B×H×M×K."""
+        q, k, v = self._heads(x, rows)
+        if self.rotation is not None:
+            q, k = self.rotation(q, places), self.rotation(k, places)
+        return q, k, v
+
+    def _heads(self, x: Tensor, rows: int | None) -> tuple[Tensor, Tensor, Tensor]:
         B, M, D = x.shape
         H = self.num_heads
         if rows is None or type(self.qkv) is not Linear:  # an adapter in its place wants to be called
@@ -55,7 +72,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rows: int | None = None, places: Tensor | None = None) -> Tensor:
         """B×M×D → B×Q×D by PyTorch's fused attention, which never holds the M×M weights."""
-        q, k, v = self.heads(x, rows)
+        q, k, v = self.heads(x, rows, places)
         bias = None if self.relative is None else self.relative(q * q.shape[-1] ** -0.5, places)
         return self.join(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
 
@@ -105,10 +122,11 @@ class Block(nn.Module):
         norm_eps: float = 1e-6,
         layer_scale: bool = False,
         relative: RelativeKeys | None = None,
+        rotation: Rotation | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.attention = Attention(embed_dim, num_heads, relative)
+        self.attention = Attention(embed_dim, num_heads, relative, rotation)
         self.scale1 = nn.Parameter(torch.empty(embed_dim)) if layer_scale else None
         self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.mlp = MLP(embed_dim, mlp_dim, gelu)
@@ -129,7 +147,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rows: int | None = None, places: Tensor | None = None) -> Tensor:
         """B×M×D → B×Q×D: all tokens, or exactly the first `rows` where nothing reads the others (the last block's)."""
         if onednn.applies(self, x):
-            return onednn.infer(self, x, rows)
+            return onednn.infer(self, x, rows, places)
         x = x[:, :rows] + self.branch(self.dropout(self.attention(self.norm1(x), rows, places)), self.scale1)
         return x + self.branch(self.mlp(self.norm2(x)), self.scale2, 1)
 

@@ -68,10 +68,10 @@ def applies(block: "Block", x: Tensor) -> bool:
     )
 
 
-def infer(block: "Block", x: Tensor, rows: int | None) -> Tensor:
+def infer(block: "Block", x: Tensor, rows: int | None, places: Tensor | None = None) -> Tensor:
     """B×M×D → B×Q×D, as `Block.forward`."""
     attention, mlp = block.attention, block.mlp
-    attended = F.scaled_dot_product_attention(*attention.heads(block.norm1(x), rows)).transpose(1, 2).flatten(2)
+    attended = F.scaled_dot_product_attention(*attention.heads(block.norm1(x), rows, places)).transpose(1, 2).flatten(2)
     x = _product_plus(attended, attention.proj, x[:, :rows])
     normed = block.norm2(x)
     gelu = "tanh" if mlp.gelu == "tanh" else "none"

@@ -7,17 +7,19 @@
 | `2d`       | one half-width vector for every row and for every column    | the tokens           |
 | `relative` | one head-width key for every raster offset, in every block  | the attention logits |
 | `sincos`   | nothing: fixed sines and cosines of row and column          | the tokens           |
+| `rope`     | nothing: queries and keys are turned by row and column      | nothing              |
 
 Letters: N patches in a grid of h×w, D width, K head width.
 """
 
+import math
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Position = Literal["none", "1d", "2d", "relative", "sincos"]
+Position = Literal["none", "1d", "2d", "relative", "sincos", "rope"]
 POSITIONS = get_args(Position)
 Resampling = Literal["official", "bicubic"]
 
@@ -92,6 +94,67 @@ class PositionEmbedding(nn.Module):
         elif self.kind == "2d":
             for mine, theirs in ((self.rows, other.rows), (self.columns, other.columns)):
                 mine.copy_(resample_grid(theirs, (len(theirs), 1), (len(mine), 1), mode))
+
+
+class Rotation(nn.Module):
+    """Turns queries and keys by where their patches stand, so that a logit depends on the offset between two of them.
+
+    RoPE (arXiv 2104.09864) in 2-D: half of a head's width turns with the row, half with the column (arXiv 2403.13298). Angles are
+    π·k·(row + ½)/h for k = 1 … K/4, and the same of columns: the picture's side is the unit, so that they mean the same on
+    another grid. The tokens before the patches are not turned.
+    """
+
+    def __init__(self, grid: tuple[int, int], head_dim: int, prefix: int) -> None:
+        super().__init__()
+        self.grid, self.head_dim, self.prefix = grid, head_dim, prefix
+
+    def extra_repr(self) -> str:
+        return f"grid={self.grid[0]}×{self.grid[1]}"
+
+    def forward(self, heads: Tensor, places: Tensor | None = None) -> Tensor:
+        """Queries or keys B×H×Q×K of the first Q of M tokens → the same, turned.
+
+        `places` (B×M) are the tokens' places in the whole sequence when some were dropped; None means all are there.
+        """
+        angles = self.angles(heads.device)
+        if places is not None:
+            angles = angles[places][:, None]
+        angles = angles[..., : heads.shape[2], :]
+        cosine, sine = angles.cos().to(heads.dtype), angles.sin().to(heads.dtype)
+        x, y = heads.chunk(2, dim=-1)
+        return torch.cat([x * cosine - y * sine, y * cosine + x * sine], dim=-1)
+
+    def angles(self, device: torch.device) -> Tensor:
+        """M×K/2, in radians: those of rows, then those of columns."""
+        height, width = self.grid
+        rows, columns = (
+            (torch.arange(side, device=device)[:, None] + 0.5) * self.steps(side, device) for side in self.grid
+        )
+        patches = torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=1)
+        return F.pad(patches, (0, 0, self.prefix, 0))
+
+    def steps(self, side: int, device: torch.device | None = None) -> Tensor:
+        """By how much each of K/4 angles grows from one patch to the next, of `side` patches in a row."""
+        return torch.arange(1, self.head_dim // 4 + 1, device=device) * (math.pi / side)
+
+    @torch.no_grad()
+    def look_beside(self, number: int, queries: Tensor, keys: Tensor) -> None:
+        """Let the `number`-th head look at one of its patch's neighbours in 3×3 at the start: biases of K queries and K keys.
+
+        Both are vectors of which the rotation makes a kernel around the neighbour; the weights still see the content. What a
+        convolution is given by its form ("ConViT", arXiv 2103.10697, does so with positions of their own), and training may undo.
+        """
+        row, column = _NEIGHBOURS[number % len(_NEIGHBOURS)]
+        height, width = self.grid
+        angles = torch.cat([row * self.steps(height), column * self.steps(width)])
+        length = (_PEAK * self.head_dim**0.5 / len(angles)) ** 0.5
+        queries.copy_(length * torch.cat([angles.cos(), angles.sin()]))
+        keys.copy_(length * torch.cat([torch.ones_like(angles), torch.zeros_like(angles)]))
+
+
+_NEIGHBOURS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
+_PEAK = 16.0
+"""The attention logit of the neighbour that a head looks at in the beginning; those of far patches are about 0."""
 
 
 def sincos(grid: tuple[int, int], embed_dim: int, temperature: float = 10_000.0) -> Tensor:

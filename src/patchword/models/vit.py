@@ -18,7 +18,7 @@ from patchword.models.chance import Dropout, StochasticDepth
 from patchword.models.contract import Model
 from patchword.models.layers import AttentionPool, Block, Gelu
 from patchword.models.onednn import Linear
-from patchword.models.position import POSITIONS, Position, PositionEmbedding, RelativeKeys, Resampling
+from patchword.models.position import POSITIONS, Position, PositionEmbedding, RelativeKeys, Resampling, Rotation
 
 Pool = Literal["token", "gap", "gap-norm", "map"]
 
@@ -91,6 +91,11 @@ class ViTConfig:
             raise UsageError(
                 f"model.position=sincos needs model.embed_dim divisible by 4 and at least 8, not {self.embed_dim}"
             )
+        if self.position == "rope" and self.embed_dim // self.num_heads % 4:
+            raise UsageError(
+                f"model.position=rope needs heads of a width divisible by 4, and {self.embed_dim} by {self.num_heads} is "
+                f"{self.embed_dim // self.num_heads}"
+            )
 
     @property
     def stride(self) -> int:
@@ -142,9 +147,9 @@ class ViT(Model):
 
     def _block(self, num_tokens: int) -> Block:
         config = self.config
-        relative = (
-            RelativeKeys(num_tokens, config.embed_dim // config.num_heads) if config.position == "relative" else None
-        )
+        head_dim = config.embed_dim // config.num_heads
+        relative = RelativeKeys(num_tokens, head_dim) if config.position == "relative" else None
+        rotation = Rotation(self.grid, head_dim, self.prefix) if config.position == "rope" else None
         return Block(
             config.embed_dim,
             config.num_heads,
@@ -153,6 +158,7 @@ class ViT(Model):
             norm_eps=config.norm_eps,
             layer_scale=config.layer_scale,
             relative=relative,
+            rotation=rotation,
         )
 
     @classmethod
@@ -181,8 +187,9 @@ class ViT(Model):
         if self.registers is not None:
             nn.init.normal_(self.registers, std=0.02)
         self.position.reset()
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             block.reset()
+            block.attention.look_beside(number)
         self.norm.reset_parameters()
         if self.attention_pool is not None:
             self.attention_pool.reset()

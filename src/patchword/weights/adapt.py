@@ -161,5 +161,7 @@ def _size_change(old: tuple[int, int], new: tuple[int, int]) -> list[str]:
 def _grid_change(model: Model, old: tuple[int, int] | None, resampling: Resampling) -> list[str]:
     if not isinstance(model, ViT) or old is None or old == model.grid or model.config.position == "none":
         return []
+    if model.config.position == "rope":
+        return [f"positions turn by the picture's side, {by(old)} patches before and {by(model.grid)} now"]
     way = "linear" if model.config.position == "relative" else resampling
     return [f"position embedding resampled in 2-D from {by(old)} to {by(model.grid)} patches ({way})"]

@@ -325,6 +325,7 @@ def _refuse_unheld(model: Model) -> None:
             "the norm after the average (pool=gap-norm)": config.pool == "gap-norm",
             "the attention pooling of a hybrid": config.pool == "map" and isinstance(model, Hybrid),
             "the relative positions": config.position == "relative",
+            "the rotary positions": config.position == "rope",
             "the registers": config.registers > 0,
             "the LayerScale": config.layer_scale,
             "the exact GELU (gelu=erf)": config.gelu != "tanh",

@@ -328,7 +328,7 @@ def write(model: Model, target: Path) -> None:
     reasons = {
         f"a ResNet as its stem (family={model.family})": model.family != ViT.family,
         f"pool={config.pool}": config.pool != "token",
-        f"position={config.position}": config.position == "relative",
+        f"position={config.position}": config.position in ("relative", "rope"),
         f"registers={config.registers}": config.registers > 0,
         "layer_scale": config.layer_scale,
         "hidden_head together with a classifier": config.hidden_head and model.num_classes > 0,

@@ -279,6 +279,7 @@ def refuse_unheld(model: Model) -> None:
         config = model.config
         reasons |= {
             "the relative positions": config.position == "relative",
+            "the rotary positions": config.position == "rope",
             "the hidden layer before the head": config.hidden_head,
             f"the norm epsilon of {config.norm_eps:g}": config.norm_eps not in (NORM_EPS, _CLIP_NORM_EPS),
         }
