@@ -202,12 +202,40 @@ def test_early_convolutions_by_hand() -> None:
     assert model.grid == (11, 7)
 
 
+def test_a_deeper_stem_halves_the_side_once_at_each_width() -> None:
+    torch.manual_seed(0)
+    model = create_model("C2+ViT-At/4", 3, 20, stem_channels=(5, 7), stem_depth=2)
+    assert isinstance(model, EarlyConvViT)
+    stem = model.backbone
+    assert isinstance(stem, EarlyConvolutions)
+    model.eval()
+    inside = model.intermediates(images(model))
+    shapes = {name: tuple(value.shape[1:]) for name, value in inside.items() if name.startswith("backbone/")}
+    assert shapes == {
+        "backbone/conv1": (5, 10, 10),
+        "backbone/conv2": (5, 10, 10),
+        "backbone/conv3": (7, 5, 5),
+        "backbone/conv4": (7, 5, 5),
+    }
+    x = inside["backbone/conv1"]
+    conv, norm = stem.convs[1], stem.norms[1]
+    torch.testing.assert_close(inside["backbone/conv2"], norm(conv(x)).relu())
+    # What comes in goes on, and something is added: the identity is at most a fan-in's root away from each kernel.
+    for conv in stem.convs:
+        assert isinstance(conv, torch.nn.Conv2d)
+        kernel = conv.weight.detach().clone()
+        for channel in range(min(kernel.shape[:2])):
+            kernel[channel, channel, 1, 1] -= 1
+        assert 0 < kernel.abs().max() <= kernel[0].numel() ** -0.5
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"stem_channels": ()}, "must have a width of at least 1 for each convolution"),
-        ({"stem_channels": (8, 0)}, "must have a width of at least 1 for each convolution"),
-        ({"stem_channels": (8, 8, 8)}, "patch_size=4 must be a multiple of 8, which 3 convolutions make of one pixel"),
+        ({"stem_channels": ()}, "must have a width of at least 1 for each halving"),
+        ({"stem_channels": (8, 0)}, "must have a width of at least 1 for each halving"),
+        ({"stem_depth": 0}, "model.stem_depth=0 must be at least 1"),
+        ({"stem_channels": (8, 8, 8)}, "patch_size=4 must be a multiple of 8, which 3 halvings make of one pixel"),
     ],
 )
 def test_wrong_early_convolutions_are_refused(options: dict[str, Any], sentence: str) -> None:

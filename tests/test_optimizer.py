@@ -134,6 +134,45 @@ def test_muon_moves_matrices_orthogonally_and_the_rest_as_adamw() -> None:
     assert set(optimizer.state[model.get_parameter("patch_embed.weight")]) == {"momentum_buffer"}
 
 
+def test_muons_kernels_keep_their_length_where_a_norm_follows() -> None:
+    """Each of O rows has length 1 in the quadratic mean before a step; η times an orthogonal matrix is then taken away."""
+    model = create_model("C2+ViT-At/4", 5, 16, depth=1, stem_channels=(5, 7))
+    config = OptimizerConfig(name="muon", matrix_lr=0.1, kernel_lr=0.3, weight_decay=0.5, momentum=0.6, layer_decay=0.5)
+    optimizer = build_optimizer(config, model)
+    kernels = {name: group for group in optimizer.param_groups for name in group["names"] if group.get("normed")}
+    assert set(kernels) == {"backbone.convs.0.weight", "backbone.convs.1.weight"}
+    group = kernels["backbone.convs.0.weight"]
+    assert group["peak_lr"] == pytest.approx(0.3 * 0.5**3)
+    assert group["weight_decay"] == 0.0
+    set_learning_rate(optimizer, 0.5)
+    parameter = model.get_parameter("backbone.convs.1.weight")
+    parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7))
+    before, gradient = (
+        parameter.detach().double().numpy().reshape(7, 45),
+        parameter.grad.double().numpy().reshape(7, 45),
+    )
+    u, lengths, v = np.linalg.svd(gradient * 1.6, full_matrices=False)
+    lengths /= np.linalg.norm(lengths)
+    for _ in range(5):
+        lengths = 3.4445 * lengths - 4.7750 * lengths**3 + 2.0315 * lengths**5
+    expected = before * 7**0.5 / np.linalg.norm(before) - 0.5 * 0.3 * 0.125 * (u * lengths) @ v
+    optimizer.step()
+    np.testing.assert_allclose(parameter.detach().numpy().reshape(7, 45), expected, atol=2e-5)
+
+
+def test_without_a_rate_of_their_own_kernels_are_matrices_and_those_with_a_bias_always_are() -> None:
+    model = create_model("EfficientNet-B0", 5, 32)
+    plain = build_optimizer(OptimizerConfig(name="muon"), model)
+    assert not any(group.get("normed") for group in plain.param_groups)
+    normed = build_optimizer(OptimizerConfig(name="muon", kernel_lr=0.1), model)
+    names = {name for group in normed.param_groups if group.get("normed") for name in group["names"]}
+    convolutions = {name: part for name, part in model.named_modules() if isinstance(part, torch.nn.Conv2d)}
+    assert names == {f"{name}.weight" for name, part in convolutions.items() if part.bias is None}
+    assert {f"{name}.weight" for name in convolutions} - names  # squeeze-and-excitation has biases
+    others = {name for group in normed.param_groups if group.get("normed") is False for name in group["names"]}
+    assert {f"{name}.weight" for name, part in convolutions.items() if part.bias is not None} <= others
+
+
 def test_muons_groups_and_state_are_those_of_its_adamw() -> None:
     optimizer = build_optimizer(OptimizerConfig(name="muon"), create_model("ViT-At/8", 5, 16, depth=1))
     assert isinstance(optimizer, Muon)

@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "optimizer.name": "adamw",
     "optimizer.lr": 0.001,
     "optimizer.matrix_lr": 0.02,
+    "optimizer.kernel_lr": 0.0,
     "optimizer.weight_decay": 0.0,
     "optimizer.betas": (0.9, 0.999),
     "optimizer.momentum": 0.9,

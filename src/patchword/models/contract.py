@@ -214,6 +214,14 @@ class Model(nn.Module, ABC):
         spared = self.no_weight_decay()
         return {name: 1 for name, _ in self.named_parameters() if name not in spared and not name.startswith("head.")}
 
+    def normed_kernels(self) -> set[str]:
+        """The kernels whose length means nothing, as a norm follows them or is in them: those without a bias."""
+        return {
+            f"{name}.weight"
+            for name, module in self.named_modules()
+            if isinstance(module, nn.Conv2d) and module.bias is None
+        }
+
     def preprocess(self, pictures: "Image.Image | list[Image.Image]") -> Tensor:
         """A Pillow picture or a list of them → the batch that this model expects, float B×C×H×W, on its device."""
         reference = next(self.parameters())

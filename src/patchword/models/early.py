@@ -11,7 +11,7 @@ from patchword.models.stem import EarlyConvolutions
 from patchword.models.vit import SIZES, ViT, ViTConfig, encoder
 
 CHANNELS: dict[str, tuple[int, ...]] = {"C2": (24, 64), "C3": (16, 48, 96), "C4": (16, 32, 64, 128)}
-"""After each convolution; each halves the side."""
+"""After each halving of the side."""
 NAMED = ("C3+ViT-Fe/8", "C3+ViT-Pi/8")
 """Those that `list_models` names; any other pair works too."""
 
@@ -21,18 +21,22 @@ class EarlyConvConfig(ViTConfig):
     """A ViT's, and its stem's; `patch_size` is the total down-sampling, as the number in the name."""
 
     stem_channels: tuple[int, ...]
-    """After each convolution."""
+    """After each halving of the side."""
+    stem_depth: int = 1
+    """Convolutions at each of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.stem_depth < 1:
+            raise UsageError(f"model.stem_depth={self.stem_depth} must be at least 1")
         if not self.stem_channels or min(self.stem_channels) < 1:
             raise UsageError(
-                f"model.stem_channels={self.stem_channels} must have a width of at least 1 for each convolution"
+                f"model.stem_channels={self.stem_channels} must have a width of at least 1 for each halving"
             )
         if self.patch_size % (stride := 2 ** len(self.stem_channels)):
             raise UsageError(
                 f"model.patch_size={self.patch_size} must be a multiple of {stride}, which {len(self.stem_channels)} "
-                "convolutions make of one pixel"
+                "halvings make of one pixel"
             )
 
 
@@ -45,7 +49,7 @@ class EarlyConvViT(StemmedViT):
 
     def __init__(self, name: str, config: EarlyConvConfig, preprocessing: Preprocessing, num_classes: int) -> None:
         super().__init__(name, config, preprocessing, num_classes)
-        self.backbone = EarlyConvolutions(preprocessing.channels, config.stem_channels)
+        self.backbone = EarlyConvolutions(preprocessing.channels, config.stem_channels, config.stem_depth)
 
     @property
     def stem_shape(self) -> tuple[int, int]:

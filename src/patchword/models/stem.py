@@ -3,8 +3,10 @@
 Letters: B images, C channels, H×W pixels, h×w places.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -34,27 +36,35 @@ class Stem(nn.Module, ABC):
 
 
 class EarlyConvolutions(Stem):
-    """3×3 convolutions, each followed by a 2×2 maximum, batch norm and ReLU ("Early convolutions", arXiv 2106.14881).
+    """3×3 convolutions, each followed by batch norm and ReLU, the first at each size by a 2×2 maximum too ("Early convolutions",
+    arXiv 2106.14881).
 
     The maximum comes before norm and ReLU, which gives the same and costs a quarter of it.
     """
 
-    def __init__(self, in_channels: int, channels: tuple[int, ...]) -> None:
+    def __init__(self, in_channels: int, channels: tuple[int, ...], depth: int = 1) -> None:
+        """`channels` after each halving of the side, `depth` convolutions at each."""
         super().__init__()
-        widths = (in_channels, *channels)
+        self.depth = depth
+        widths = (in_channels, *(width for width in channels for _ in range(depth)))
         self.convs = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1, bias=False) for before, after in zip(widths, channels, strict=False)
+            nn.Conv2d(before, after, 3, padding=1, bias=False) for before, after in itertools.pairwise(widths)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in channels)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
 
+    @torch.no_grad()
     def reset(self) -> None:
-        """As torch has them: kernels uniform in ±1/√fan-in."""
+        """Kernels uniform in ±1/√fan-in, as torch has them, and the identity of as many channels as there are on both sides."""
         for module in (*self.convs, *self.norms):
             module.reset_parameters()  # pyright: ignore[reportCallIssue] (ModuleList does not say what it holds)
+        for conv in self.convs:
+            kernel = cast("nn.Conv2d", conv).weight
+            kernel.diagonal(dim1=0, dim2=1)[1, 1].add_(1.0)
 
     def walk(self, images: Tensor, run: Run) -> Iterator[tuple[str, Tensor]]:
-        """Yield `conv1`, `conv2`, …, each B×C×h×w at half the side of the one before."""
+        """Yield `conv1`, `conv2`, …, each B×C×h×w."""
         x = images.contiguous(memory_format=torch.channels_last)
-        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), 1):
-            x = norm(F.max_pool2d(conv(x), 2)).relu_()
-            yield f"conv{number}", x
+        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = conv(x)
+            x = norm(x if number % self.depth else F.max_pool2d(x, 2)).relu_()
+            yield f"conv{number + 1}", x

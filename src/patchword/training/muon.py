@@ -19,7 +19,10 @@ _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups that have `stacked`, the number of matrices in each parameter, are Muon's; AdamW has the others."""
+    """Groups that have `stacked`, the number of matrices in each parameter, are Muon's; AdamW has the others.
+
+    Those that are `normed` keep their length: each of the O rows of a kernel has 1 in the quadratic mean, before each step.
+    """
 
     def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float], momentum: float) -> None:
         """The groups come with their `peak_lr` and `weight_decay`; nothing moves before they are given their `lr`."""
@@ -32,7 +35,10 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """W ← (1 − η λ) W − η √max(1, O/I) · orthogonal(g + μ m), with m ← μ m + g, for each matrix O×I."""
+        """W ← (1 − η λ) W − η √max(1, O/I) · orthogonal(g + μ m), with m ← μ m + g, for each matrix O×I.
+
+        Of a normed kernel, √O / ‖W‖ stands in the place of 1 − η λ.
+        """
         for group in self.matrices:
             for parameter, stacked in zip(group["params"], group["stacked"], strict=True):
                 if parameter.grad is not None:
@@ -50,7 +56,10 @@ class Muon(torch.optim.Optimizer):
         ahead = full(gradient.add(momentum, alpha=group["momentum"]))  # Nesterov's
         parts = ahead.flatten(1).chunk(stacked)
         update = torch.cat([orthogonal(part) * max(1.0, part.shape[0] / part.shape[1]) ** 0.5 for part in parts])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        if group["normed"]:
+            parameter.mul_(len(ahead) ** 0.5 / (full(parameter).norm() + 1e-7))
+        else:
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.sub_(as_sharded(update.view(ahead.shape), parameter), alpha=group["lr"])
 
 

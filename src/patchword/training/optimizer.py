@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,6 +29,9 @@ class OptimizerConfig:
     """The peak learning rate, for the batch size as it is: nothing is scaled behind the scenes."""
     matrix_lr: float = 0.02
     """Muon's peak learning rate, for hidden matrices and kernels; `lr` is then that of all else."""
+    kernel_lr: float = 0.0
+    """Muon's for kernels that a norm follows, which then keep their length, so that it stays the share of them that a step
+    replaces; 0 takes them for other matrices."""
     weight_decay: float = 0.0
     """In torch's convention, multiplied by the learning rate. Biases, norms, tokens and positions are never decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -43,6 +47,7 @@ class OptimizerConfig:
         for field, low, high in (
             ("lr", 0.0, math.inf),
             ("matrix_lr", 0.0, math.inf),
+            ("kernel_lr", 0.0, math.inf),
             ("weight_decay", 0.0, math.inf),
             ("momentum", 0.0, 0.9999),
             ("clip_norm", 0.0, math.inf),
@@ -82,37 +87,36 @@ class ScheduleConfig:
 
 
 def build_optimizer(config: OptimizerConfig, model: Model, objective: nn.Module | None = None) -> torch.optim.Optimizer:
-    """One group for every stage and kind (decayed or not, Muon's or not) of what learns, each with its `peak_lr`.
+    """One group for every stage and kind of what learns, each with its `peak_lr`.
 
-    What the objective has learns like the last stage; vectors do not decay, and none of it is Muon's.
+    Kinds are Muon's kernels and its matrices, what else decays, and what does not. What the objective
+    has learns like the last stage; its vectors do not decay, and none of it is Muon's.
     """
     own = {} if objective is None else {OBJECTIVE + name: value for name, value in objective.named_parameters()}
     parameters = {name: value for name, value in (*model.named_parameters(), *own.items()) if value.requires_grad}
     undecayed = model.no_weight_decay() | {name for name, value in own.items() if value.ndim < 2}
-    matrices = model.matrices()
+    matrices = model.matrices() if config.name == "muon" else {}
+    kernels = model.normed_kernels() & matrices.keys() if config.kernel_lr else set[str]()
+    kinds: tuple[tuple[Callable[[str], bool], dict[str, Any]], ...] = (
+        (kernels.__contains__, {"peak_lr": config.kernel_lr, "weight_decay": 0.0, "normed": True}),
+        (matrices.__contains__, {"peak_lr": config.matrix_lr, "weight_decay": config.weight_decay, "normed": False}),
+        (lambda name: name not in undecayed, {"peak_lr": config.lr, "weight_decay": config.weight_decay}),
+        (lambda _: True, {"peak_lr": config.lr, "weight_decay": 0.0}),
+    )
     *stages, last = model.stages()
     stages = [*stages, [*last, *own]]
     groups: list[dict[str, Any]] = []
     for depth, names in enumerate(stages):
         share = config.layer_decay ** (len(stages) - 1 - depth)
-        for decayed, orthogonal in ((True, True), (True, False), (False, False)):
-            members = [
-                name
-                for name in names
-                if name in parameters
-                and (name not in undecayed) is decayed
-                and (config.name == "muon" and name in matrices) is orthogonal
-            ]
-            if members:
-                groups.append(
-                    {
-                        "params": [parameters[name] for name in members],
-                        "names": members,
-                        "weight_decay": config.weight_decay if decayed else 0.0,
-                        "peak_lr": share * (config.matrix_lr if orthogonal else config.lr),
-                        **({"stacked": [matrices[name] for name in members]} if orthogonal else {}),
-                    }
-                )
+        left = [name for name in names if name in parameters]
+        for belongs, settings in kinds:
+            if members := [name for name in left if belongs(name)]:
+                left = [name for name in left if name not in members]
+                group = {"params": [parameters[name] for name in members], "names": members, **settings}
+                group["peak_lr"] *= share
+                if "normed" in settings:
+                    group["stacked"] = [matrices[name] for name in members]
+                groups.append(group)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     if config.name == "muon":
