@@ -20,7 +20,7 @@ from patchword.models.layers import StochasticDepth
 from patchword.models.names import FAMILIES, build_model, create_model, list_models, name_of
 from patchword.models.resnet import UNITS, ResNet, pad_same
 from patchword.models.stem import EarlyConvolutions
-from patchword.weights.io import save_model
+from patchword.weights.io import load_model, save_model
 
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("ViT-At/4", {"embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_dim": 40}),
@@ -229,9 +229,56 @@ def test_a_deeper_stem_halves_the_side_once_at_each_width() -> None:
         assert 0 < kernel.abs().max() <= kernel[0].numel() ** -0.5
 
 
+def test_whitening_makes_neighbouring_pixels_independent() -> None:
+    """Against a plain covariance: the first half is uncorrelated and of equal strength, the second half its negative."""
+    model = create_model("C2+ViT-At/4", 3, 20, stem_channels=(5, 7), stem_whitening=24)
+    assert isinstance(model, EarlyConvViT)
+    stem = model.backbone
+    assert isinstance(stem, EarlyConvolutions)
+    assert stem.whitening is not None
+    assert model.wants_images
+    generator = torch.Generator().manual_seed(5)
+    rough = torch.randn(31, 3, 22, 22, generator=generator)
+    x = torch.nn.functional.avg_pool2d(rough, 3, 1) * torch.tensor([3.0, 5.0, 7.0])[:, None, None]
+    model.begin_with(x)
+    kernels = stem.whitening.kernels
+    assert kernels.shape == (24, 3, 2, 2)
+    torch.testing.assert_close(kernels[12:], -kernels[:12])
+    seen = torch.nn.functional.conv2d(x, kernels[:12]).permute(1, 0, 2, 3).flatten(1).double()
+    moments = seen @ seen.T / seen.shape[1]
+    values = torch.linalg.eigvalsh(
+        torch.nn.functional.unfold(x.double(), 2).permute(1, 0, 2).flatten(1).cov(correction=0)
+    )
+    assert (moments - torch.diag(moments.diag())).abs().max() < 1e-4
+    expected = (values / (values + 1e-2)).flip(0)
+    torch.testing.assert_close(moments.diag(), expected, rtol=1e-2, atol=1e-3)
+    # What looks at a picture sees it through them, with its own bias; nothing of it is learned but that.
+    model.eval()
+    inside = model.intermediates(x[:2, :, :20, :20])
+    padded = torch.nn.functional.pad(x[:2, :, :20, :20], (0, 1, 0, 1))
+    torch.testing.assert_close(
+        inside["backbone/white"], torch.nn.functional.conv2d(padded, kernels).relu(), rtol=1e-4, atol=1e-5
+    )
+    assert "backbone.whitening.kernels" not in dict(model.named_parameters())
+    assert "backbone.whitening.bias" in model.no_weight_decay()
+
+
+def test_whitening_goes_where_the_model_goes(tmp_path: Path) -> None:
+    model = create_model("C2+ViT-At/4", 3, 20, stem_channels=(5, 7), stem_whitening=24)
+    model.begin_with(torch.randn(11, 3, 20, 20, generator=torch.Generator().manual_seed(5)))
+    save_model(model, tmp_path / "saved")
+    loaded = load_model(tmp_path / "saved")
+    x = images(model)
+    torch.testing.assert_close(loaded(x), model.eval()(x))
+    grey = load_model(tmp_path / "saved", in_channels=1)
+    kernels = dict(model.named_buffers())["backbone.whitening.kernels"]
+    torch.testing.assert_close(dict(grey.named_buffers())["backbone.whitening.kernels"], kernels.sum(1, keepdim=True))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"stem_whitening": 3}, "model.stem_whitening=3 must be an even number, or 0"),
         ({"stem_channels": ()}, "must have a width of at least 1 for each halving"),
         ({"stem_channels": (8, 0)}, "must have a width of at least 1 for each halving"),
         ({"stem_depth": 0}, "model.stem_depth=0 must be at least 1"),

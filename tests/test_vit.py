@@ -296,7 +296,8 @@ def test_rotary_positions_mean_the_same_part_of_the_picture_on_another_grid() ->
     model = small(image_size=(6, 10), position="rope", pool="gap")
     larger = model.with_image_size((18, 30))
     mine, theirs = model.blocks[1].attention.rotation, larger.blocks[1].attention.rotation
-    assert mine is not None and theirs is not None
+    assert mine is not None
+    assert theirs is not None
     device = torch.device("cpu")
     # The middle one of three patches stands where the one patch stood.
     middles = theirs.angles(device).unflatten(0, (9, 15))[1::3, 1::3]

@@ -214,6 +214,14 @@ class Model(nn.Module, ABC):
         spared = self.no_weight_decay()
         return {name: 1 for name, _ in self.named_parameters() if name not in spared and not name.startswith("head.")}
 
+    @property
+    def wants_images(self) -> bool:
+        """Whether a new model begins with a look at training pictures."""
+        return False
+
+    def begin_with(self, images: Tensor) -> None:
+        """Fit what training does not learn to some normalised training pictures B×C×H×W, once, after `reset`."""
+
     def normed_kernels(self) -> set[str]:
         """The kernels whose length means nothing, as a norm follows them or is in them: those without a bias."""
         return {

@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
+
+from torch import Tensor
 
 from patchword.core.errors import UsageError
 from patchword.core.preprocessing import Preprocessing
@@ -24,11 +26,15 @@ class EarlyConvConfig(ViTConfig):
     """After each halving of the side."""
     stem_depth: int = 1
     """Convolutions at each of them."""
+    stem_whitening: int = 0
+    """Channels of a fixed convolution before all others, which whitens the training pictures (`stem.Whitening`); 0 has none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stem_depth < 1:
             raise UsageError(f"model.stem_depth={self.stem_depth} must be at least 1")
+        if self.stem_whitening < 0 or self.stem_whitening % 2:
+            raise UsageError(f"model.stem_whitening={self.stem_whitening} must be an even number, or 0")
         if not self.stem_channels or min(self.stem_channels) < 1:
             raise UsageError(
                 f"model.stem_channels={self.stem_channels} must have a width of at least 1 for each halving"
@@ -49,7 +55,20 @@ class EarlyConvViT(StemmedViT):
 
     def __init__(self, name: str, config: EarlyConvConfig, preprocessing: Preprocessing, num_classes: int) -> None:
         super().__init__(name, config, preprocessing, num_classes)
-        self.backbone = EarlyConvolutions(preprocessing.channels, config.stem_channels, config.stem_depth)
+        self.backbone = EarlyConvolutions(
+            preprocessing.channels, config.stem_channels, config.stem_depth, config.stem_whitening
+        )
+
+    @property
+    def wants_images(self) -> bool:
+        """Whether it has whitening."""
+        return bool(self.config.stem_whitening)
+
+    def begin_with(self, images: Tensor) -> None:
+        """Whiten pictures such as these, normalised B×C×H×W."""
+        stem = cast("EarlyConvolutions", self.backbone)
+        if stem.whitening is not None:
+            stem.whitening.fit(images)
 
     @property
     def stem_shape(self) -> tuple[int, int]:

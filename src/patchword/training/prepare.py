@@ -22,6 +22,7 @@ from patchword.data.duplicates import find_duplicates, without_leaks
 from patchword.data.sources import open_data
 from patchword.data.splits import first_of
 from patchword.data.store import Store, estimated_bytes
+from patchword.evaluation.predict import look_at_all
 from patchword.models.contract import Model
 from patchword.models.cost import Cost
 from patchword.models.names import create_model, parse_name
@@ -192,6 +193,8 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
         origin = "none"
     if recipe.preprocessing:
         model.preprocessing = _preprocessing(model.preprocessing, recipe.preprocessing)
+    if recipe.init == "none" and model.wants_images:
+        model.begin_with(some_images(model, dataset.splits["train"]))
     regularization = recipe.regularization
     model.regularize(dropout=regularization.dropout, stochastic_depth=regularization.stochastic_depth)
     if regularization.patch_dropout and model.grid is None:
@@ -214,6 +217,20 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
         objective=objective,
     )
     return Prepared(model, decided, origin, pictures.small)
+
+
+def some_images(model: Model, split: Split) -> Tensor:
+    """Pictures from all over the split, at most `_FIRST_LOOK`, as evaluation sees them: normalised B×C×H×W."""
+    found: list[Tensor] = []
+    rows = np.unique(np.linspace(0, len(split) - 1, _FIRST_LOOK).round().astype(np.int64))
+    # One thread, so that they come in order.
+    look_at_all(model, split.subset(rows), lambda _, images: found.append(images.cpu()), what="a first look", threads=1)
+    if not found:
+        raise DataError(f"none of {len(rows):,} training pictures can be read; the first is {split.name(0)}")
+    return torch.cat(found)
+
+
+_FIRST_LOOK = 2000
 
 
 def check_objective(recipe: Recipe, objective: str, dataset: Dataset) -> None:

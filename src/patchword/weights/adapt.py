@@ -20,13 +20,13 @@ from patchword.models.vit import ViT
 from patchword.weights.mapping import by
 
 FIRST = {
-    "vit": "patch_embed.weight",
-    "hybrid": "backbone.conv_root.weight",
-    "early-conv": "backbone.convs.0.weight",
-    "bit": "conv_root.weight",
-    "efficientnet": "layers.0.0.weight",
+    "vit": ("patch_embed.weight",),
+    "hybrid": ("backbone.conv_root.weight",),
+    "early-conv": ("backbone.whitening.kernels", "backbone.convs.0.weight"),
+    "bit": ("conv_root.weight",),
+    "efficientnet": ("layers.0.0.weight",),
 }
-"""Family → the one tensor that knows the channels, O×C×… in memory."""
+"""Family → the tensor that knows the channels, O×C×… in memory: the first of these that the model has."""
 
 
 def adapt(
@@ -120,8 +120,8 @@ def _with_channels(model: Model, channels: int) -> tuple[Model, str]:
     """
     if channels not in (1, 3):
         raise UsageError(f"in_channels={channels} is not known; 1 (grey) or 3 (RGB) are right")
-    before, name = model.preprocessing, FIRST[model.family]
-    state = model.state_dict()
+    before, state = model.preprocessing, model.state_dict()
+    name = next(name for name in FIRST[model.family] if name in state)
     weight = state[name]
     kernels = weight.reshape(len(weight), model.in_channels, -1)  # O×C×…
     linear = type(model) is ViT

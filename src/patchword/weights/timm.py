@@ -89,7 +89,7 @@ def write(model: Model, target: Path) -> None:
     if isinstance(model, ViT):
         model = mapping.tabled(model, keep=("1d", "none"))
     first, last = (
-        _their_name(name, model).removesuffix(".weight") for name in (adapt.FIRST[model.family], "head.weight")
+        _their_name(name, model).removesuffix(".weight") for name in (*adapt.FIRST[model.family], "head.weight")
     )
     with files.new_directory(target) as aside:
         folder.write_tensors(aside / folder.WEIGHTS, mapping.write(_rows(model), model))
