@@ -274,6 +274,23 @@ def test_rotary_logits_are_products_of_complex_numbers() -> None:
     torch.testing.assert_close(kept, attention.join((weights @ values)[None]), rtol=1e-5, atol=1e-6)
 
 
+def test_turns_keep_lengths_and_know_the_places_of_kept_tokens() -> None:
+    rotation = (
+        small(image_size=(4, 6), position="rope", pool="gap", registers=1, num_heads=3).blocks[0].attention.rotation
+    )
+    assert rotation is not None
+    words = torch.randn(
+        2, 7, 2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True
+    )
+    turned = rotation(words)
+    assert torch.equal(turned[:, 0], words[:, 0])
+    torch.testing.assert_close(turned.norm(dim=-1), words.norm(dim=-1))
+    assert not torch.allclose(turned[:, 1:], words[:, 1:])
+    places = torch.tensor([[0, 2, 5], [0, 1, 6]])
+    kept = torch.stack([words[0, places[0]], words[1, places[1]]])
+    torch.testing.assert_close(rotation(kept, places), torch.stack([turned[0, places[0]], turned[1, places[1]]]))
+
+
 def test_rotary_heads_begin_by_looking_at_the_nine_neighbours_in_turn() -> None:
     torch.manual_seed(0)
     model = create_model(

@@ -50,20 +50,21 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor, rows: int | None, places: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens B×M×D → queries B×H×Q×K of the first `rows` tokens (all if None), keys and values B×H×M×K."""
-        q, k, v = self._heads(x, rows)
-        if self.rotation is not None:
-            q, k = self.rotation(q, places), self.rotation(k, places)
-        return q, k, v
-
-    def _heads(self, x: Tensor, rows: int | None) -> tuple[Tensor, Tensor, Tensor]:
         B, M, D = x.shape
         H = self.num_heads
         if rows is None or type(self.qkv) is not Linear:  # an adapter in its place wants to be called
-            q, k, v = self.qkv(x).view(B, M, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
+            qkv = self.qkv(x).view(B, M, 3, H, D // H)
+            if self.rotation is None:
+                q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            else:
+                q, k = self.rotation(qkv[:, :, :2], places).permute(2, 0, 3, 1, 4).unbind(0)
+                v = qkv[:, :, 2].transpose(1, 2)
             return q[:, :, :rows], k, v
-        q = onednn.linear(x[:, :rows], self.qkv.weight[:D], self.qkv.bias[:D]).view(B, rows, H, D // H).transpose(1, 2)
-        kv = onednn.linear(x, self.qkv.weight[D:], self.qkv.bias[D:])
-        k, v = kv.view(B, M, 2, H, D // H).permute(2, 0, 3, 1, 4).unbind(0)
+        q = onednn.linear(x[:, :rows], self.qkv.weight[:D], self.qkv.bias[:D]).view(B, rows, 1, H, D // H)
+        k, v = onednn.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).view(B, M, 2, H, D // H).split(1, dim=2)
+        if self.rotation is not None:
+            q, k = self.rotation(q, places), self.rotation(k, places)
+        q, k, v = (each[:, :, 0].transpose(1, 2) for each in (q, k, v))
         return q, k, v
 
     def join(self, heads: Tensor) -> Tensor:

@@ -111,17 +111,15 @@ class Rotation(nn.Module):
     def extra_repr(self) -> str:
         return f"grid={self.grid[0]}×{self.grid[1]}"
 
-    def forward(self, heads: Tensor, places: Tensor | None = None) -> Tensor:
-        """Queries or keys B×H×Q×K of the first Q of M tokens → the same, turned.
+    def forward(self, words: Tensor, places: Tensor | None = None) -> Tensor:
+        """Queries, keys or both, B×Q×P×H×K, of the first Q of M tokens → the same, turned.
 
         `places` (B×M) are the tokens' places in the whole sequence when some were dropped; None means all are there.
         """
-        angles = self.angles(heads.device)
-        if places is not None:
-            angles = angles[places][:, None]
-        angles = angles[..., : heads.shape[2], :]
-        cosine, sine = angles.cos().to(heads.dtype), angles.sin().to(heads.dtype)
-        x, y = heads.chunk(2, dim=-1)
+        angles = self.angles(words.device)[None] if places is None else self.angles(words.device)[places]
+        angles = angles[:, : words.shape[1], None, None]
+        cosine, sine = angles.cos().to(words.dtype), angles.sin().to(words.dtype)
+        x, y = words.chunk(2, dim=-1)
         return torch.cat([x * cosine - y * sine, y * cosine + x * sine], dim=-1)
 
     def angles(self, device: torch.device) -> Tensor:
