@@ -137,7 +137,7 @@ def test_muon_moves_matrices_orthogonally_and_the_rest_as_adamw() -> None:
 def test_muons_kernels_keep_their_length_where_a_norm_follows() -> None:
     """Each of O rows has length 1 in the quadratic mean before a step; η times an orthogonal matrix is then taken away."""
     model = create_model("C2+ViT-At/4", 5, 16, depth=1, stem_channels=(5, 7))
-    config = OptimizerConfig(name="muon", matrix_lr=0.1, kernel_lr=0.3, weight_decay=0.5, momentum=0.6, layer_decay=0.5)
+    config = OptimizerConfig(name="muon", matrix_lr=0.1, kernel_lr=0.3, weight_decay=0.5, momentum=0.9, layer_decay=0.5)
     optimizer = build_optimizer(config, model)
     kernels = {name: group for group in optimizer.param_groups for name in group["names"] if group.get("normed")}
     assert set(kernels) == {"backbone.convs.0.weight", "backbone.convs.1.weight"}

@@ -14,6 +14,8 @@ from patchword.training.muon import Muon
 from patchword.training.sharded import here
 
 Decay = Literal["cosine", "linear", "constant"]
+KERNEL_MOMENTUM = 0.6
+"""Muon's for kernels with a rate of their own, which turn too fast for a longer memory (Jordan's airbench94_muon has the same)."""
 OBJECTIVE = "objective."
 """Before the names of the objective's own parameters."""
 
@@ -31,7 +33,7 @@ class OptimizerConfig:
     """Muon's peak learning rate, for hidden matrices and kernels; `lr` is then that of all else."""
     kernel_lr: float = 0.0
     """Muon's for kernels that a norm follows, which then keep their length, so that it stays the share of them that a step
-    replaces; 0 takes them for other matrices."""
+    replaces, and have a momentum of 0.6; 0 takes them for other matrices."""
     weight_decay: float = 0.0
     """In torch's convention, multiplied by the learning rate. Biases, norms, tokens and positions are never decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -98,7 +100,10 @@ def build_optimizer(config: OptimizerConfig, model: Model, objective: nn.Module 
     matrices = model.matrices() if config.name == "muon" else {}
     kernels = model.normed_kernels() & matrices.keys() if config.kernel_lr else set[str]()
     kinds: tuple[tuple[Callable[[str], bool], dict[str, Any]], ...] = (
-        (kernels.__contains__, {"peak_lr": config.kernel_lr, "weight_decay": 0.0, "normed": True}),
+        (
+            kernels.__contains__,
+            {"peak_lr": config.kernel_lr, "weight_decay": 0.0, "normed": True, "momentum": KERNEL_MOMENTUM},
+        ),
         (matrices.__contains__, {"peak_lr": config.matrix_lr, "weight_decay": config.weight_decay, "normed": False}),
         (lambda name: name not in undecayed, {"peak_lr": config.lr, "weight_decay": config.weight_decay}),
         (lambda _: True, {"peak_lr": config.lr, "weight_decay": 0.0}),
