@@ -15,7 +15,7 @@ from patchword.training.sharded import here
 
 Decay = Literal["cosine", "linear", "constant"]
 KERNEL_MOMENTUM = 0.6
-"""Muon's for kernels with a rate of their own, which turn too fast for a longer memory (Jordan's airbench94_muon has the same)."""
+"""Muon's for kernels with a rate of their own, which turn too fast for a longer memory (as in Jordan's airbench94_muon)."""
 OBJECTIVE = "objective."
 """Before the names of the objective's own parameters."""
 
