@@ -4,7 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from torchvision.transforms import functional as tv
 
 from patchword.core.errors import UsageError
 from patchword.core.preprocessing import Preprocessing
@@ -74,7 +75,7 @@ def test_shift_is_a_crop_of_the_padded_picture(stacked: bool, channels: int) -> 
     shifts = np.floor(uniform(SEED, "shift", keys["epochs"], keys["ids"], count=2) * 7).astype(int)
     assert set(shifts.flatten()) == set(range(7))
     for picture, (top, left), result in zip(pictures, shifts.tolist(), ours, strict=True):
-        padded = ImageOps.expand(_pillow(picture), pixels)
+        padded = tv.pad(_pillow(picture), pixels, padding_mode="reflect")
         np.testing.assert_array_equal(result.numpy(), _pixels(padded.crop((left, top, left + 23, top + 19))))
 
 

@@ -13,6 +13,7 @@ DEFAULTS: dict[str, Any] = {
     "train_images": 0,
     "validation_share": 0.0,
     "init": "none",
+    "zero_init_residual": False,
     "resampling": "official",
     "tune": "all",
     "image_size": (0, 0),

@@ -274,6 +274,21 @@ def test_rotary_logits_are_products_of_complex_numbers() -> None:
     torch.testing.assert_close(kept, attention.join((weights @ values)[None]), rtol=1e-5, atol=1e-6)
 
 
+def test_zero_init_residual_lets_blocks_begin_as_the_identity_and_learn() -> None:
+    torch.manual_seed(0)
+    model = create_model("ViT-At/2", 5, (14, 22), depth=2)
+    assert isinstance(model, ViT)
+    model.zero_init_residual()
+    x = model.embed(images(model))
+    assert torch.equal(model.blocks[1](model.blocks[0](x)), x)
+    nn.init.normal_(model.head.weight)
+    model(images(model)).square().sum().backward()
+    for block in model.blocks:
+        for last in (block.attention.proj, block.mlp.fc2):
+            assert last.weight.grad is not None
+            assert last.weight.grad.abs().max() > 0
+
+
 def test_turns_keep_lengths_and_know_the_places_of_kept_tokens() -> None:
     rotation = (
         small(image_size=(4, 6), position="rope", pool="gap", registers=1, num_heads=3).blocks[0].attention.rotation

@@ -68,7 +68,7 @@ class Augment:
     crop_area: tuple[float, float] = (0.05, 1.0)
     """The least and the greatest share of the picture's area that a random-resized crop keeps."""
     shift_pixels: int = 4
-    """The farthest that `shift` moves a picture, each way; black comes into view, as is usual for CIFAR and MNIST."""
+    """The farthest that `shift` moves a picture, each way; its own mirror image comes into view."""
     flip: bool = True
     """Mirror every second picture, left to right."""
     randaugment_layers: int = 0
@@ -219,7 +219,7 @@ def _crop(
 
 
 def _shift(images: np.ndarray, shifts: np.ndarray, pixels: int) -> np.ndarray:
-    """The windows at `shifts` (B×2, 0…2·pixels) of pictures padded with black: uint8 B×H×W×C → B×C×H×W, a copy."""
-    padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))) if pixels else images
+    """The windows at `shifts` (B×2, 0…2·pixels) of pictures padded with mirror images: uint8 B×H×W×C → B×C×H×W, a copy."""
+    padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), "reflect") if pixels else images
     windows = np.lib.stride_tricks.sliding_window_view(padded, images.shape[1:3], axis=(1, 2))
     return np.ascontiguousarray(windows[np.arange(len(images)), shifts[:, 0], shifts[:, 1]])

@@ -196,6 +196,14 @@ class ViT(Model):
         self.reset_head()
         return self
 
+    @torch.no_grad()
+    def zero_init_residual(self) -> None:
+        """Let every block be the identity: zero what its attention and its MLP end with."""
+        for block in self.blocks:
+            nn.init.zeros_(block.attention.proj.weight)
+            nn.init.zeros_(block.mlp.fc2.weight)
+            nn.init.zeros_(block.mlp.fc2.bias)
+
     @property
     def word_size(self) -> int:
         """Numbers in one patch: C·P·P."""

@@ -26,6 +26,7 @@ from patchword.evaluation.predict import look_at_all
 from patchword.models.contract import Model
 from patchword.models.cost import Cost
 from patchword.models.names import create_model, parse_name
+from patchword.models.vit import ViT
 from patchword.training.choice import SMALL_PICTURE, choose_model
 from patchword.training.objectives import UNLABELLED, Distillation, Objective, Sigmoid, Softmax, start_at_prior
 from patchword.training.recipe import Recipe
@@ -411,6 +412,10 @@ def _from_nothing(
         torch.manual_seed(recipe.seed)
         model = create_model(name, len(dataset.classes), image_size, channels, **options)
     model.labels = dataset.classes
+    if recipe.zero_init_residual:
+        if not isinstance(model, ViT):
+            raise UsageError(f"zero_init_residual is for an encoder, which {model.name} does not have")
+        model.zero_init_residual()
     if pictures.small:
         # Small pictures of one shape are seen whole: there is no margin to cut off.
         model.preprocessing = dataclasses.replace(model.preprocessing, resize="stretch", crop_fraction=1.0)

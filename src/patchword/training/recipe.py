@@ -213,6 +213,8 @@ class Recipe:
     init: str = "none"
     """Where the weights come from: `none`; `auto`, those that come with the package where architecture and size fit, else
     none; a run or model folder; or weights of others as `load_model` takes them."""
+    zero_init_residual: bool = False
+    """Let every block of a new encoder begin as the identity: the last layers of attention and of MLP are zero."""
     resampling: Resampling = "official"
     """How the position embedding of `init` goes to another grid: `official` (linear, corners kept) or `bicubic` (as timm)."""
     tune: str = "all"
