@@ -19,12 +19,14 @@ from torch import Tensor
 
 from conftest import write_pictures
 from patchword.core import config
-from patchword.core.errors import FaultError
+from patchword.core.errors import FaultError, UsageError
 from patchword.data.augment import Augment
 from patchword.data.dataset import Dataset, Split
+from patchword.data.decode import decode
 from patchword.data.duplicates import Duplicates
 from patchword.data.loader import Batch
 from patchword.data.mixing import erase, mix
+from patchword.data.sources import open_data
 from patchword.evaluation.predict import evaluating
 from patchword.models.contract import Model
 from patchword.models.cost import cost
@@ -40,9 +42,15 @@ from patchword.training.passes import Passes
 from patchword.training.recipe import Budget, Recipe, Regularization
 from patchword.training.step import train_step
 from patchword.weights.folder import read_tensors
+from patchword.weights.io import load_model
 
 TINY = {"name": "ViT-At/2", "depth": 2, "embed_dim": 8, "num_heads": 2, "mlp_dim": 12}
 SGD = {"optimizer": {"name": "sgd", "lr": 0.3}}
+MUON = {"optimizer": {"name": "muon"}}
+STEM: dict[str, Any] = {
+    "model": {"name": "C2+ViT-At/4", "depth": 1, "stem_channels": [5, 7]},
+    "optimizer": {"name": "muon", "kernel_lr": 0.02},
+}
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +150,14 @@ MATTERS: list[tuple[dict[str, Any], str, Any]] = [
     ({}, "optimizer.layer_decay", 0.5),
     (SGD, "optimizer.momentum", 0.5),
     (SGD, "optimizer.clip_norm", 0.01),
+    (MUON, "optimizer.matrix_lr", 0.03),
+    (MUON, "optimizer.momentum", 0.5),
+    (STEM, "optimizer.kernel_lr", 0.03),
+    (STEM, "optimizer.kernel_lr", 0.0),
+    (STEM, "model.stem_whitening", 24),
+    (STEM, "model.stem_depth", 2),
+    ({}, "zero_init_residual", True),
+    ({}, "model.position", "rope"),
     ({}, "schedule.warmup", 2.0),
     ({}, "schedule.decay", "linear"),
     ({}, "regularization.dropout", 0.3),
@@ -487,6 +503,23 @@ def test_evaluating_gives_the_mode_back() -> None:
     with evaluating(model.eval()):
         pass
     assert not model.training
+
+
+def test_whitening_is_fitted_to_training_pictures_as_evaluation_sees_them(data: Path, tmp_path: Path) -> None:
+    model = load_model(run(plain(data, **config.merge(STEM, {"model": {"stem_whitening": 24}})), tmp_path / "run"))
+    split = open_data(data).splits["train"]
+    pixels = np.stack([model.preprocessing.fit(decode(split.read(row), 3)) for row in range(len(split))])
+    fresh = create_model("C2+ViT-At/4", 2, 8, depth=1, stem_channels=(5, 7), stem_whitening=24)
+    fresh.begin_with(model.preprocessing.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+    name = "backbone.whitening.kernels"
+    # An eigenvector has no sign of its own.
+    torch.testing.assert_close(model.get_buffer(name).abs(), fresh.get_buffer(name).abs(), rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_that_begin_as_the_identity_need_blocks(data: Path, tmp_path: Path) -> None:
+    recipe = replace(plain(data, zero_init_residual=True), model={"name": "BiT-R14x0.5"}, image_size=(32, 32))
+    with pytest.raises(UsageError, match="zero_init_residual is for an encoder, which BiT-R14x0.5 does not have"):
+        run(recipe, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("looks", "chosen"), [(19.5, "ViT-At/4"), (20.5, "ViT-Fe/4")])
