@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # `--init auto` would ask the hub, and wait where there is none
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

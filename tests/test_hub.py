@@ -4,6 +4,7 @@ import base64
 import hashlib
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from patchword.core.errors import DataError, PatchwordError, UsageError
+from patchword.models.names import list_models
 from patchword.weights import hub
 
 CONTENT = bytes(range(251)) * 12_007  # three chunks, the last one not full
@@ -333,3 +335,62 @@ def test_offline_mode_and_cache_are_the_librarys(tmp_path: Path, monkeypatch: py
     (snapshot / "model.safetensors").write_bytes(b"x")
     assert hub.locate("hf://org/name") == snapshot
     assert hub.locate(f"hf://org/name@{commit}") == snapshot
+
+
+class Asked:
+    """`HfApi` as tests want it: answers, refuses or waits."""
+
+    def __init__(self, answer: Callable[[], object]) -> None:
+        self.answer, self.questions = answer, []
+
+    def __call__(self) -> "Asked":
+        return self
+
+    def model_info(self, repository: str, *, timeout: float) -> object:
+        self.questions.append((repository, timeout))
+        return self.answer()
+
+
+def test_nobody_is_asked_for_what_is_not_published_is_kept_or_is_forbidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(dict)
+    monkeypatch.setattr(huggingface_hub, "HfApi", asked)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "PUBLISHED", {"ViT-Ti/16": "hf://org/name"})
+    kept = tmp_path / "model.safetensors"
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: str(kept))
+    assert hub.at_hand("ViT-At/8") is None
+    assert hub.at_hand("ViT-Ti/16") == "hf://org/name"
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.at_hand("ViT-Ti/16") is None
+    assert not asked.questions
+
+
+def test_a_hub_that_answers_is_fetched_from_and_any_other_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: None)
+    monkeypatch.setattr(hub, "PUBLISHED", {"ViT-Ti/16": "hf://org/name"})
+    monkeypatch.setattr(hub, "_PATIENCE", 0.2)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    snapshot = Snapshot(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "HfApi", asked := Asked(dict))
+    assert hub.at_hand("ViT-Ti/16") == "hf://org/name"
+    assert asked.questions == [("org/name", 0.2)]
+    assert [name for name, _ in snapshot.asked] == ["org/name"]
+    for answer in (lambda: time.sleep(2), lambda: 1 / 0):  # one that does not come, and one that says no
+        monkeypatch.setattr(huggingface_hub, "HfApi", Asked(answer))
+        assert hub.at_hand("ViT-Ti/16") is None
+    monkeypatch.setattr(huggingface_hub, "HfApi", Asked(dict))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Snapshot(tmp_path, RuntimeError("broken off")))
+    assert hub.at_hand("ViT-Ti/16") is None
+    assert "note: hf://org/name cannot be fetched" in capsys.readouterr().err
+
+
+def test_every_published_name_is_one_of_ours() -> None:
+    assert set(hub.PUBLISHED) <= set(list_models())
+    assert all(address.startswith("hf://timm/") for address in hub.PUBLISHED.values())

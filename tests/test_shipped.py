@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 import patchword as pw
 from patchword.core.errors import UsageError
 from patchword.models.names import create_model
-from patchword.weights import folder, shipped
+from patchword.weights import folder, hub, shipped
 from patchword.weights.io import load_model
 
 
@@ -98,6 +99,38 @@ def test_auto_takes_them_for_their_own_architecture(ours: Path, small_pictures: 
     wanted = [f"model.{name}={value}" for name, value in fields.items()]
     run = pw.train(str(small_pictures), model="C3+ViT-At/8", steps=1, set=wanted, out=str(ours / "run"))
     assert json.loads((run / "result.json").read_text())["init"].startswith("shipped:tiny")
+
+
+def test_auto_takes_the_hubs_for_a_named_model_and_stays_with_what_it_began_with(
+    ours: Path, small_pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    folder.save(create_model("ViT-At/8", 3, 32), ours / "hub")
+    address = "hf://org/name"
+    monkeypatch.setattr(hub, "PUBLISHED", {"ViT-At/8": address})
+    real = hub.locate
+    monkeypatch.setattr(hub, "locate", lambda source: ours / "hub" if source == address else real(source))
+    at_hand: list[str | None] = [address]
+    monkeypatch.setattr(hub, "at_hand", lambda model: at_hand[0] if model == "ViT-At/8" else None)
+
+    def train(out: str, **wish: Any) -> tuple[str, str]:
+        place = pw.train(str(small_pictures), out=str(ours / out), steps=1, **{"model": "ViT-At/8", **wish})
+        return json.loads((place / "result.json").read_text())["init"], capsys.readouterr().err
+
+    init, said = train("run")
+    assert init.startswith("hf://org/name (ViT-At/8 at 32×32)")
+    assert "starting from hf://org/name (--init none starts from nothing)" in said
+    at_hand[0] = None  # the network is gone: it is the same run
+    again, said = train("run")
+    assert again == init
+    assert "holds this run, finished" in said
+    init, said = train("other")
+    assert init == "none"
+    assert "and the hub does not answer" in said
+    at_hand[0] = address  # it is back: what began from nothing stays so, until it is begun again
+    assert train("other")[0] == "none"
+    assert train("other", restart=True)[0].startswith(address)
+    assert train("fields", set=["model.depth=2"])[0] == "none"  # no model that others have
 
 
 def test_an_unknown_name_is_refused(ours: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from patchword.models.names import create_model, parse_name
 from patchword.models.vit import ViT
 from patchword.training.choice import SMALL_PICTURE, choose_model
 from patchword.training.objectives import UNLABELLED, Distillation, Objective, Sigmoid, Softmax, start_at_prior
-from patchword.training.recipe import Recipe
+from patchword.training.recipe import Recipe, loads
 from patchword.training.tune import tune
-from patchword.weights import shipped
+from patchword.weights import hub, shipped
 from patchword.weights.adapt import adapt
 from patchword.weights.io import load_model
 
@@ -146,28 +147,45 @@ def look_at(split: Split) -> Pictures:
     )
 
 
-def decide_start(recipe: Recipe, with_weights: Recipe | None, dataset: Dataset) -> tuple[Recipe, str]:
-    """What `init=auto` comes to, and a sentence that says it: weights of the package that fit, or nothing.
+def decide_start(
+    recipe: Recipe, with_weights: Recipe | None, dataset: Dataset, published: Callable[[str], str | None]
+) -> tuple[Recipe, str]:
+    """What `init=auto` comes to, and a sentence that says it.
 
-    `with_weights` is the same request with the recipe for weights; None: the one that there is serves both.
+    Weights of the package where architecture and size fit, else those of the hub for a model that is named, from its cache or
+    if it answers soon, else nothing. `with_weights` is the same request with the recipe for weights; None: the one that there
+    is serves both. `published` gives the address of a model's weights.
     """
     if recipe.init != "auto":
         return recipe, ""
     other = with_weights or recipe
     pictures, wanted = look_at(dataset.splits["train"]), dict(other.model)
-    stride = SHIPPED_STRIDE
+    stride, whole = SHIPPED_STRIDE, ""
     if name := wanted.pop("name", None):
+        whole = "" if wanted else name  # nothing but the name, so that it is as others have it
         family, decided = parse_name(name, wanted)
         stride = decided.stride
         wanted = {"family": family.family, **(family.parse(name) or {}), **wanted}
     size = natural_size(pictures, stride) if other.image_size == (0, 0) else other.image_size
     found = shipped.fitting(wanted, size) if not any(side % stride for side in size) else None
-    if found is None:
-        return dataclasses.replace(recipe, init="none"), (
-            "starting from nothing: no weights that come with patchword fit (--init RUN takes those of another run)"
-        )
-    note = f"starting from weights that come with patchword, {found} (--init none starts from nothing)"
-    return dataclasses.replace(other, init=shipped.PREFIX + found, image_size=size), note
+    if found is not None:
+        note = f"starting from weights that come with patchword, {found} (--init none starts from nothing)"
+        return dataclasses.replace(other, init=shipped.PREFIX + found, image_size=size), note
+    if whole and (address := published(whole)) is not None:
+        note = f"starting from {address} (--init none starts from nothing)"
+        return dataclasses.replace(other, init=address), note
+    silent = ", and the hub does not answer" if whole in hub.PUBLISHED else ""
+    return dataclasses.replace(recipe, init="none"), (
+        f"starting from nothing: no weights that come with patchword fit{silent} (--init RUN takes those of another run)"
+    )
+
+
+def published_weights(model: str, stored: Path | None) -> str | None:
+    """The address of the hub's weights of a model, if it is at hand; or where a run with a recipe `stored` began, if there."""
+    if stored is not None and stored.is_file():
+        began = loads(stored.read_text("utf-8"), str(stored)).init
+        return began if began == hub.PUBLISHED.get(model) else None
+    return hub.at_hand(model)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -211,8 +211,9 @@ class Recipe:
     `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
     head, and the others must be what the weights say."""
     init: str = "none"
-    """Where the weights come from: `none`; `auto`, those that come with the package where architecture and size fit, else
-    none; a run or model folder; or weights of others as `load_model` takes them."""
+    """Where the weights come from: `none`; `auto`, those that come with the package where architecture and size fit, else the
+    hub's for a named model if they are at hand, else none; a run or model folder; or weights of others as `load_model` takes
+    them."""
     zero_init_residual: bool = False
     """Let every block of a new encoder begin as the identity: the last layers of attention and of MLP are zero."""
     resampling: Resampling = "official"

@@ -83,7 +83,12 @@ def _run(
         world.decide(lambda: prepare.fetch(recipe))  # one downloads, the others find it
     opened = prepare.open_training_data(recipe)
     dataset = opened.dataset
-    recipe, note = prepare.decide_start(recipe, with_weights, dataset)
+
+    def published(model: str) -> str | None:
+        folder = out or prepare.default_out(recipe, dataset, model)
+        return world.decide(lambda: prepare.published_weights(model, None if restart else folder / RECIPE))
+
+    recipe, note = prepare.decide_start(recipe, with_weights, dataset, published)
     if there.exists():  # a named set keeps its name, a path works from anywhere
         recipe = dataclasses.replace(recipe, data=str(there.resolve()))
     if recipe.batch_size > (there_are := len(dataset.splits["train"])):

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import re
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -12,7 +13,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from patchword.core import files
-from patchword.core.errors import DataError, UsageError, brief, nearest
+from patchword.core.errors import DataError, PatchwordError, UsageError, brief, nearest
 from patchword.core.progress import Progress, say, size
 from patchword.weights import folder, shipped
 
@@ -46,6 +47,30 @@ _HANDLERS: tuple[type[urllib.request.BaseHandler], ...] = (
     urllib.request.UnknownHandler,
 )
 
+PUBLISHED: dict[str, str] = {
+    "ViT-Ti/16": "hf://timm/vit_tiny_patch16_224.augreg_in21k",
+    "ViT-S/32": "hf://timm/vit_small_patch32_224.augreg_in21k",
+    "ViT-S/16": "hf://timm/vit_small_patch16_224.augreg_in21k",
+    "ViT-B/32": "hf://timm/vit_base_patch32_224.augreg_in21k",
+    "ViT-B/16": "hf://timm/vit_base_patch16_224.augreg_in21k",
+    "ViT-B/8": "hf://timm/vit_base_patch8_224.augreg_in21k",
+    "ViT-L/32": "hf://timm/vit_large_patch32_224.orig_in21k",
+    "ViT-L/16": "hf://timm/vit_large_patch16_224.augreg_in21k",
+    "ViT-H/14": "hf://timm/vit_huge_patch14_224.orig_in21k",
+    "R26+ViT-S/32": "hf://timm/vit_small_r26_s32_224.augreg_in21k",
+    "R50+ViT-B/16": "hf://timm/vit_base_r50_s16_224.orig_in21k",
+    "R50+ViT-L/32": "hf://timm/vit_large_r50_s32_224.augreg_in21k",
+    "BiT-R50x1": "hf://timm/resnetv2_50x1_bit.goog_in21k",
+    "BiT-R50x3": "hf://timm/resnetv2_50x3_bit.goog_in21k",
+    "BiT-R101x1": "hf://timm/resnetv2_101x1_bit.goog_in21k",
+    "BiT-R101x3": "hf://timm/resnetv2_101x3_bit.goog_in21k",
+    "BiT-R152x2": "hf://timm/resnetv2_152x2_bit.goog_in21k",
+    "BiT-R152x4": "hf://timm/resnetv2_152x4_bit.goog_in21k",
+}
+"""Our name of an architecture → the hub's weights of it that learned from ImageNet-21k: what `init=auto` looks for."""
+_PATIENCE = 3.0
+"""Seconds that a hub which nobody asked for has for an answer."""
+
 _HUB = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@/]+))?(?:/(?P<inside>[^@]+?))?/?")
 _INDEX = f"{folder.WEIGHTS}.index.json"
 _WANTED = ("config.json", "preprocessor_config.json", folder.DESCRIPTION, _INDEX, folder.WEIGHTS, "model-*.safetensors")
@@ -75,6 +100,37 @@ def locate(source: str | Path) -> Path:
             f"{address} is no address of weights that is known; hf://ORG/NAME or gs://BUCKET/PATH.npz is right"
         )
     return path
+
+
+def at_hand(name: str) -> str | None:
+    """The address of `PUBLISHED` weights that are now in the hub's cache: they were, or it answers within `_PATIENCE` and gives
+    them. Else None: this never fails."""
+    if (address := PUBLISHED.get(name)) is None:
+        return None
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    repository, answers = address.removeprefix("hf://"), threading.Event()
+    if isinstance(huggingface_hub.try_to_load_from_cache(repository, folder.WEIGHTS), str):
+        return address
+    if constants.HF_HUB_OFFLINE:
+        return None
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # whatever it is, it is no answer
+            huggingface_hub.HfApi().model_info(repository, timeout=_PATIENCE)
+            answers.set()
+
+    # Looking up a name may take longer than any time-out of a connection.
+    threading.Thread(target=ask, daemon=True).start()
+    if not answers.wait(_PATIENCE):
+        return None
+    try:
+        locate(address)
+    except PatchwordError as error:
+        say(f"note: {error}")
+        return None
+    return address
 
 
 def kept_in() -> Path:
