@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from bench.page import put
 from patchword.core import config, files
 from patchword.reports.run import write_report
@@ -22,26 +23,42 @@ PAGE, MARK = ROOT / "docs/pretraining.md", "trials"
 
 TRIALS: dict[str, tuple[str, list[str]]] = {
     "hybrid": ("hybrid", []),
-    "wider convolutions": ("hybrid", ["model.stem_channels=[24,64,128]", "model.embed_dim=128", "model.num_heads=4"]),
-    "one convolution less": ("hybrid", ["model.name=C2+ViT-Fe/4", "model.stem_channels=[24,64]"]),
+    "no whitening": ("hybrid", ["model.stem_whitening=0"]),
+    "one convolution at each width": ("hybrid", ["model.stem_depth=1"]),
+    "a plainer, wider stem": (
+        "hybrid",
+        [
+            "model.stem_whitening=0",
+            "model.stem_depth=1",
+            "model.stem_channels=[16,48,96]",
+            "model.embed_dim=96",
+            "model.num_heads=3",
+            "model.mlp_dim=192",
+        ],
+    ),
     "two blocks": ("hybrid", ["model.depth=2"]),
+    "rotary positions": ("hybrid", ["model.position=rope"]),
+    "kernels as other matrices": ("hybrid", ["optimizer.kernel_lr=0"]),
+    "kernels half as fast": ("hybrid", ["optimizer.kernel_lr=0.05"]),
+    "kernels twice as fast": ("hybrid", ["optimizer.kernel_lr=0.2"]),
+    "momentum of 0.95": ("hybrid", ["optimizer.momentum=0.95"]),
     "AdamW alone": ("hybrid", ["optimizer.name=adamw", "optimizer.lr=5e-3", "optimizer.weight_decay=0.05"]),
-    "rate of matrices twice as high": ("hybrid", ["optimizer.matrix_lr=0.04"]),
-    "rate of matrices half as high": ("hybrid", ["optimizer.matrix_lr=0.01"]),
     "cosine": ("hybrid", ["schedule.decay=cosine"]),
-    "batches of 128": ("hybrid", ["batch_size=128"]),
     "batches of 512": ("hybrid", ["batch_size=512"]),
+    "blocks begin at random": ("hybrid", ["zero_init_residual=false"]),
     "no shifts": ("hybrid", ["augment.crop=resize"]),
     "CutMix": ("hybrid", ["augment.cutmix=1.0"]),
     "no label smoothing": ("hybrid", ["regularization.label_smoothing=0.0"]),
     "average of weights": ("hybrid", ["regularization.average_decay=0.99"]),
-    "parts of 32": ("hybrid", ["micro_batch=32"]),
     "plain": ("plain", []),
-    "plain, wider": ("plain", ["model.name=ViT-Fe/4", "model.mlp_dim=192"]),
+    "plain, learned positions": ("plain", ["model.position=1d"]),
+    "plain, two heads": ("plain", ["model.num_heads=2"]),
+    "plain, blocks begin at random": ("plain", ["zero_init_residual=false"]),
+    "plain, momentum of 0.6": ("plain", ["optimizer.momentum=0.6"]),
+    "plain, wider": ("plain", ["model.name=ViT-Fe/4", "model.mlp_dim=192", "model.num_heads=6"]),
     "plain, patches of 8": ("plain", ["model.name=ViT-Pi/8", "model.mlp_dim=512"]),
     "plain, AdamW alone": ("plain", ["optimizer.name=adamw", "optimizer.lr=3e-3", "optimizer.weight_decay=0.05"]),
     "plain, half of the patches dropped": ("plain", ["regularization.patch_dropout=0.5"]),
-    "plain, sin-cos positions": ("plain", ["model.position=sincos"]),
 }
 """Name → whose recipe, and what is changed in it."""
 
@@ -74,9 +91,14 @@ def trial(folder: Path, base: str, changes: list[str], budget: float) -> dict[st
     run(recipes.load(f"speedrun/{base}-0.02", over), folder, publish=write_report)
     records = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     last = next(record for record in reversed(records) if record["kind"] == "validation")
+    rates = [record["images_per_second"] for record in records if record["kind"] == "train"]
     result = files.read_json(folder / "result.json")
-    looks = result["steps"] * recipes.load(str(folder / "recipe.toml")).batch_size / result["train_images"]
-    return {"accuracy": last["accuracy"], "epochs": looks, "gflops": result["train_flops"] / result["seconds"] / 1e9}
+    batch = recipes.load(str(folder / "recipe.toml")).batch_size
+    looks = result["steps"] * batch / result["train_images"]
+    # Most of the steps are slower where other work is beside it: the fastest quarter says what the machine can do.
+    per_image = result["train_flops"] / (result["steps"] * batch)
+    speed = float(np.quantile(rates, 0.75)) * per_image / 1e9
+    return {"accuracy": last["accuracy"], "epochs": looks, "gflops": speed}
 
 
 def line(name: str, changes: list[str], figures: dict[str, Any]) -> str:
@@ -91,7 +113,7 @@ def publish(rows: list[tuple[str, list[str], dict[str, Any]]], budget: float) ->
     """Put the table into the page."""
     head = (
         f"`make trials` of {datetime.date.today():%Y-%m-%d}: accuracy in % on 5,000 pictures of train that are not learned from, "
-        f"one seed, {budget:g} PFLOP each:\n\n"
+        f"one seed, {budget:g} PFLOP each; GFLOP/s is that of the fastest quarter of the steps:\n\n"
         "| trial | changed | accuracy | epochs | GFLOP/s |\n|---|---|---|---|---|\n"
     )
     put(PAGE, MARK, head + "".join(line(*row) + "\n" for row in rows))

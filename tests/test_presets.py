@@ -159,7 +159,7 @@ SPEEDRUN = {
     "model.name": "C3+ViT-Fe/8",
     "model.pool": "gap",
     "model.depth": 1,
-    "model.mlp_dim": 192,
+    "zero_init_residual": True,
     "budget.pflop": 0.02,
     "augment.crop": "shift",
     "augment.shift_pixels": 2,
@@ -167,13 +167,44 @@ SPEEDRUN = {
     "optimizer.lr": 0.003,
     "optimizer.weight_decay": 0.02,
     "optimizer.betas": (0.9, 0.95),
-    "optimizer.momentum": 0.95,
+    "optimizer.momentum": 0.6,
+    "optimizer.kernel_lr": 0.1,
     "optimizer.clip_norm": 0.0,
     "schedule.warmup": 0.1,
     "schedule.decay": "linear",
     "regularization.label_smoothing": 0.1,
     "evaluation.mirror": True,
 }
+
+
+def _hybrid(pflop: float, channels: list[int], batch: int) -> dict[str, Any]:
+    """Width, twice that in the MLP and heads of 32 follow from the last stage of the stem."""
+    return {
+        **SPEEDRUN,
+        "budget.pflop": pflop,
+        "batch_size": batch,
+        "model.stem_channels": channels,
+        "model.stem_depth": 2,
+        "model.stem_whitening": 24,
+        "model.embed_dim": channels[-1],
+        "model.num_heads": channels[-1] // 32,
+        "model.mlp_dim": 2 * channels[-1],
+    }
+
+
+def _plain(pflop: float, name: str, depth: int, heads: int, mlp_dim: int) -> dict[str, Any]:
+    return {
+        **SPEEDRUN,
+        "budget.pflop": pflop,
+        "model.name": name,
+        "model.position": "rope",
+        "model.depth": depth,
+        "model.num_heads": heads,
+        "model.mlp_dim": mlp_dim,
+        "optimizer.momentum": 0.95,
+    }
+
+
 # "Self-training with Noisy Student" (arXiv 1911.04252), section 3.1; the rest is `scratch`.
 NOISY_STUDENT = {
     **SCRATCH,
@@ -191,23 +222,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "plain-vit": PLAIN_VIT,
     "noisy-student": NOISY_STUDENT,
     "speedrun": SPEEDRUN,
-    "speedrun/hybrid-0.02": SPEEDRUN,
-    "speedrun/hybrid-0.1": {
-        **SPEEDRUN,
-        "budget.pflop": 0.1,
-        "model.stem_channels": [24, 72, 144],
-        "model.embed_dim": 144,
-        "model.depth": 2,
-        "model.mlp_dim": 288,
-    },
-    "speedrun/plain-0.1": {
-        **SPEEDRUN,
-        "budget.pflop": 0.1,
-        "model.name": "ViT-Fe/4",
-        "model.depth": 6,
-        "model.mlp_dim": 192,
-    },
-    "speedrun/plain-0.02": {**SPEEDRUN, "model.name": "ViT-At/4", "model.depth": 4, "model.mlp_dim": 128},
+    "speedrun/hybrid-0.02": _hybrid(0.02, [16, 64, 64], 256),
+    "speedrun/hybrid-0.1": _hybrid(0.1, [32, 128, 128], 512),
+    "speedrun/hybrid-0.4": _hybrid(0.4, [64, 256, 256], 512),
+    "speedrun/plain-0.02": _plain(0.02, "ViT-At/4", 4, 4, 128),
+    "speedrun/plain-0.1": _plain(0.1, "ViT-Fe/4", 6, 6, 192),
+    "speedrun/plain-0.4": _plain(0.4, "ViT-Pi/4", 8, 8, 384),
     "paper-imagenet": PAPER_IMAGENET,
     "paper-imagenet/i21k-B": _table_3(90.0, 0.001, 0.03, 0.1),
     "paper-imagenet/i21k-L": _table_3(30.0, 0.001, 0.03, 0.1),
