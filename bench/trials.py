@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from bench.page import put
 from patchword.core import config, files
 from patchword.reports.run import write_report
