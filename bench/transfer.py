@@ -1,7 +1,7 @@
 """`make transfer-study`: what pre-training is worth for the small hybrid, on data that it has not seen.
 
-From nothing, from pictures of formulas, from those and CIFAR-10 × the same and a higher resolution × 500 and all pictures ×
-SEEDS=3, on Fashion-MNIST and on DATA=… (a folder; $PATCHWORD_DATA/clothing if there is one), all for the same FLOPs
+From nothing, from pictures of formulas, from those and CIFAR-10 × the same and a higher resolution × 500 and all pictures, and
+1,000 at 64 px, × SEEDS=3, on Fashion-MNIST and on DATA=… (a folder; $PATCHWORD_DATA/clothing if there is one), all for the same FLOPs
 (BUDGET=0.003 PFLOP a run). Each run is an ordinary run folder below OUT=runs/transfer: what is done is not done again. The table
 goes to docs/pretraining.md.
 """
@@ -23,8 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, MARK = ROOT / "docs/pretraining.md", "transfer"
 RECIPE = "speedrun/hybrid-0.1"
 STARTS = ("nothing", "formula", "formula, CIFAR-10")
-SIZES = {"fashion-mnist": (32, 48), "clothing": (64, 96)}
-PICTURES = (500, 0)
+CELLS = {
+    "fashion-mnist": ((32, 500), (32, 0), (48, 500), (48, 0), (64, 1000)),
+    "clothing": ((64, 500), (64, 1000), (64, 0), (96, 500), (96, 0)),
+}
+"""Data set → pixels of a side, and training pictures (0: all)."""
 
 
 def main() -> None:
@@ -35,15 +38,14 @@ def main() -> None:
     starts["formula, CIFAR-10"] = str(pretrain(out / "cifar10", "cifar10", starts["formula"], 0.1))
     rows = []
     for data, place in sets().items():
-        for side in SIZES[data]:
-            for pictures in PICTURES:
-                found: dict[str, list[float]] = {}
-                for seed in range(seeds):
-                    for start, init in starts.items():
-                        folder = out / data / f"{side}-{pictures or 'all'}-{start.replace(', ', '-')}-{seed}"
-                        found.setdefault(start, []).append(tune(folder, place, init, side, pictures, seed, budget))
-                rows.append((data, side, pictures, found))
-                print(line(*rows[-1]), flush=True)
+        for side, pictures in CELLS[data]:
+            found: dict[str, list[float]] = {}
+            for seed in range(seeds):
+                for start, init in starts.items():
+                    folder = out / data / f"{side}-{pictures or 'all'}-{start.replace(', ', '-')}-{seed}"
+                    found.setdefault(start, []).append(tune(folder, place, init, side, pictures, seed, budget))
+            rows.append((data, side, pictures, found))
+            print(line(*rows[-1]), flush=True)
     publish(rows, seeds, budget)
 
 

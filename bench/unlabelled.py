@@ -1,8 +1,8 @@
 """`make unlabelled-study`: what pictures without labels are worth beside a few that have some.
 
 LABELLED=1000 pictures of CIFAR-10 have labels, all others have none. SEEDS=3; each run is an ordinary run folder below
-OUT=runs/unlabelled: what is done is not done again. Whatever learns without labels does so once, for PRETRAIN=0.02 PFLOP, and is
-then trained as what has labels alone, for BUDGET=0.004; Noisy Student spends all on one student, and so does a
+OUT=runs/unlabelled: what is done is not done again. Whatever learns without labels does so once, for PRETRAIN=0.01 PFLOP, and is
+then trained as what has labels alone, for BUDGET=0.002; Noisy Student spends all on one student, and so does a
 control that has labels alone for as long. The table goes to docs/pretraining.md.
 """
 
@@ -39,8 +39,8 @@ def main() -> None:
     study = Study(
         out=Path(os.environ.get("OUT", "runs/unlabelled")),
         labelled=int(os.environ.get("LABELLED", "1000")),
-        budget=float(os.environ.get("BUDGET", "0.004")),
-        pretrain=float(os.environ.get("PRETRAIN", "0.02")),
+        budget=float(os.environ.get("BUDGET", "0.002")),
+        pretrain=float(os.environ.get("PRETRAIN", "0.01")),
     )
     seeds = int(os.environ.get("SEEDS", "3"))
     rows = []
