@@ -2,8 +2,8 @@
 
 From nothing, from pictures of formulas, from those and CIFAR-10 × the same and a higher resolution × 500 and all pictures, and
 1,000 at 64 px, × SEEDS=3, on Fashion-MNIST and on DATA=… (a folder; $PATCHWORD_DATA/clothing if there is one), all for the
-same FLOPs (BUDGET=0.003 PFLOP a run). Each run is an ordinary run folder below OUT=runs/transfer: what is done is not done again. The table
-goes to docs/pretraining.md.
+same FLOPs (BUDGET=0.003 PFLOP a run). Each run is an ordinary run folder below OUT=runs/transfer: what is done is not done again.
+The table goes to docs/pretraining.md.
 """
 
 import datetime
