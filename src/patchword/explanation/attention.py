@@ -154,6 +154,8 @@ def class_rollout(model: Model, images: Tensor, classes: Tensor) -> Tensor:
     vit = attentive(model)
     if not vit.num_classes:
         raise UsageError(f"{vit.name} has no head, so it speaks for no class; rollout needs none")
+    if len(classes) != len(images):
+        raise ValueError(f"{len(images)} images and classes for {len(classes)}; as many of both are right")
     per_chunk = _chunk(vit, copies=6)
     with evaluating(vit), frozen(vit):
         parts = [
