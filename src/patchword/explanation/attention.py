@@ -7,7 +7,7 @@ Letters: B images, L layers, H heads, M tokens, N patches on a grid of h×w, D w
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchword.core.errors import UsageError, nearest
+from patchword.core.errors import UsageError
 from patchword.evaluation.predict import evaluating
 from patchword.models.contract import Model
 from patchword.models.vit import ViT
@@ -36,9 +36,7 @@ def attention(model: Model, images: Tensor, layer: Layer, head: int | None = Non
     model without attention, and for a layer, head or patch that there is not.
     """
     vit = attentive(model)
-    wanted = _layer_name(vit, layer)
-    if head is not None and not 0 <= head < vit.config.num_heads:
-        raise UsageError(f"{vit.name} has no head {head}; its heads are 0 to {vit.config.num_heads - 1}")
+    wanted = check_layer(vit, layer, head)
     if layer == "pool" and query is not None:
         raise UsageError(f"in the attention pooling of {vit.name} the probe alone asks; no patch does")
     _check_query(vit, query)
@@ -148,8 +146,8 @@ def rollout(model: Model, images: Tensor, query: Query = None) -> Tensor:
 def class_rollout(model: Model, images: Tensor, classes: Tensor) -> Tensor:
     """B×C×H×W and classes B×K → B×K×h×w: what spoke for each class (Chefer et al. 2021, arXiv 2103.15679).
 
-    R = 1, then R ← R + Ā R for each block, where Ā is the mean over heads of (∂ logit / ∂A ⊙ A)⁺ (equations 5 and 6); the row of the query is
-    given. Gradients go backwards one block at a time, each computed again from its input.
+    R = 1, then R ← R + Ā R for each block, where Ā is the mean over heads of (∂ logit / ∂A ⊙ A)⁺ (equations 5 and 6); the
+    row of the query is given. Gradients go backwards one block at a time, each computed again from its input.
     """
     vit = attentive(model)
     if not vit.num_classes:
@@ -221,6 +219,19 @@ def attentive(model: Model) -> ViT:
             f"{model.name} has no attention to show; Grad-CAM shows where it looks (patchword explain does it by itself)"
         )
     return model
+
+
+def check_layer(model: ViT, layer: Layer, head: int | None = None) -> str:
+    """The name of a layer's attention in `model.walk`; raises `UsageError` for a layer or head that there is not."""
+    depth, heads = model.config.depth, model.config.num_heads
+    if head is not None and not 0 <= head < heads:
+        raise UsageError(f"{model.name} has no head {head}; its heads are 0 to {heads - 1}")
+    if layer == "pool" and model.attention_pool is not None:
+        return "pool/attention"
+    if isinstance(layer, int) and 0 <= layer < depth:
+        return f"block_{layer:02d}/attention"
+    known = f"0 to {depth - 1}" + (" and pool" if model.attention_pool is not None else "")
+    raise UsageError(f"{model.name} has no layer {layer}; its layers are {known}")
 
 
 def asker(model: ViT) -> str:
@@ -299,16 +310,6 @@ def _chunk(vit: ViT, copies: int = 3) -> int:
     """Images at once: of each there are so many copies of a layer's weights, and the means of all layers."""
     weights = 4 * (vit.prefix + _patches(vit)) ** 2
     return max(1, min(256, _BYTES_AT_ONCE // (weights * (copies * vit.config.num_heads + vit.config.depth))))
-
-
-def _layer_name(vit: ViT, layer: Layer) -> str:
-    depth = vit.config.depth
-    if layer == "pool" and vit.attention_pool is not None:
-        return "pool/attention"
-    if isinstance(layer, int) and 0 <= layer < depth:
-        return f"block_{layer:02d}/attention"
-    known = f"0 to {depth - 1}" + (" and 'pool'" if vit.attention_pool is not None else "")
-    raise UsageError(f"{vit.name} has no layer {layer!r}; its layers are {known}")
 
 
 def _check_query(vit: ViT, query: Query) -> None:

@@ -68,8 +68,8 @@ def principal_filters(model: Model, count: int = 28) -> tuple[np.ndarray, np.nda
 def position_similarity(model: Model) -> Tensor:
     """h×w×h×w: the cosine between the position embeddings of two patches (Figure 7, centre), symmetric, 1 on the diagonal.
 
-    A model with relative positions has no embedding of a patch; in its place stand the keys of its offsets to all tokens in all blocks.
-    Raises `UsageError` for a model that is told no positions.
+    A model with relative positions has no embedding of a patch; in its place stand the keys of its offsets to all tokens in
+    all blocks. Raises `UsageError` for a model that is told no positions.
     """
     vit = attentive(model)
     if vit.config.position == "none":
@@ -121,7 +121,7 @@ def features_of(model: Model, split: Split, what: str = "looking for neighbours"
 
 
 def nearest(features: np.ndarray, of: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of B×D the `count` rows of n×D with the largest cosine: indices int64 B×k and cosines B×k, the nearest first."""
+    """For each row of B×D the `count` rows of n×D with the largest cosine, nearest first: indices int64 and cosines, B×k."""
     known, asked = _unit_rows(features), _unit_rows(of)
     count = min(count, len(known))
     cosines = asked @ known.T
@@ -167,8 +167,8 @@ def _relative_products(vit: ViT) -> Tensor:
     Patch p asks token q with the key of offset p − q, so its keys are a window of the table, and the product with those of
     patch p + d a window of the products of rows that lie d apart.
     """
-    tables = [block.attention.relative.table for block in vit.blocks if block.attention.relative is not None]
-    table = torch.cat(tables, dim=1).detach().double().cpu()
+    keys = [block.attention.relative for block in vit.blocks if block.attention.relative is not None]
+    table = torch.cat([each.table.detach() for each in keys], dim=1).double().cpu()
     tokens = (len(table) + 1) // 2
     patches = tokens - vit.prefix
     products = torch.zeros(patches, patches, dtype=torch.float64)

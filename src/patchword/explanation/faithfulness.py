@@ -14,18 +14,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchword.data.decode import decode
-from patchword.data.formula import find_formula
+from patchword.data.formula import SIDES, find_formula
 from patchword.evaluation.predict import comfortable_batch, evaluating
 from patchword.explanation.maps import enlarge
 from patchword.models.contract import Model
 
-Mapper = Callable[[Tensor], Tensor]
-"""Images B×C×H×W → their maps B×h×w."""
+Mapper = Callable[[Tensor, Tensor | None], Tensor]
+"""Images B×C×H×W, and the classes B that the maps are for where they are for classes → maps B×h×w."""
+
+__all__ = [
+    "FEWEST",
+    "SIDES",
+    "Figure",
+    "Mapper",
+    "agreement",
+    "check",
+    "deletion_and_insertion",
+    "known_objects",
+    "localisation",
+]
 
 FEWEST = 8
 """Of fewer pictures no interval is given: a bootstrap over them would be a guess."""
 _RESAMPLES = 2000
-_STEPS = 16
+_STEPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +91,11 @@ def centre_maps(like: Tensor) -> Tensor:
 
 
 def deletion_and_insertion(model: Model, images: Tensor, maps: Tensor, classes: Tensor) -> tuple[Figure, Figure]:
-    """How fast a class (B) goes when what a map B×h×w points to is taken from B×C×H×W, and how fast it comes (Petsiuk et al. 2018).
+    """How fast the class of an image goes when what its map points to is taken away, and how fast it comes (arXiv 1806.07421).
 
-    Pixels are taken in the order of the map, a sixteenth of them at a time. Deleted ones take the mean colour of their picture; what
-    is inserted comes into a blurred picture. The figure is the area under the probability of the class, 0 to 1 (arXiv 1806.07421).
+    Of B×C×H×W with maps B×h×w and classes B. Pixels are taken in the order of the map, an eighth of them at a time. Deleted
+    ones get the mean colour of their picture; what is inserted comes into a blurred one. The figure is the area under the
+    probability of the class, 0 to 1.
     """
     knowing_nothing = {"random": random_maps(maps), "centre": centre_maps(maps)}
     found = {name: _areas(model, images, each, classes) for name, each in {"": maps.cpu(), **knowing_nothing}.items()}
@@ -108,7 +121,7 @@ def localisation(maps: Tensor, masks: np.ndarray) -> tuple[Figure, Figure]:
     return energy, pointing
 
 
-def agreement(mapper: Mapper, images: Tensor) -> tuple[Figure, Figure]:
+def agreement(mapper: Mapper, images: Tensor, classes: Tensor | None = None) -> tuple[Figure, Figure]:
     """How well the map of a picture goes with it when it is mirrored, and moved by 1/28 of its shorter side: correlations.
 
     The control `others` is the correlation with the map of the next picture: maps that look alike whatever is on the
@@ -116,13 +129,30 @@ def agreement(mapper: Mapper, images: Tensor) -> tuple[Figure, Figure]:
     """
     height, width = images.shape[2:]
     step = max(1, round(min(height, width) / 28))
-    here = _pixels(mapper(images), (height, width))
-    mirrored = _pixels(mapper(images.flip(3)), (height, width))[:, :, ::-1]
-    moved = _pixels(mapper(shifted(images, step)), (height, width))
+    here = _pixels(mapper(images, classes), (height, width))
+    mirrored = _pixels(mapper(images.flip(3), classes), (height, width))[:, :, ::-1]
+    moved = _pixels(mapper(shifted(images, step), classes), (height, width))
     others = {"others": correlations(here, np.roll(here, 1, axis=0))}
     flip = Figure("flip", True, correlations(here, mirrored), others)
     after = correlations(here[:, : height - step, : width - step], moved[:, step:, step:])
     return flip, Figure("shift", True, after, others)
+
+
+def check(
+    model: Model, mapper: Mapper, images: Tensor, classes: Tensor | None, known: tuple[np.ndarray, np.ndarray]
+) -> list[Figure]:
+    """All figures of the maps of a model: of B×C×H×W for the classes B, and localisation on `known_objects`.
+
+    What needs pictures, or classes, is left out where there are none; of drawn pictures the class is the one that is named.
+    """
+    pixels, masks = known
+    drawn = model.preprocessing.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    figures: list[Figure] = [*localisation(mapper(drawn, None), masks)]
+    if len(images) and classes is not None:
+        figures += deletion_and_insertion(model, images, mapper(images, classes), classes)
+    if len(images) > 1:
+        figures += agreement(mapper, images, classes)
+    return figures
 
 
 def known_objects(

@@ -19,8 +19,8 @@ def gradcam(model: Model, images: Tensor, classes: Tensor | None = None, layer: 
     """B×C×H×W and classes B → B×h×w, 0 where nothing spoke for the class of the image (None: the one that it is named).
 
     (Σ_c α_c A_c)⁺ with α_c the mean over places of ∂ logit / ∂A_c (equations 1 and 2). A is the last feature map that
-    convolutions made: `encoded` of a ResNet or EfficientNet, the stem's last of a hybrid; or the `layer` of that name in `model.walk`.
-    Raises `UsageError` for a model without convolutions or without a head, and for a layer that is no feature map.
+    convolutions made: `encoded` of a ResNet or EfficientNet, the stem's last of a hybrid; or the `layer` of that name in
+    `model.walk`. Raises `UsageError` for a model without convolutions or without a head, and for a layer that is no feature map.
     """
     if not model.num_classes:
         raise UsageError(f"{model.name} has no head, so nothing in it speaks for a class")
@@ -45,10 +45,12 @@ def _maps(model: Model, images: Tensor, classes: Tensor | None, layer: str | Non
                 kept = last
     if kept is None:
         if not offered:
-            raise UsageError(f"{model.name} has no convolutions for Grad-CAM to look at; attention rollout shows where it looks")
+            raise UsageError(
+                f"{model.name} has no convolutions for Grad-CAM to look at; attention rollout shows where it looks"
+            )
         raise UsageError(f"{model.name} has no feature map {layer!r}; {nearest(str(layer), offered)}")
     logits = model.head(last)
-    classes = logits.argmax(1) if classes is None else classes
-    (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept)
+    chosen = logits.argmax(1) if classes is None else classes
+    (gradient,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), kept)
     share = gradient.mean(dim=(2, 3), keepdim=True)
     return (share * kept.detach()).sum(1).clamp_min(0)

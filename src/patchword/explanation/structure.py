@@ -1,6 +1,7 @@
 """Two statistics for two claims of the paper: attention reaches further with depth, positions have learned rows and columns.
 
-Each comes with what chance gives: layers in another order, patches in other places. Letters: L layers, H heads, h×w patches, D width.
+Each comes with what chance gives: layers in another order, patches in other places.
+Letters: L layers, H heads, h×w patches, D width.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ class Trend:
 
 
 def depth_trend(distance: np.ndarray) -> Trend:
-    """The mean attention distance of each head, L×H in pixels → its trend with depth; raises `ValueError` for fewer than two layers.
+    """The mean attention distance of each head, L×H in pixels → its trend with depth; raises `ValueError` for one layer.
 
     The heads of a layer stay together when layers change places, as they are not independent of each other.
     """
@@ -106,7 +107,7 @@ def _correlation(ranks: np.ndarray) -> float:
 
 
 def _additive(centred: np.ndarray, grid: tuple[int, int]) -> float:
-    """The share of the variance of (h·w)×D, centred, in the means of rows and of columns (an analysis of variance in two ways)."""
+    """The share of the variance of (h·w)×D, centred, that means of rows and columns hold (a two-way analysis of variance)."""
     cells = centred.reshape(*grid, -1)
     whole = float((cells**2).sum())
     rows = grid[1] * float((cells.mean(axis=1) ** 2).sum())
