@@ -16,7 +16,7 @@ from torch import Tensor
 from patchword.data.decode import decode
 from patchword.data.formula import SIDES, find_formula
 from patchword.evaluation.predict import comfortable_batch, evaluating
-from patchword.explanation.maps import enlarge
+from patchword.explanation.maps import as_images, enlarge
 from patchword.models.contract import Model
 
 Mapper = Callable[[Tensor, Tensor | None], Tensor]
@@ -146,8 +146,7 @@ def check(
     What needs pictures, or classes, is left out where there are none; of drawn pictures the class is the one that is named.
     """
     pixels, masks = known
-    drawn = model.preprocessing.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    figures: list[Figure] = [*localisation(mapper(drawn, None), masks)]
+    figures: list[Figure] = [*localisation(mapper(as_images(model, pixels), None), masks)]
     if len(images) and classes is not None:
         figures += deletion_and_insertion(model, images, mapper(images, classes), classes)
     if len(images) > 1:

@@ -6,6 +6,7 @@ Letters: B images, h×w places of a map, H×W pixels.
 import dataclasses
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -101,6 +102,12 @@ def named(model: Model, images: Tensor) -> Tensor:
     with evaluating(model), torch.inference_mode():
         parts = [model(batch.to(device)).argmax(1) for batch in images.split(comfortable_batch(model))]
     return torch.cat(parts)
+
+
+def as_images(model: Model, pixels: np.ndarray) -> Tensor:
+    """uint8 B×H×W×C of the model's size → its images, normalised B×C×H×W, on its device."""
+    images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)  # a copy: pixels from Pillow may not be written to
+    return model.preprocessing.normalize(images.to(next(model.parameters()).device))
 
 
 def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,7 +15,7 @@ from patchword.evaluation.predict import evaluating
 from patchword.explanation.attention import attend, class_rollout
 from patchword.explanation.embeddings import feature_colours
 from patchword.explanation.gradcam import gradcam
-from patchword.explanation.maps import Choice, kinds
+from patchword.explanation.maps import Choice, as_images, kinds
 from patchword.models.contract import Model
 from patchword.models.vit import ViT
 
@@ -69,8 +69,7 @@ class Look:
 
 def look(model: Model, pixels: np.ndarray, also: int | None = None) -> list[Look]:
     """Look at uint8 B×H×W×C, one picture after the other; `also` is a class that maps are for beside the likeliest three."""
-    device = next(model.parameters()).device
-    images = model.preprocessing.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2)).to(device)
+    images = as_images(model, pixels)
     colours = feature_colours(model, images)
     return [
         dataclasses.replace(_look(model, each, image[None], also), colours=colour)

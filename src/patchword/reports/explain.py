@@ -129,6 +129,8 @@ def write_page(
     """Write page `number` of `count` and return its path; `unreadable` are names of pictures with the reason."""
     headline = Markup("Where <strong>{}</strong> looks on {}: {}.")
     headline = headline.format(subject.name, page.count(len(shown), "picture"), subject.choice.words)
+    if not shown:
+        headline = Markup("None of the pictures of this page can be explained.")
     script = _script()
     content = page.render(
         "explain.html.j2",

@@ -229,14 +229,14 @@ def _facts(
 
     from patchword.explanation import embeddings, faithfulness
     from patchword.explanation.attention import head_figures, patch_distances
+    from patchword.explanation.maps import as_images
     from patchword.models.hybrid import StemmedViT
     from patchword.models.vit import ViT
     from patchword.reports.explain import Facts
 
     images = torch.empty(0, model.in_channels, *model.image_size)
     if looks:
-        pixels = np.stack([seen.pixels for seen in looks])
-        images = model.preprocessing.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        images = as_images(model, np.stack([seen.pixels for seen in looks]))
     filters, explained = embeddings.principal_filters(model)
     truth: list[faithfulness.Figure] = []
     if check and all(side in faithfulness.SIDES for side in model.image_size):
@@ -273,19 +273,25 @@ class _Other:
         self.model = as_model(source)
         self.subject = _subject(self.model, choose(self.model))
 
-    def see(self, path: Path) -> "Beside":
-        """What it makes of a picture that could be read."""
+    def see(self, path: Path) -> "Beside | None":
+        """What it makes of a picture."""
         import torch
 
+        from patchword.core.picture import DecodeError
+        from patchword.explanation.maps import as_images
         from patchword.explanation.overlay import overlay
         from patchword.reports.explain import Beside
 
-        pixels, model = fitted(path, self.model), self.model
-        image = model.preprocessing.normalize(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2))
+        model = self.model
+        try:
+            pixels = fitted(path, model)
+        except DecodeError:
+            return None  # it could be read a moment ago
+        image = as_images(model, pixels[None])
         says: Says = []
         if model.num_classes:
             with torch.inference_mode():
-                shares = model.probabilities(image.to(next(model.parameters()).device))[0].float().cpu()
+                shares = model.probabilities(image)[0].float().cpu()
             best = shares.topk(min(_SAID, len(shares)))
             says = [
                 (self.subject.labels[i], share)
@@ -319,12 +325,12 @@ class _Known:
         from patchword.data.decode import decode
         from patchword.evaluation.mistakes import thumbnail
         from patchword.explanation.embeddings import nearest as nearest_rows
+        from patchword.explanation.maps import as_images
         from patchword.reports.explain import Neighbour
 
-        model = self.model
-        image = model.preprocessing.normalize(torch.from_numpy(seen.pixels)[None].permute(0, 3, 1, 2))
+        image = as_images(self.model, seen.pixels[None])
         with torch.inference_mode():
-            features = model.features(image.to(next(model.parameters()).device)).float().cpu().numpy()
+            features = self.model.features(image).float().cpu().numpy()
         order, cosines = nearest_rows(self.features, features, _NEAREST)
         found = []
         for row, cosine in zip(order[0].tolist(), cosines[0].tolist(), strict=True):
