@@ -37,15 +37,20 @@ def depth_trend(distance: np.ndarray) -> Trend:
     if depth < 2:
         raise ValueError(f"{depth} layer has no trend; two or more are right")
     ranks = average_ranks(distance.ravel()).reshape(depth, heads)
-    found = _correlation(ranks)
+    ranks -= ranks.mean()
+    places = average_ranks(np.repeat(np.arange(depth), heads)).reshape(depth, heads)
+    places -= places.mean()
+    below = math.sqrt(float((ranks**2).sum() * (places**2).sum()))
     if depth <= _ALL_ORDERS:
         orders = np.array(list(itertools.permutations(range(depth))))
     else:
         generator = np.random.default_rng(0)
         drawn = np.argsort(generator.random((_DRAWS, depth)), axis=1)
         orders = np.concatenate([np.arange(depth)[None], drawn])  # with the one that is there, so that no p is 0
-    by_chance = np.array([_correlation(ranks[order]) for order in orders])
-    return Trend(distance.mean(axis=1), found, float((by_chance >= found - 1e-12).mean()))
+    # A layer has one place, so its heads come in by the sum of their ranks.
+    correlations = ranks.sum(axis=1)[orders] @ places[:, 0] / max(below, 1e-300)
+    found = float(correlations[0])
+    return Trend(distance.mean(axis=1), found, float((correlations >= found - 1e-12).mean()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +100,6 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]
-
-
-def _correlation(ranks: np.ndarray) -> float:
-    """Spearman's, of ranks L×H with the number of their row; 0 where all are equal."""
-    depth, heads = ranks.shape
-    rows = average_ranks(np.repeat(np.arange(depth), heads))
-    a, b = ranks.ravel() - ranks.mean(), rows - rows.mean()
-    below = math.sqrt(float((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum() / below) if below > 0 else 0.0
 
 
 def _additive(centred: np.ndarray, grid: tuple[int, int]) -> float:
