@@ -145,7 +145,7 @@ def write_page(
         asker=subject.asker,
         pictures=[_picture(each, subject) for each in shown],
         unreadable=[{"name": name, "reason": reason} for name, reason in unreadable],
-        truth=_truth(facts.truth, subject.choice) if facts is not None and facts.truth else None,
+        truth=truth_of(facts.truth, subject.choice) if facts is not None and facts.truth else None,
         facts=None if facts is None else _facts(facts),
         pages=[{"name": page_name(i), "number": i + 1, "here": i == number} for i in range(count)] if count > 1 else [],
         version=version,
@@ -175,7 +175,6 @@ def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
     attends = layers is not None
     grid = look.rollouts.shape[1:] if look.rollouts is not None else None
     data = {
-        "picture": source,
         "width": width,
         "height": height,
         "grid": grid,
@@ -243,27 +242,30 @@ def _base64(values: np.ndarray) -> str:
 
 
 def _packed(maps: np.ndarray | None) -> dict[str, Any] | None:
-    """…×h×w, none of it negative → a byte for each number, and what the highest byte of each map stands for."""
+    """…×h×w → a byte for each number between the lowest and the highest of its map, and what these two are."""
     if maps is None:
         return None
-    flat = maps.reshape(-1, maps.shape[-2] * maps.shape[-1]).astype(np.float64)
-    top = flat.max(axis=1)
-    values = np.divide(255 * flat, top[:, None], out=np.zeros_like(flat), where=top[:, None] > 0).round()
-    return {
-        "shape": maps.shape,
-        "data": _base64(values.astype(np.uint8)),
-        "top": [float(f"{each:.4g}") for each in top],
-    }
+    share, low, high = _shares(maps)
+    values = (255 * share).round().astype(np.uint8)
+    bounds = {"low": [float(f"{each:.4g}") for each in low], "high": [float(f"{each:.4g}") for each in high]}
+    return {"shape": maps.shape, "data": _base64(values), **bounds}
 
 
 def _packed_between(between: np.ndarray | None) -> dict[str, Any] | None:
-    """L×N×h×w → four bits for each number: the square root of its share of the highest in its map, two in a byte."""
+    """L×N×h×w → four bits for the square root of each number's place between the bounds of its map, two in a byte."""
     if between is None:
         return None
-    flat = between.reshape(-1, between.shape[-2] * between.shape[-1]).astype(np.float64)
-    values = (_LEVELS * np.sqrt(flat / np.maximum(flat.max(axis=1, keepdims=True), 1e-300))).round().astype(np.uint8)
+    share, _, _ = _shares(between)
+    values = (_LEVELS * np.sqrt(share)).round().astype(np.uint8)
     values = np.append(values.ravel(), np.zeros(values.size % 2, np.uint8))
     return {"shape": between.shape, "bits": 4, "data": _base64(values[::2] << 4 | values[1::2])}
+
+
+def _shares(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """…×h×w → k×(h·w) between 0 and 1 in each map, and the lowest and highest of each, k."""
+    flat = maps.reshape(-1, maps.shape[-2] * maps.shape[-1]).astype(np.float64)
+    low, high = flat.min(axis=1), flat.max(axis=1)
+    return (flat - low[:, None]) / np.maximum(high - low, 1e-300)[:, None], low, high
 
 
 _FIGURES = {
@@ -276,7 +278,8 @@ _FIGURES = {
 }
 
 
-def _truth(truth: tuple[Figure, ...], choice: Choice) -> dict[str, Any]:
+def truth_of(truth: tuple[Figure, ...], choice: Choice) -> dict[str, Any]:
+    """What the page says of figures: `rows` of its table, a `sentence`, and whether something `fails`."""
     rows = []
     for figure in truth:
         name, what = _FIGURES[figure.name]
@@ -319,7 +322,7 @@ def _sentence(truth: dict[str, Figure], choice: Choice) -> tuple[str, bool]:
     chance = {name for name, figure in truth.items() if figure.beats(next(iter(figure.controls))) is False}
     if {"pointing", "energy"} <= chance:
         said.append("That is no better than chance: these maps do not show where objects are.")
-    elif not (pointing.beats("centre") or energy.beats("centre")):
+    elif pointing.beats("centre") is False and energy.beats("centre") is False:
         said.append("It does not beat the blob: an object is often in the middle anyway.")
     if {"deletion", "insertion"} <= chance:
         said.append("What it points to decides the answer no more than random pixels do.")

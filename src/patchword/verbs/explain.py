@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from patchword.core.errors import DataError, UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
-from patchword.verbs.options import Images, ModelSource, Name, Target, Whole, argument
+from patchword.verbs.options import Images, LayerName, ModelSource, Name, Target, Whole, argument
 from patchword.verbs.pictures import fitted, picture_files
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def explain(
     map: Annotated[  # noqa: A002 (the command line's word)
         Literal["auto", "rollout", "class", "attention", "gradcam"], argument("auto|rollout|class|attention|gradcam")
     ] = "auto",
-    layer: Annotated[str | int | None, argument("N|pool", constructor=str)] = None,
+    layer: LayerName = None,
     head: Whole = None,
     label: Name = None,
     beside: Annotated[str | Path | None, argument("MODEL", constructor=str)] = None,

@@ -8,17 +8,20 @@ function bytes(text) {
   return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 }
 
-// A packed array: `shape` ends with the grid h×w; values are bytes, or four bits each where `bits` is 4. Returns map number
-// `index` as numbers; `top` holds what the highest byte of each map stands for.
+// A packed array: `shape` ends with the grid h×w. Values are bytes between `low` and `high` of their map; or, where `bits` is
+// 4, the square roots of places between bounds that are not kept, so that little is not nothing. Returns map number `index`.
 function unpack(packed, index) {
   const [h, w] = packed.shape.slice(-2);
   const count = h * w;
   const values = new Float32Array(count);
   packed.bytes ??= bytes(packed.data);
   for (let i = 0, at = index * count; i < count; i++, at++) {
-    const byte = packed.bits === 4 ? packed.bytes[at >> 1] >> (at & 1 ? 0 : 4) & 15 : packed.bytes[at];
-    // What patches pay to each other is kept as a square root, so that little is not nothing.
-    values[i] = packed.bits === 4 ? (byte / 15) ** 2 : (byte / 255) * packed.top[index];
+    if (packed.bits === 4) {
+      values[i] = ((packed.bytes[at >> 1] >> (at & 1 ? 0 : 4) & 15) / 15) ** 2;
+    } else {
+      const low = packed.low[index];
+      values[i] = low + (packed.bytes[at] / 255) * (packed.high[index] - low);
+    }
   }
   return { values, h, w };
 }
@@ -131,7 +134,7 @@ function view(box) {
       for (const [colour, thick] of [["#000", 4], ["#fff", 2]]) {
         target.strokeStyle = colour;
         target.lineWidth = thick;
-        target.strokeRect(x + 1, y + 1, width / w - 2, height / h - 2);
+        target.strokeRect(x + 2, y + 2, width / w - 4, height / h - 4);
       }
     }
   }
@@ -182,7 +185,7 @@ function view(box) {
     draw();
     box.classList.add("scripted");
   };
-  image.src = data.picture;
+  image.src = box.querySelector("img").src;
 }
 
 document.querySelectorAll(".look").forEach(view);
