@@ -18,8 +18,13 @@ from browser import Browser, browser
 from conftest import write_pictures
 from patchword import cli
 from patchword.core.errors import UsageError
+from patchword.data.decode import decode
+from patchword.data.sources import open_data
+from patchword.evaluation.mistakes import thumbnail
+from patchword.explanation import attention as attending
 from patchword.explanation import overlay
-from patchword.explanation.attention import attend, class_rollout
+from patchword.explanation.attention import attend, class_rollout, rollout
+from patchword.explanation.gallery import add_maps
 from patchword.explanation.gradcam import gradcam
 from patchword.explanation.maps import as_images
 from patchword.explanation.picture import Look, coarser, look
@@ -139,7 +144,7 @@ def test_every_family_is_explained(family: str, pair: list[Path], tmp_path: Path
 def test_the_chosen_map_is_the_one_of_the_files_and_of_the_page(pair: list[Path], tmp_path: Path) -> None:
     model = model_of("hybrid", pool="map")
     model.labels = LABELS
-    starts = {
+    starts: dict[str, dict[str, Any]] = {
         "rollout": {"map": "rollout"},
         "attention": {"map": "attention", "layer": 1, "head": 2},
         "pool": {"layer": "pool"},
@@ -370,7 +375,8 @@ def test_wrong_input_is_one_sentence(
 
 
 def test_a_model_without_attention_asked_for_it_is_offered_gradcam(pair: list[Path], tmp_path: Path) -> None:
-    for options in ({"map": "rollout"}, {"map": "attention"}, {"layer": 0}, {"head": 1}):
+    attempts: tuple[dict[str, Any], ...] = ({"map": "rollout"}, {"map": "attention"}, {"layer": 0}, {"head": 1})
+    for options in attempts:
         with pytest.raises(UsageError, match="BiT-R14x0.5 has no attention to show; Grad-CAM shows where it looks"):
             patchword.explain(small("bit"), pair, out=tmp_path / "out", **options)
     (tmp_path / "file").write_text("")
@@ -525,3 +531,59 @@ def test_the_page_of_a_network_without_attention_in_the_browser(pair: list[Path]
         assert close(pixels_of(page, "drawn"), overlay.overlay(arrays["pixels"], arrays["gradcam"][2]))
         assert page.run("document.documentElement.scrollWidth") <= 390  # nothing to scroll to on a telephone
         assert page.said == []
+
+
+# The gallery of a run.
+
+
+def test_a_runs_answers_get_maps_and_those_that_are_gone_do_not(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "data", ("ant", "bee"), 3)
+    split = open_data(folder).whole()
+    model = small("hybrid", image_size=(16, 24))
+    gone = next(i for i in range(len(split)) if split.name(i) == "ant/001.png")
+    (folder / "ant/001.png").unlink()
+    rows = [{"index": i} for i in range(3)]
+    assert add_maps(model, split, rows) == "attention rollout"
+    for row in rows:
+        if row["index"] == gone:
+            assert row["map"] is None
+            continue
+        pixels = model.preprocessing.fit(decode(split.read(row["index"]), 3))
+        values = rollout(model, as_images(model, pixels[None]))[0].numpy()
+        assert row["map"] == thumbnail(overlay.overlay(pixels, values))
+    assert add_maps(small("bit", image_size=(16, 24)), split, rows) == "Grad-CAM"
+    headless = small("bit", num_classes=0, image_size=(16, 24))
+    rows = [{"index": 0}]
+    assert add_maps(headless, split, rows) is None
+    assert "map" not in rows[0]
+
+
+def test_attention_that_no_memory_holds_is_refused_and_costs_a_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = create_model("ViT-At/4", 2, 64, embed_dim=8, mlp_dim=8, depth=2, num_heads=1).eval()
+    monkeypatch.setattr(attending, "_BYTES_AT_ONCE", 1000)
+    monkeypatch.setattr(attending, "available_memory", lambda: 300_000)
+    with pytest.raises(
+        UsageError, match="the attention weights of 256 patches take 1.32 MB for one image of ViT-At/4, more than"
+    ):
+        rollout(model, torch.zeros(1, 3, 64, 64))
+    with pytest.raises(UsageError, match="a smaller image or a larger patch would be right"):
+        attend(model, torch.zeros(1, 3, 64, 64))
+    split = open_data(write_pictures(tmp_path / "data", ("ant", "bee"), 3)).whole()
+    assert add_maps(model, split, [{"index": 0}]) is None
+
+
+def test_the_page_of_a_run_shows_where_it_looked(pictures: Path, tmp_path: Path) -> None:
+    tiny = ["model.depth=1", "model.embed_dim=16", "model.mlp_dim=16", "batch_size=8"]
+    run = patchword.train(pictures, model="ViT-At/8", image_size=16, steps=3, out=tmp_path / "run", set=tiny)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["map"] == "attention rollout"
+    answers = [*evaluation["mistakes"], *evaluation["hits"]]
+    assert len(answers) >= 8
+    assert all(row["label"] == row["predicted"] for row in evaluation["hits"])
+    page = page_of(run)
+    sources = [attrs["src"] for tag, attrs in page.found if tag == "img"]
+    assert sources == [row[field] for row in answers for field in ("thumbnail", "map")]
+    assert "bright where it looked (attention rollout)" in page.text
+    assert ("Right answers" in page.text) == bool(evaluation["hits"])

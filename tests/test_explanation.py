@@ -23,7 +23,8 @@ from patchword.explanation.attention import (
     rollout,
 )
 from patchword.explanation.gradcam import gradcam
-from patchword.explanation.maps import Choice, choose, enlarge, kinds, named, unit
+from patchword.explanation.maps import Choice, Kind, choose, enlarge, kinds, named, unit
+from patchword.models.contract import Model
 from patchword.models.hybrid import StemmedViT
 from patchword.models.vit import ViT
 from test_families import SMALL, images, small
@@ -418,7 +419,8 @@ def test_a_choice_that_cannot_be_is_one_sentence() -> None:
     assert choose(model_of(pool="map"), layer="pool").words == "attention of the attention pooling"
     with wrong("a layer and a head are chosen for the map attention, not for rollout"):
         choose(vit, "rollout", layer=1)
-    for kind in ("rollout", "class", "attention"):
+    asking: tuple[Kind, ...] = ("rollout", "class", "attention")
+    for kind in asking:
         with wrong("has no attention to show; Grad-CAM"):
             choose(bit, kind)
     with wrong("has no convolutions for Grad-CAM to look at; rollout"):
@@ -427,7 +429,8 @@ def test_a_choice_that_cannot_be_is_one_sentence() -> None:
         model.replace_head(0)
     with wrong("has no head, so Grad-CAM has no class to look for"):
         choose(bit)
-    for model, kind in ((vit, "class"), (hybrid, "gradcam"), (bit, "gradcam")):
+    headless: tuple[tuple[Model, Kind], ...] = ((vit, "class"), (hybrid, "gradcam"), (bit, "gradcam"))
+    for model, kind in headless:
         with wrong("has no head, so nothing in it speaks for a class"):
             choose(model, kind)
     for call in (lambda: gradcam(bit, images(bit, 1)), lambda: class_rollout(vit, images(vit, 1), torch.zeros(1, 1))):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from patchword.core.errors import UsageError
+from patchword.core.progress import size
+from patchword.core.runtime import available_memory
 from patchword.evaluation.predict import evaluating
 from patchword.models.contract import Model
 from patchword.models.vit import ViT
@@ -106,6 +108,7 @@ class Attended:
 def attend(model: Model, images: Tensor) -> Attended:
     """Look at a few images, B×C×H×W, once; L·B·M² numbers are kept."""
     vit = attentive(model)
+    _chunk(vit)  # that one image fits
     heads, means, probe = [], [], None
     with evaluating(vit), torch.inference_mode():
         for name, weights in vit.walk(_on_device(vit, images), attention=True):
@@ -308,8 +311,13 @@ def _by_chunk(vit: ViT, images: Tensor, look: Callable[[Tensor], Tensor]) -> Ten
 
 def _chunk(vit: ViT, copies: int = 3) -> int:
     """Images at once: of each there are so many copies of a layer's weights, and the means of all layers."""
-    weights = 4 * (vit.prefix + _patches(vit)) ** 2
-    return max(1, min(256, _BYTES_AT_ONCE // (weights * (copies * vit.config.num_heads + vit.config.depth))))
+    each = 4 * (vit.prefix + _patches(vit)) ** 2 * (copies * vit.config.num_heads + vit.config.depth)
+    if each > _BYTES_AT_ONCE and _device(vit).type == "cpu" and each > available_memory():
+        raise UsageError(
+            f"the attention weights of {_patches(vit):,} patches take {size(each)} for one image of {vit.name}, more than there "
+            "is; a smaller image or a larger patch would be right"
+        )
+    return max(1, min(256, _BYTES_AT_ONCE // each))
 
 
 def _check_query(vit: ViT, query: Query) -> None:

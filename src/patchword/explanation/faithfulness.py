@@ -1,6 +1,7 @@
 """Is the map true? Deletion, insertion, localisation and agreement, each beside a map that knows nothing.
 
-A random map and a blob in the middle are measured by the same code: a figure that does not beat them says nothing of the model.
+A random map and a blob in the middle are measured by the same code, and so is the map of the same network with new weights
+("Sanity checks for saliency maps", arXiv 1810.03292): what does not beat them says nothing of what the model has learned.
 
 Letters: B images or n of them, h×w places of a map, H×W pixels.
 """
@@ -11,16 +12,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchword.data.decode import decode
 from patchword.data.formula import SIDES, find_formula
 from patchword.evaluation.predict import comfortable_batch, evaluating
-from patchword.explanation.maps import as_images, enlarge
+from patchword.explanation.maps import Choice, as_images, enlarge, named
 from patchword.models.contract import Model
+from patchword.models.names import build_model
 
-Mapper = Callable[[Tensor, Tensor | None], Tensor]
-"""Images B×C×H×W, and the classes B that the maps are for where they are for classes → maps B×h×w."""
+Mapper = Callable[[Tensor], Tensor]
+"""Images B×C×H×W → maps B×h×w."""
 
 __all__ = [
     "FEWEST",
@@ -48,7 +50,7 @@ class Figure:
     high_is_good: bool
     values: np.ndarray
     controls: dict[str, np.ndarray]
-    """`random`, `centre`; of agreement `others`."""
+    """`random`, `centre` and, where it was given, `untrained`; of agreement `others`."""
 
     @property
     def value(self) -> float:
@@ -90,38 +92,30 @@ def centre_maps(like: Tensor) -> Tensor:
     return (rows[:, None] * columns).expand(like.shape).contiguous()
 
 
-def deletion_and_insertion(model: Model, images: Tensor, maps: Tensor, classes: Tensor) -> tuple[Figure, Figure]:
+def deletion_and_insertion(
+    model: Model, images: Tensor, maps: Tensor, classes: Tensor, untrained: Tensor | None = None
+) -> tuple[Figure, Figure]:
     """How fast the class of an image goes when what its map points to is taken away, and how fast it comes (arXiv 1806.07421).
 
-    Of B×C×H×W with maps B×h×w and classes B. Pixels are taken in the order of the map, an eighth of them at a time. Deleted
-    ones get the mean colour of their picture; what is inserted comes into a blurred one. The figure is the area under the
-    probability of the class, 0 to 1.
+    Of B×C×H×W with maps B×h×w (and those of an untrained network) and classes B. Pixels are taken in the order of the map,
+    an eighth of them at a time. Deleted ones get the mean colour of their picture; what is inserted comes into a blurred
+    one. The figure is the area under the probability of the class, 0 to 1.
     """
-    knowing_nothing = {"random": random_maps(maps), "centre": centre_maps(maps)}
-    found = {name: _areas(model, images, each, classes) for name, each in {"": maps.cpu(), **knowing_nothing}.items()}
-    deletion, insertion = (
-        Figure(name, good, found[""][i], {control: found[control][i] for control in knowing_nothing})
-        for i, (name, good) in enumerate((("deletion", False), ("insertion", True)))
-    )
-    return deletion, insertion
+    found = {name: _areas(model, images, each, classes) for name, each in _with_controls(maps, untrained).items()}
+    return _figure("deletion", False, found, 0), _figure("insertion", True, found, 1)
 
 
-def localisation(maps: Tensor, masks: np.ndarray) -> tuple[Figure, Figure]:
-    """Maps B×h×w of pictures whose objects are known, bool B×H×W → energy and pointing.
+def localisation(maps: Tensor, masks: np.ndarray, untrained: Tensor | None = None) -> tuple[Figure, Figure]:
+    """Maps B×h×w (and those of an untrained network) of pictures whose objects are known, bool B×H×W → energy and pointing.
 
     Energy is the share of the map that lies on an object; pointing is 1 where the highest pixel does (Zhang et al. 2016, arXiv
     1608.00507, without their margin). A map of equal values has the objects' share of the area.
     """
-    knowing_nothing = {"random": random_maps(maps), "centre": centre_maps(maps)}
-    found = {name: _on_objects(each, masks) for name, each in {"": maps.cpu(), **knowing_nothing}.items()}
-    energy, pointing = (
-        Figure(name, True, found[""][i], {control: found[control][i] for control in knowing_nothing})
-        for i, name in enumerate(("energy", "pointing"))
-    )
-    return energy, pointing
+    found = {name: _on_objects(each, masks) for name, each in _with_controls(maps, untrained).items()}
+    return _figure("energy", True, found, 0), _figure("pointing", True, found, 1)
 
 
-def agreement(mapper: Mapper, images: Tensor, classes: Tensor | None = None) -> tuple[Figure, Figure]:
+def agreement(mapper: Mapper, images: Tensor) -> tuple[Figure, Figure]:
     """How well the map of a picture goes with it when it is mirrored, and moved by 1/28 of its shorter side: correlations.
 
     The control `others` is the correlation with the map of the next picture: maps that look alike whatever is on the
@@ -129,9 +123,9 @@ def agreement(mapper: Mapper, images: Tensor, classes: Tensor | None = None) -> 
     """
     height, width = images.shape[2:]
     step = max(1, round(min(height, width) / 28))
-    here = _pixels(mapper(images, classes), (height, width))
-    mirrored = _pixels(mapper(images.flip(3), classes), (height, width))[:, :, ::-1]
-    moved = _pixels(mapper(shifted(images, step), classes), (height, width))
+    here = _pixels(mapper(images), (height, width))
+    mirrored = _pixels(mapper(images.flip(3)), (height, width))[:, :, ::-1]
+    moved = _pixels(mapper(shifted(images, step)), (height, width))
     others = {"others": correlations(here, np.roll(here, 1, axis=0))}
     flip = Figure("flip", True, correlations(here, mirrored), others)
     after = correlations(here[:, : height - step, : width - step], moved[:, step:, step:])
@@ -139,19 +133,36 @@ def agreement(mapper: Mapper, images: Tensor, classes: Tensor | None = None) -> 
 
 
 def check(
-    model: Model, mapper: Mapper, images: Tensor, classes: Tensor | None, known: tuple[np.ndarray, np.ndarray]
+    model: Model, choice: Choice, images: Tensor, classes: Tensor | None, known: tuple[np.ndarray, np.ndarray]
 ) -> list[Figure]:
-    """All figures of the maps of a model: of B×C×H×W for the classes B, and localisation on `known_objects`.
+    """All figures of a model's maps: of B×C×H×W for the classes B, and localisation on `known_objects`.
 
     What needs pictures, or classes, is left out where there are none; of drawn pictures the class is the one that is named.
     """
     pixels, masks = known
-    figures: list[Figure] = [*localisation(mapper(as_images(model, pixels), None), masks)]
+    drawn, new = as_images(model, pixels), untrained(model)
+    theirs = named(model, drawn) if model.num_classes else None
+    figures: list[Figure] = [
+        *localisation(choice.of(model, drawn, theirs), masks, choice.of(new, drawn, theirs)),
+    ]
     if len(images) and classes is not None:
-        figures += deletion_and_insertion(model, images, mapper(images, classes), classes)
+        maps, before = choice.of(model, images, classes), choice.of(new, images, classes)
+        figures += deletion_and_insertion(model, images, maps, classes, before)
     if len(images) > 1:
-        figures += agreement(mapper, images, classes)
+        figures += agreement(lambda those: choice.of(model, those, classes), images)
     return figures
+
+
+def untrained(model: Model) -> Model:
+    """The same network with new weights, always the same ones; its head is drawn, too, so that it speaks for classes."""
+    device = next(model.parameters()).device
+    new = build_model(model.architecture, model.preprocessing).to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        new.reset()
+        if isinstance(new.head, nn.Linear):
+            nn.init.normal_(new.head.weight, std=new.num_features**-0.5)
+    return new.to(device).eval()
 
 
 def known_objects(
@@ -191,6 +202,17 @@ def correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     below = np.sqrt((a * a).sum(1) * (b * b).sum(1))
     return np.divide((a * b).sum(1), below, out=np.zeros(len(a)), where=below > 0)
+
+
+def _with_controls(maps: Tensor, untrained: Tensor | None) -> dict[str, Tensor]:
+    """By the name of each control; the maps themselves have none."""
+    found = {"": maps.cpu(), "random": random_maps(maps), "centre": centre_maps(maps)}
+    return found if untrained is None else {**found, "untrained": untrained.cpu()}
+
+
+def _figure(name: str, high_is_good: bool, found: dict[str, tuple[np.ndarray, np.ndarray]], which: int) -> Figure:
+    controls = {control: values[which] for control, values in found.items() if control}
+    return Figure(name, high_is_good, found[""][which], controls)
 
 
 def _areas(model: Model, images: Tensor, maps: Tensor, classes: Tensor) -> tuple[np.ndarray, np.ndarray]:

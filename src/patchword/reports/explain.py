@@ -291,14 +291,17 @@ def truth_of(truth: tuple[Figure, ...], choice: Choice) -> dict[str, Any]:
                 "n": len(figure.values),
                 "value": figure.value,
                 "interval": mean_interval(figure.values),
-                **dict.fromkeys(("random", "centre", "others")),
+                **dict.fromkeys(("random", "centre", "untrained", "others")),
                 **{control: figure.control(control) for control in figure.controls},
                 "verdict": _verdict(beaten),
-                "fails": next(iter(beaten.values())) is False,
+                "fails": False in [won for control, won in beaten.items() if control != "centre"],
             }
         )
     sentence, fails = _sentence({figure.name: figure for figure in truth}, choice)
     return {"rows": rows, "sentence": sentence, "fails": fails}
+
+
+_CONTROLS = {"random": "chance", "centre": "the middle", "untrained": "an untrained network"}
 
 
 def _verdict(beaten: dict[str, bool | None]) -> str:
@@ -306,27 +309,35 @@ def _verdict(beaten: dict[str, bool | None]) -> str:
         return "too few pictures to say"
     if "others" in beaten:
         return "follows the picture" if beaten["others"] else "no more than any map"
-    if not beaten["random"]:
-        return "no better than chance"
-    return "better than both" if beaten["centre"] else "better than random, not than the middle"
+    lost = [words for control, words in _CONTROLS.items() if beaten.get(control) is False]
+    return "better than each" if not lost else f"no better than {' or '.join(lost)}"
 
 
 def _sentence(truth: dict[str, Figure], choice: Choice) -> tuple[str, bool]:
     """What the figures come to; that a map is no better than chance is never left unsaid. And whether something is wrong."""
-    pointing, energy = truth["pointing"], truth["energy"]
+    pointing = truth["pointing"]
     shares = {name: page.percent(pointing.control(name), 0) for name in pointing.controls}
+    before = f", the same network untrained in {shares['untrained']}" if "untrained" in shares else ""
     said = [
         f"On {len(pointing.values)} drawn pictures whose objects are known, {choice.words} points at an object in "
-        f"{page.percent(pointing.value, 0)}; a random map in {shares['random']}, a blob in the middle in {shares['centre']}."
+        f"{page.percent(pointing.value, 0)}; a random map in {shares['random']}, a blob in the middle in "
+        f"{shares['centre']}{before}."
     ]
-    chance = {name for name, figure in truth.items() if figure.beats(next(iter(figure.controls))) is False}
-    if {"pointing", "energy"} <= chance:
+    lost = {
+        control: [name for name, each in truth.items() if control in each.controls and each.beats(control) is False]
+        for control in ("random", "centre", "untrained", "others")
+    }
+    if {"pointing", "energy"} <= {*lost["random"]}:
         said.append("That is no better than chance: these maps do not show where objects are.")
-    elif pointing.beats("centre") is False and energy.beats("centre") is False:
+    elif {"pointing", "energy"} <= {*lost["untrained"]}:
+        said.append("That is no better than before training: these maps show what stands out, not what was learned.")
+    elif {"pointing", "energy"} <= {*lost["centre"]}:
         said.append("It does not beat the blob: an object is often in the middle anyway.")
-    if {"deletion", "insertion"} <= chance:
+    if {"deletion", "insertion"} <= {*lost["random"]}:
         said.append("What it points to decides the answer no more than random pixels do.")
-    if chance & {"flip", "shift"}:
+    elif {"deletion", "insertion"} <= {*lost["untrained"]}:
+        said.append("What it points to decides the answer no more than what an untrained network points to.")
+    if lost["others"]:
         said.append(
             "Maps of different pictures are as alike as those of a picture and its copy, so they say little of it."
         )

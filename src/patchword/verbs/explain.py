@@ -1,7 +1,6 @@
 """`patchword explain`: a saved model, some pictures → where it looks on each, as pictures, arrays and a page."""
 
 import dataclasses
-import functools
 import io
 import re
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from patchword.core.errors import DataError, UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
-from patchword.verbs.options import Images, LayerName, ModelSource, Name, Target, Whole, argument
+from patchword.verbs.options import Images, LayerName, ModelSource, Name, OtherData, OtherModel, Target, Whole, argument
 from patchword.verbs.pictures import fitted, picture_files
 
 if TYPE_CHECKING:
@@ -40,8 +39,8 @@ def explain(
     layer: LayerName = None,
     head: Whole = None,
     label: Name = None,
-    beside: Annotated[str | Path | None, argument("MODEL", constructor=str)] = None,
-    data: Annotated[str | Path | None, argument("DATA", constructor=str)] = None,
+    beside: OtherModel = None,
+    data: OtherData = None,
     check: bool = True,
 ) -> list[dict[str, Any]]:
     """Show where a model looks: an overlay (.png) and arrays (.npz) for each picture, and a page (report.html) for all.
@@ -58,7 +57,7 @@ def explain(
         layer: The layer whose attention is shown, from 0; the last if not given. pool is that of attention pooling.
         head: The head whose attention is shown, from 0; the mean of all if not given.
         label: The class that maps are for; what the model says of each picture if not given.
-        beside: A second model, whose map of each picture is put beside.
+        beside: A second model (as the first), whose map of each picture is put beside.
         data: Pictures as for train, among which the nearest neighbours are looked for; 1,000 of them at most.
         check: Measure whether the maps are true, on the first eight pictures and on 64 drawn ones whose objects are known;
             --no-check saves that time.
@@ -244,7 +243,7 @@ def _facts(
         if model.num_classes:
             classes = torch.tensor([seen.classes[_place(seen, wanted)] for seen in looks], dtype=torch.int64)
         known_objects = faithfulness.known_objects(model.image_size, model.in_channels)
-        truth = faithfulness.check(model, functools.partial(choice.of, model), images, classes, known_objects)
+        truth = faithfulness.check(model, choice, images, classes, known_objects)
     facts = Facts(
         truth=tuple(truth),
         filters=filters,
@@ -266,7 +265,7 @@ def _facts(
 class _Other:
     """A second model beside the first."""
 
-    def __init__(self, source: str | Path) -> None:
+    def __init__(self, source: "str | Path | Model") -> None:
         from patchword.explanation.maps import choose
         from patchword.weights.io import as_model
 

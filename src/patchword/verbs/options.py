@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Number = float | None
     Whole = int | None
     LayerName = int | str | None
+    OtherModel = str | Path | Model | None
+    OtherData = str | Path | None
     Shards = str | Path
 else:
     Data = Annotated[str, tyro.conf.Positional, argument("DATA")]
@@ -39,3 +41,5 @@ else:
     Shards = Annotated[str, tyro.conf.Positional, argument("SHARDS")]
     Whole = Annotated[int | None, argument("N", constructor=int)]
     LayerName = Annotated[str | None, argument("N|pool", constructor=str)]
+    OtherModel = Annotated[str | None, argument("MODEL", constructor=str)]
+    OtherData = Annotated[str | None, argument("DATA", constructor=str)]
