@@ -169,6 +169,7 @@ def test_models_lists_what_can_be_made(capsys: pytest.CaptureFixture[str]) -> No
 OPTIONS = {
     "train": "epochs help image-size init minutes model no-restart out pflop recipe restart seed set steps",
     "evaluate": "help mirror no-mirror out split",
+    "explain": "beside check data head help label layer map no-check out",
     "predict": "features help no-features out top",
     "data check": "decode help no-decode",
     "data pack": "help quality shard-size side",

@@ -469,7 +469,7 @@ def test_the_newest_checkpoints_stay(keep: int, left: list[int], data: Path, tmp
 def test_the_test_split_is_read_once_and_after_training(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a stream, where a look is a read. Without thumbnails of mistakes, which show what was looked at before."""
+    """In a stream, where a look is a read. Without thumbnails of answers, which show what was looked at before."""
     reads: list[tuple[str, int]] = []
     steps: list[int] = []
     read, step = Split.read, loop.gradients
@@ -485,6 +485,7 @@ def test_the_test_split_is_read_once_and_after_training(
     monkeypatch.setattr(Split, "read", counted)
     monkeypatch.setattr(loop, "gradients", stepped)
     monkeypatch.setattr(runs, "confident_mistakes", lambda *_: [])
+    monkeypatch.setattr(runs, "sure_hits", lambda *_: [])
     run(plain(data, loading={"in_memory": "no"}, evaluation={"every_steps": 1}), tmp_path / "out")
     tested = [(name, when) for name, when in reads if name.startswith("test/")]
     assert Counter(tested) == {(f"test/{label}/{i:03d}.png", 3): 1 for label in ("ant", "bee") for i in range(3)}

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from patchword.core.picture import DecodeError
 from patchword.data.dataset import Arrays, Split
 from patchword.evaluation.metrics import Predictions, average_precision, calibration, measure, wilson_interval
-from patchword.evaluation.mistakes import confident_mistakes
+from patchword.evaluation.mistakes import confident_mistakes, sure_hits
 
 
 def test_wilson_interval_by_hand() -> None:
@@ -62,6 +63,29 @@ def test_the_worst_mistakes_come_first() -> None:
     assert [row["confidence"] for row in mistakes] == pytest.approx([0.9, 0.7, 0.6])
     assert [(row["label"], row["predicted"]) for row in mistakes] == [("ant", "bee"), ("bee", "ant"), ("bee", "ant")]
     assert confident_mistakes(predictions, split, ("ant", "bee"), most=2) == mistakes[:2]
+
+
+def test_the_surest_right_answer_of_each_class_is_shown() -> None:
+    """Right at 0.6 and 0.9 (ant) and at 0.7 (bee); picture 3 is wrong, and picture 4 cannot be read any more."""
+    logits = np.log(np.array([[6, 4], [9, 1], [3, 7], [2, 8], [0.5, 9.5]], dtype=np.float32) / 10)
+    predictions = Predictions(logits, np.array([0, 0, 1, 0, 1]), {})
+    items = Arrays(np.zeros((5, 4, 4, 3), np.uint8), "p")
+    split = Split(items, predictions.labels)
+    hits = sure_hits(predictions, split, ("ant", "bee"))
+    assert [(row["name"], row["label"], row["predicted"]) for row in hits] == [
+        ("p:4", "bee", "bee"),
+        ("p:1", "ant", "ant"),
+    ]
+    assert [row["index"] for row in hits] == [4, 1]
+    assert [row["confidence"] for row in hits] == pytest.approx([0.95, 0.9])
+    assert sure_hits(predictions, split, ("ant", "bee"), most=1) == hits[:1]
+
+    def gone(row: int) -> np.ndarray:
+        raise DecodeError("does not exist")
+
+    items.read = gone
+    assert [row["thumbnail"] for row in sure_hits(predictions, split, ("ant", "bee"))] == [None, None]
+    assert [row["thumbnail"] for row in confident_mistakes(predictions, split, ("ant", "bee"))] == [None]
 
 
 def test_calibration_by_hand() -> None:

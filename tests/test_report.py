@@ -213,7 +213,7 @@ def edit(path: Path, **fields: Any) -> None:
 class Elements(HTMLParser):
     """Every element of a page with its attributes, and the text outside styles; complains of what is not closed."""
 
-    VOID = frozenset({"meta", "link", "img", "br", "rect", "path", "use"})
+    VOID = frozenset({"meta", "link", "img", "br", "input", "rect", "path", "use"})
 
     def __init__(self, source: str) -> None:
         super().__init__()

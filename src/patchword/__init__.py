@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from patchword.data.sources import open_data
     from patchword.models.names import create_model, list_models
     from patchword.verbs.evaluate import evaluate
+    from patchword.verbs.explain import explain
     from patchword.verbs.predict import predict
     from patchword.verbs.train import train
     from patchword.weights.io import load_model, save_model
@@ -22,6 +23,7 @@ _WHERE = {
     "UsageError": "core.errors",
     "create_model": "models.names",
     "evaluate": "verbs.evaluate",
+    "explain": "verbs.explain",
     "list_models": "models.names",
     "load_model": "weights.io",
     "open_data": "data.sources",
@@ -39,6 +41,7 @@ __all__ = [
     "UsageError",
     "create_model",
     "evaluate",
+    "explain",
     "list_models",
     "load_model",
     "open_data",

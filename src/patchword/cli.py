@@ -20,6 +20,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("train", "train", "train DATA", "train a model and write its report"),
     "evaluate": Verb("evaluate", "evaluate", "evaluate MODEL DATA", "measure a saved model on a data set"),
     "predict": Verb("predict", "predict", "predict MODEL IMAGE…", "name what is on pictures"),
+    "explain": Verb("explain", "explain", "explain MODEL IMAGE…", "show where a model looks, as a page"),
     "data check": Verb("data", "check", "data check DATA", "look at a data set before training on it"),
     "data pack": Verb(
         "data", "pack", "data pack DATA SHARDS", "write a data set as tar shards, for sets that are large"

@@ -1,4 +1,4 @@
-"""The pictures that a model got wrong with the greatest confidence, small enough to show."""
+"""Pictures that a model was surest of, wrongly and rightly, small enough to show."""
 
 import base64
 import io
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from patchword.core.picture import DecodeError
 from patchword.data.dataset import Split
 from patchword.data.decode import decode
 from patchword.evaluation.metrics import Predictions, softmax
@@ -18,21 +19,44 @@ _SMALLEST_SIDE = 56
 def confident_mistakes(
     predictions: Predictions, split: Split, classes: tuple[str, ...], most: int = 12
 ) -> list[dict[str, Any]]:
-    """Name, label, prediction, confidence and thumbnail (a data URL) of the worst mistakes, the most confident first."""
+    """The worst mistakes, the most confident first.
+
+    Of each its index in the split, `name`, `label`, `predicted`, `confidence` and `thumbnail` (a data URL; None for a picture
+    that can no longer be read).
+    """
     probabilities = softmax(predictions.logits)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero((predicted != predictions.labels) & predictions.readable)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
-    return [
-        {
-            "name": split.name(i),
-            "label": classes[predictions.labels[i]],
-            "predicted": classes[predicted[i]],
-            "confidence": float(confidence[i]),
-            "thumbnail": thumbnail(decode(split.read(i), 3)),
-        }
-        for i in map(int, worst)
-    ]
+    return [_row(split, classes, i, predictions.labels[i], predicted[i], confidence[i]) for i in map(int, worst)]
+
+
+def sure_hits(predictions: Predictions, split: Split, classes: tuple[str, ...], most: int = 6) -> list[dict[str, Any]]:
+    """The most confident right answer of each class, the most confident first: rows as of `confident_mistakes`."""
+    probabilities = softmax(predictions.logits)
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    right = np.flatnonzero((predicted == predictions.labels) & predictions.readable)
+    right = right[np.argsort(-confidence[right], kind="stable")]
+    _, first = np.unique(predicted[right], return_index=True)
+    best = right[np.sort(first)][:most]
+    return [_row(split, classes, i, predictions.labels[i], predicted[i], confidence[i]) for i in map(int, best)]
+
+
+def _row(
+    split: Split, classes: tuple[str, ...], index: int, label: int, predicted: int, confidence: float
+) -> dict[str, Any]:
+    try:
+        shown = thumbnail(decode(split.read(index), 3))
+    except DecodeError:
+        shown = None
+    return {
+        "index": index,
+        "name": split.name(index),
+        "label": classes[label],
+        "predicted": classes[predicted],
+        "confidence": float(confidence),
+        "thumbnail": shown,
+    }
 
 
 def thumbnail(pixels: np.ndarray) -> str:

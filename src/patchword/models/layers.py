@@ -77,15 +77,19 @@ class Attention(nn.Module):
         bias = None if self.relative is None else self.relative(q * q.shape[-1] ** -0.5, places)
         return self.join(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
 
-    def explicit(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """B×M×D → (the same as `forward`, the attention weights B×H×M×M) step by step (equations 5 to 7)."""
+    def weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """B×M×D → the attention weights B×H×M×M and the values B×H×M×K (equations 5 and 6)."""
         q, k, v = self.heads(x, None)
         q = q * q.shape[-1] ** -0.5
         logits = q @ k.transpose(-2, -1)
         if self.relative is not None:
             logits = logits + self.relative(q)
-        weights = logits.softmax(dim=-1)
-        return self.join(weights @ v), weights
+        return logits.softmax(dim=-1), v
+
+    def explicit(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """B×M×D → (the same as `forward`, the attention weights B×H×M×M) step by step (equations 5 to 7)."""
+        weights, values = self.weights(x)
+        return self.join(weights @ values), weights
 
 
 class MLP(nn.Module):
@@ -154,9 +158,20 @@ class Block(nn.Module):
 
     def explicit(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same as `forward`, with the attention weights B×H×M×M beside it."""
-        attended, weights = self.attention.explicit(self.norm1(x))
-        x = x + self.branch(self.dropout(attended), self.scale1)
-        return x + self.branch(self.mlp(self.norm2(x)), self.scale2, 1), weights
+        weights, values = self.look(x)
+        return self.go_on(x, weights, values), weights
+
+    def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first half of it: B×M×D → the attention weights B×H×M×M and the values B×H×M×K."""
+        return self.attention.weights(self.norm1(x))
+
+    def go_on(self, x: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        """The second half: the block's input and what `look` gave → B×M×D."""
+        heads = weights @ values
+        if onednn.applies(self, x):
+            return onednn.after_attention(self, x, heads)
+        x = x + self.branch(self.dropout(self.attention.join(heads)), self.scale1)
+        return x + self.branch(self.mlp(self.norm2(x)), self.scale2, 1)
 
     def branch(self, x: Tensor, scale: nn.Parameter | None, use: int = 0) -> Tensor:
         """What is added to the residual: B×Q×D, scaled for each of D where the block has LayerScale."""

@@ -70,9 +70,14 @@ def applies(block: "Block", x: Tensor) -> bool:
 
 def infer(block: "Block", x: Tensor, rows: int | None, places: Tensor | None = None) -> Tensor:
     """B×M×D → B×Q×D, as `Block.forward`."""
-    attention, mlp = block.attention, block.mlp
-    attended = F.scaled_dot_product_attention(*attention.heads(block.norm1(x), rows, places)).transpose(1, 2).flatten(2)
-    x = _product_plus(attended, attention.proj, x[:, :rows])
+    heads = F.scaled_dot_product_attention(*block.attention.heads(block.norm1(x), rows, places))
+    return after_attention(block, x[:, :rows], heads)
+
+
+def after_attention(block: "Block", x: Tensor, heads: Tensor) -> Tensor:
+    """The input of a block B×Q×D and what its heads took from the values B×H×Q×K → its output B×Q×D."""
+    mlp = block.mlp
+    x = _product_plus(heads.transpose(1, 2).flatten(2), block.attention.proj, x)
     normed = block.norm2(x)
     gelu = "tanh" if mlp.gelu == "tanh" else "none"
     hidden = torch.ops.mkldnn._linear_pointwise(normed, mlp.fc1.weight, mlp.fc1.bias, "gelu", [], gelu)

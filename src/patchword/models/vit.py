@@ -243,9 +243,10 @@ class ViT(Model):
         tokens, places = self._keep(tokens, keep)
         for block in self.blocks[:-1]:
             tokens = self.run(block, tokens, None, places)
-        return self._final_norm(self.run(self.blocks[-1], tokens, rows, places))
+        return self.final_norm(self.run(self.blocks[-1], tokens, rows, places))
 
-    def _final_norm(self, tokens: Tensor) -> Tensor:
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """What the last block gives → B×M×D encoded; where the norm comes after the pooling, nothing changes."""
         return tokens if self.config.pool == "gap-norm" else self.norm(tokens)
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -257,6 +258,10 @@ class ViT(Model):
         else:
             pooled = tokens[:, self.prefix :].mean(dim=1)
             pooled = self.norm(pooled) if self.config.pool == "gap-norm" else pooled
+        return self.hidden(pooled)
+
+    def hidden(self, pooled: Tensor) -> Tensor:
+        """Pooled tokens B×D → what the last linear layer sees, B×D: the same where there is no hidden layer."""
         return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))
 
     def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -285,12 +290,14 @@ class ViT(Model):
         yield "with_position", tokens
         for i, block in enumerate(self.blocks):
             if attention:
-                tokens, weights = block.explicit(tokens)
-                yield f"block_{i:02d}/attention", weights
+                weights, values = block.look(tokens)
+                yield f"block_{i:02d}/attention", weights  # whoever stops here has not paid for the rest of the block
+                tokens = block.go_on(tokens, weights, values)
+                del weights, values  # before those of the next block are made
             else:
                 tokens = block(tokens)
             yield f"block_{i:02d}", tokens
-        tokens = self._final_norm(tokens)
+        tokens = self.final_norm(tokens)
         yield "encoded", tokens
         if attention and self.attention_pool is not None:
             yield "pool/attention", self.attention_pool.explicit(tokens[:, self.prefix :])[1]

@@ -156,6 +156,25 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> M
     return Markup("").join(parts)
 
 
+def head_scatter(values: Sequence[Sequence[float]], label: str, most: float | None = None) -> Markup:
+    """One dot for each head (columns) over its layer (rows), and a line through the means of the layers; `most` is a bound."""
+    means = [sum(row) / len(row) for row in values]
+    with _figure(label, f"{label.capitalize()} of every head, by layer") as (figure, svg):
+        panel = figure.add_axes(
+            (_LEFT / _WIDTH, 40 / _HEIGHT, (_WIDTH - _LEFT - _RIGHT) / _WIDTH, (_HEIGHT - 52) / _HEIGHT)
+        )
+        if most is not None:
+            panel.axhline(most, color=_MUTED, linewidth=1, dashes=(2, 3))
+        panel.plot(range(len(means)), means, color=_ACCENT, linewidth=1.5, alpha=0.6)
+        places = [layer for layer, row in enumerate(values) for _ in row]
+        panel.scatter(places, [value for row in values for value in row], 16, color=_ACCENT, alpha=0.75, linewidth=0)
+        panel.set_ylim(0, 1.06 * max(most or 0, *(value for row in values for value in row), 1e-9))
+        panel.set_xlim(-0.5, len(values) - 0.5)
+        _whole_ticks(panel, len(values) - 1)
+        panel.set_xlabel("layer", labelpad=2)
+    return svg[0]
+
+
 @contextmanager
 def _figure(name: str, title: str) -> Iterator[tuple["Figure", list[Markup]]]:
     """A matplotlib figure in the page's style; on leaving, its SVG is in the list."""
@@ -243,6 +262,12 @@ def _share_steps(panel: "Axes", strip: "Axes", points: Points) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     panel.yaxis.set_major_locator(MaxNLocator(nbins=5))
     strip.set_xlabel("step", labelpad=2)
+
+
+def _whole_ticks(panel: "Axes", last: int) -> None:
+    """Ticks at whole numbers from 0 to `last`, and at a few of them where they are many."""
+    step = max(1, math.ceil((last + 1) / 13))
+    panel.set_xticks(range(0, last + 1, step))
 
 
 def _percent_axis(panel: "Axes") -> None:

@@ -59,7 +59,8 @@ def write_report(run: Path) -> Path:
         classes=_classes(evaluation),
         labels=_best_first(evaluation["labels"] or [], "average_precision"),
         calibration=_calibration(evaluation["calibration"]),
-        mistakes=[_with_size(mistake) for mistake in evaluation["mistakes"] or []],
+        mistakes=[_shown(mistake) for mistake in evaluation["mistakes"] or []],
+        hits=[_shown(hit) for hit in evaluation["hits"] or []],
         cost=_cost(records, result),
         recipe=recipe,
     )
@@ -209,15 +210,23 @@ def _calibration(calibration: Fields | None) -> dict[str, Any] | None:
     return {"ece": calibration["ece"], "excess": excess, "figure": figures.reliability_diagram(bins)}
 
 
-def _with_size(mistake: Fields) -> Fields:
-    """A mistake with the size of its thumbnail; a thumbnail that is no embedded picture is taken away."""
-    match = _PICTURE.fullmatch(mistake["thumbnail"] or "")
+def _shown(answer: Fields) -> Fields:
+    """A mistake or a hit with the size of its thumbnail; what is no embedded picture is taken away."""
+    size = _size(answer["thumbnail"])
+    if size is None:
+        return Fields(answer | {"thumbnail": None, "map": None})
+    drawn = answer["map"] if _size(answer["map"]) else None
+    return Fields(answer | {"width": size[0], "height": size[1], "map": drawn})
+
+
+def _size(source: str | None) -> tuple[int, int] | None:
+    """Width and height of an embedded picture; None for anything else."""
+    match = _PICTURE.fullmatch(source or "")
     try:
         with Image.open(io.BytesIO(base64.b64decode(match[1]) if match else b"")) as picture:
-            size = {"width": picture.width, "height": picture.height}
+            return picture.size
     except (OSError, ValueError, Image.DecompressionBombError):
-        return Fields(mistake | {"thumbnail": None})
-    return Fields(mistake | size)
+        return None
 
 
 def _cost(records: list[dict[str, Any]], result: Fields) -> dict[str, float | None]:

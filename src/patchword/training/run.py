@@ -28,8 +28,9 @@ from patchword.data.augment import Augment
 from patchword.data.loader import TrainLoader
 from patchword.data.store import Store
 from patchword.evaluation.metrics import measure
-from patchword.evaluation.mistakes import confident_mistakes
+from patchword.evaluation.mistakes import confident_mistakes, sure_hits
 from patchword.evaluation.predict import predict
+from patchword.explanation.gallery import add_maps
 from patchword.models.contract import Model
 from patchword.models.cost import Cost, cost
 from patchword.training import loop, prepare, run_folder, unlabelled
@@ -429,6 +430,8 @@ class _Run:
         ]
         if not self.dataset.multi_label:
             figures["mistakes"] = confident_mistakes(predictions, pictures, classes)
+            figures["hits"] = sure_hits(predictions, pictures, classes)
+            figures["map"] = add_maps(self.model, pictures, [*figures["mistakes"], *figures["hits"]])
         return figures
 
     def command(self) -> str:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     Name = str | Path | None
     Number = float | None
     Whole = int | None
+    LayerName = int | str | None
+    OtherModel = str | Path | Model | None
+    OtherData = str | Path | None
     Shards = str | Path
 else:
     Data = Annotated[str, tyro.conf.Positional, argument("DATA")]
@@ -37,3 +40,6 @@ else:
     Number = Annotated[float | None, argument("N", constructor=float)]
     Shards = Annotated[str, tyro.conf.Positional, argument("SHARDS")]
     Whole = Annotated[int | None, argument("N", constructor=int)]
+    LayerName = Annotated[str | None, argument("N|pool", constructor=str)]
+    OtherModel = Annotated[str | None, argument("MODEL", constructor=str)]
+    OtherData = Annotated[str | None, argument("DATA", constructor=str)]

@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from patchword.core.errors import DataError, UsageError
+from patchword.core.errors import UsageError
 from patchword.verbs.options import Images, ModelSource, Target
+from patchword.verbs.pictures import fitted, picture_files
 
 _BATCH = 8
 
@@ -35,7 +35,6 @@ def predict(
     import torch
 
     from patchword.core.picture import DecodeError
-    from patchword.data.decode import decode
     from patchword.weights.io import as_model
 
     target = None if out is None else Path(out)
@@ -45,7 +44,7 @@ def predict(
         )
     if top < 1:
         raise UsageError(f"--top {top} must be at least 1")
-    paths = _picture_files([images] if isinstance(images, str | Path) else images)
+    paths = picture_files(images)
     loaded = as_model(model)
     device = next(loaded.parameters()).device
     names = loaded.labels or tuple(str(i) for i in range(loaded.num_classes))
@@ -58,12 +57,10 @@ def predict(
             row: dict[str, Any] = {"image": str(path)}
             rows.append(row)
             try:
-                pixels.append(loaded.preprocessing.fit(decode(path.read_bytes(), loaded.in_channels)))
+                pixels.append(fitted(path, loaded))
                 readable.append(row)
             except DecodeError as error:
                 row["error"] = error.reason
-            except OSError as error:
-                row["error"] = f"cannot be read ({error.strerror})"
         if not pixels:
             continue
         batch = loaded.preprocessing.normalize(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
@@ -93,24 +90,6 @@ def show(rows: list[dict[str, Any]]) -> str:
             answers = "  ".join(f"{each['label']} {100 * each['probability']:.1f} %" for each in row["predictions"])
             lines.append(f"{row['image']}: {answers}")
     return "\n".join(lines)
-
-
-def _picture_files(images: Sequence[str | Path]) -> list[Path]:
-    from patchword.data.decode import SUFFIXES
-
-    paths: list[Path] = []
-    for image in images:
-        path = Path(image)
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            if not found:
-                raise DataError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-            paths += found
-        else:
-            paths.append(path)  # one that is not there gets its error beside the others' answers
-    if not paths:
-        raise UsageError("no picture given; a file or a folder of them is right")
-    return paths
 
 
 def _write(target: Path, rows: list[dict[str, Any]], features: bool) -> None:

@@ -1,0 +1,396 @@
+"""What a model looks at → its page. What the page says is decided here; how it looks and what it answers is in `templates/`."""
+
+import base64
+import dataclasses
+import functools
+import hashlib
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from patchword.core.files import write_text
+from patchword.explanation import overlay
+from patchword.explanation.attention import HeadFigures
+from patchword.explanation.faithfulness import Figure, mean_interval
+from patchword.explanation.maps import Choice
+from patchword.explanation.picture import Look
+from patchword.reports import figures, page
+
+Says = list[tuple[str, float]]
+"""Labels with what a model gives them, the likeliest first."""
+
+_LARGEST_SIDE = 448  # of a picture on the page; the files beside it have the model's own size
+_LEVELS = 15  # four bits for each number of what patches pay to each other
+_FILTERS_ACROSS = 7
+_MAPS_ACROSS = 16  # of position similarities, at most
+_MOSAIC = 640  # pixels across, about, when enlarged
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """The model that a page is about."""
+
+    name: str
+    labels: tuple[str, ...]
+    choice: Choice
+    """The map that is shown first, and as the overlay."""
+    asker: str | None = None
+    """Who asks in a rollout, and `layer_asker` in a layer, in words; None without attention."""
+    layer_asker: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """The same picture as another model sees it."""
+
+    model: str
+    map_words: str
+    says: Says
+    overlay: np.ndarray
+    """uint8 H×W×3."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbour:
+    """A picture of a data set that is near."""
+
+    thumbnail: str
+    """A data URL."""
+    label: str
+    cosine: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """One picture of the page."""
+
+    name: str
+    look: Look
+    map: np.ndarray
+    """h×w: the chosen one."""
+    place: int
+    """Of the class that it is for, in `look.classes`."""
+    says: Says
+    beside: Beside | None = None
+    neighbours: tuple[Neighbour, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Atlas:
+    """A map of a data set's pictures."""
+
+    data: str
+    picture: np.ndarray
+    """uint8 H×W×3."""
+    explained: float
+    """The share of the features' variance along its two axes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is true of the model, and not of one picture."""
+
+    truth: tuple[Figure, ...] = ()
+    heads: HeadFigures | None = None
+    even: tuple[float, float] = (0.0, 0.0)
+    """Distance and entropy of attention to all alike."""
+    filters: np.ndarray | None = None
+    """k×P×P×C."""
+    explained: float = 0.0
+    """The share of the filters' variance that these hold."""
+    projection: bool = True
+    """Whether they are a ViT's patch projection, else a convolution's kernels."""
+    positions: np.ndarray | None = None
+    """h×w×h×w."""
+    atlas: Atlas | None = None
+
+
+def page_name(number: int) -> str:
+    """Of the page with this number, from 0."""
+    return "report.html" if number == 0 else f"report-{number + 1}.html"
+
+
+def write_page(
+    folder: Path,
+    subject: Subject,
+    shown: list[Shown],
+    unreadable: list[tuple[str, str]],
+    facts: Facts | None = None,
+    *,
+    number: int = 0,
+    count: int = 1,
+    version: str = "",
+) -> Path:
+    """Write page `number` of `count` and return its path; `unreadable` are names of pictures with the reason."""
+    headline = Markup("Where <strong>{}</strong> looks on {}: {}.")
+    headline = headline.format(subject.name, page.count(len(shown), "picture"), subject.choice.words)
+    if not shown:
+        headline = Markup("None of the pictures of this page can be explained.")
+    script = _script()
+    content = page.render(
+        "explain.html.j2",
+        title=f"What {subject.name} sees",
+        description=headline.striptags(),
+        headline=headline,
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        shades=Markup(", ".join(f"rgb({r} {g} {b})" for r, g, b in overlay.palette(7).tolist())),
+        model=subject.name,
+        choice=subject.choice,
+        asker=subject.asker,
+        pictures=[_picture(each, subject) for each in shown],
+        unreadable=[{"name": name, "reason": reason} for name, reason in unreadable],
+        truth=truth_of(facts.truth, subject.choice) if facts is not None and facts.truth else None,
+        facts=None if facts is None else _facts(facts),
+        pages=[{"name": page_name(i), "number": i + 1, "here": i == number} for i in range(count)] if count > 1 else [],
+        version=version,
+    )
+    write_text(folder / page_name(number), content)
+    return folder / page_name(number)
+
+
+@functools.cache
+def _script() -> str:
+    """The page's program with its palette; its hash stands in the content policy, so that nothing else runs."""
+    source = importlib.resources.files("patchword.reports").joinpath("templates/explain.js").read_text("utf-8")
+    return source.replace("PALETTE", json.dumps(_base64(overlay.palette()))).strip()
+
+
+def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
+    look, choice = shown.look, subject.choice
+    height, width = overlay.shown(look.pixels).shape[:2]
+    scale = min(1.0, _LARGEST_SIDE / max(height, width))
+    height, width = round(height * scale), round(width * scale)
+    source = overlay.data_url(_source(look.pixels, (height, width)))
+    drawn = np.asarray(Image.fromarray(overlay.overlay(look.pixels, shown.map)).resize((width, height)))
+    names = [subject.labels[i] for i in look.classes]
+    layers, depth = look.heads, 0 if look.heads is None else len(look.heads)
+    if layers is not None and look.probe is not None:
+        layers = np.concatenate([layers, look.probe[None]])
+    attends = layers is not None
+    grid = look.rollouts.shape[1:] if look.rollouts is not None else None
+    data = {
+        "width": width,
+        "height": height,
+        "grid": grid,
+        "asker": subject.asker,
+        "layer_asker": subject.layer_asker,
+        "names": names,
+        "start": {
+            "map": f"{choice.kind}:{shown.place}" if choice.kind in ("class", "gradcam") else choice.kind,
+            "layer": depth
+            if choice.layer == "pool"
+            else choice.layer
+            if choice.kind == "attention"
+            else max(depth - 1, 0),
+            "head": -1 if choice.head is None else choice.head,
+        },
+        "rollouts": _packed(look.rollouts),
+        "heads": _packed(layers),
+        "classes": _packed(look.for_classes),
+        "gradcam": _packed(look.gradcam),
+        "between": _packed_between(look.between),
+    }
+    return {
+        "name": shown.name,
+        "says": shown.says,
+        "picture": source,
+        "overlay": overlay.data_url(overlay.jpeg(drawn)),
+        "width": width,
+        "height": height,
+        "data": _json(data),
+        "attends": attends,
+        "layers": 0 if layers is None else len(layers),
+        "heads": 0 if layers is None else layers.shape[1],
+        "together": look.between is not None and grid is not None and look.between.shape[2:] != grid,
+        "for_classes": names if look.for_classes is not None else [],
+        "gradcam": names if look.gradcam is not None else [],
+        "colours": None
+        if look.colours is None
+        else overlay.data_url(overlay.png((255 * look.colours).astype(np.uint8))),
+        "beside": None if shown.beside is None else _beside(shown.beside),
+        "neighbours": shown.neighbours,
+    }
+
+
+def _beside(beside: Beside) -> dict[str, Any]:
+    picture = overlay.data_url(overlay.jpeg(beside.overlay))
+    return {"model": beside.model, "map_words": beside.map_words, "says": beside.says, "overlay": picture}
+
+
+def _source(pixels: np.ndarray, size: tuple[int, int]) -> bytes:
+    """The picture as it is embedded: a small one exactly as the model gets it, a large one as a JPEG."""
+    rgb = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    if max(size) > max(pixels.shape[:2]):
+        return overlay.png(rgb)
+    return overlay.jpeg(np.asarray(Image.fromarray(rgb).resize((size[1], size[0]))))
+
+
+def _json(data: dict[str, Any]) -> Markup:
+    """For a script element of data: no sign in it can end the element or begin a comment."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
+
+
+def _packed(maps: np.ndarray | None) -> dict[str, Any] | None:
+    """…×h×w → a byte for each number between the lowest and the highest of its map, and what these two are."""
+    if maps is None:
+        return None
+    share, low, high = _shares(maps)
+    values = (255 * share).round().astype(np.uint8)
+    bounds = {"low": [float(f"{each:.4g}") for each in low], "high": [float(f"{each:.4g}") for each in high]}
+    return {"shape": maps.shape, "data": _base64(values), **bounds}
+
+
+def _packed_between(between: np.ndarray | None) -> dict[str, Any] | None:
+    """L×N×h×w → four bits for the square root of each number's place between the bounds of its map, two in a byte."""
+    if between is None:
+        return None
+    share, _, _ = _shares(between)
+    values = (_LEVELS * np.sqrt(share)).round().astype(np.uint8)
+    values = np.append(values.ravel(), np.zeros(values.size % 2, np.uint8))
+    return {"shape": between.shape, "bits": 4, "data": _base64(values[::2] << 4 | values[1::2])}
+
+
+def _shares(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """…×h×w → k×(h·w) between 0 and 1 in each map, and the lowest and highest of each, k."""
+    flat = maps.reshape(-1, maps.shape[-2] * maps.shape[-1]).astype(np.float64)
+    low, high = flat.min(axis=1), flat.max(axis=1)
+    return (flat - low[:, None]) / np.maximum(high - low, 1e-300)[:, None], low, high
+
+
+_FIGURES = {
+    "energy": ("Energy on the object", "the share of the map that lies on it; drawn shapes"),
+    "pointing": ("Points at the object", "the highest pixel lies on it; drawn shapes"),
+    "deletion": ("Deletion", "probability left while its highest pixels are taken away: low is good"),
+    "insertion": ("Insertion", "probability while they come first: high is good"),
+    "flip": ("Follows a mirror", "correlation with the map of the mirrored picture"),
+    "shift": ("Follows a shift", "correlation with the map of the picture moved a little"),
+}
+
+
+def truth_of(truth: tuple[Figure, ...], choice: Choice) -> dict[str, Any]:
+    """What the page says of figures: `rows` of its table, a `sentence`, and whether something `fails`."""
+    rows = []
+    for figure in truth:
+        name, what = _FIGURES[figure.name]
+        beaten = {control: figure.beats(control) for control in figure.controls}
+        rows.append(
+            {
+                "name": name,
+                "what": what,
+                "n": len(figure.values),
+                "value": figure.value,
+                "interval": mean_interval(figure.values),
+                **dict.fromkeys(("random", "centre", "untrained", "others")),
+                **{control: figure.control(control) for control in figure.controls},
+                "verdict": _verdict(beaten),
+                "fails": False in [won for control, won in beaten.items() if control != "centre"],
+            }
+        )
+    sentence, fails = _sentence({figure.name: figure for figure in truth}, choice)
+    return {"rows": rows, "sentence": sentence, "fails": fails}
+
+
+_CONTROLS = {"random": "chance", "centre": "the middle", "untrained": "an untrained network"}
+
+
+def _verdict(beaten: dict[str, bool | None]) -> str:
+    if None in beaten.values():
+        return "too few pictures to say"
+    if "others" in beaten:
+        return "follows the picture" if beaten["others"] else "no more than any map"
+    lost = [words for control, words in _CONTROLS.items() if beaten.get(control) is False]
+    return "better than each" if not lost else f"no better than {' or '.join(lost)}"
+
+
+def _sentence(truth: dict[str, Figure], choice: Choice) -> tuple[str, bool]:
+    """What the figures come to; that a map is no better than chance is never left unsaid. And whether something is wrong."""
+    pointing = truth["pointing"]
+    shares = {name: page.percent(pointing.control(name), 0) for name in pointing.controls}
+    before = f", the same network untrained in {shares['untrained']}" if "untrained" in shares else ""
+    said = [
+        f"On {len(pointing.values)} drawn pictures whose objects are known, {choice.words} points at an object in "
+        f"{page.percent(pointing.value, 0)}; a random map in {shares['random']}, a blob in the middle in "
+        f"{shares['centre']}{before}."
+    ]
+    lost = {
+        control: [name for name, each in truth.items() if control in each.controls and each.beats(control) is False]
+        for control in ("random", "centre", "untrained", "others")
+    }
+    if {"pointing", "energy"} <= {*lost["random"]}:
+        said.append("That is no better than chance: these maps do not show where objects are.")
+    elif {"pointing", "energy"} <= {*lost["untrained"]}:
+        said.append("That is no better than before training: these maps show what stands out, not what was learned.")
+    elif {"pointing", "energy"} <= {*lost["centre"]}:
+        said.append("It does not beat the blob: an object is often in the middle anyway.")
+    if {"deletion", "insertion"} <= {*lost["random"]}:
+        said.append("What it points to decides the answer no more than random pixels do.")
+    elif {"deletion", "insertion"} <= {*lost["untrained"]}:
+        said.append("What it points to decides the answer no more than what an untrained network points to.")
+    if lost["others"]:
+        said.append(
+            "Maps of different pictures are as alike as those of a picture and its copy, so they say little of it."
+        )
+    return " ".join(said), len(said) > 1
+
+
+def _facts(facts: Facts) -> dict[str, Any]:
+    heads = facts.heads
+    distance, entropy = facts.even
+    return {
+        "distance": None
+        if heads is None
+        else figures.head_scatter(heads.distance.tolist(), "attention distance", distance),
+        "entropy": None
+        if heads is None
+        else figures.head_scatter(heads.entropy.tolist(), "attention entropy", entropy),
+        "filters": None if facts.filters is None else _filters(facts.filters),
+        "explained": facts.explained,
+        "projection": facts.projection,
+        "positions": None if facts.positions is None else _positions(facts.positions),
+        "atlas": None if facts.atlas is None else _atlas(facts.atlas),
+    }
+
+
+def _filters(filters: np.ndarray) -> dict[str, Any]:
+    """Grey is 0; of each filter the largest number is white or a full colour."""
+    scaled = 0.5 + filters / (2 * np.maximum(np.abs(filters).max(axis=(1, 2, 3), keepdims=True), 1e-12))
+    tiles = (255 * scaled).round().astype(np.uint8)
+    return _mosaic(np.broadcast_to(tiles, (*tiles.shape[:3], 3)), _FILTERS_ACROSS)
+
+
+def _positions(similarity: np.ndarray) -> dict[str, Any]:
+    """Every patch's map, or every second and so on where they are many."""
+    step = max(1, -(-max(similarity.shape[:2]) // _MAPS_ACROSS))
+    chosen = similarity[step // 2 :: step, step // 2 :: step]
+    low = chosen.min()
+    share = (chosen - low) / max(1 - low, 1e-12)
+    tiles = overlay.palette()[(255 * share.clip(0, 1)).round().astype(int)]
+    return _mosaic(tiles.reshape(-1, *tiles.shape[2:]), chosen.shape[1])
+
+
+def _mosaic(tiles: np.ndarray, across: int) -> dict[str, Any]:
+    """uint8 k×h×w×3 in rows of so many, a pixel apart; and the size to show it in, its pixels as squares."""
+    k, h, w, _ = tiles.shape
+    down = -(-k // across)
+    picture = np.full((down * (h + 1) - 1, across * (w + 1) - 1, 4), 0, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = i // across * (h + 1), i % across * (w + 1)
+        picture[y : y + h, x : x + w] = np.dstack([tile, np.full((h, w), 255, np.uint8)])
+    factor = max(1, _MOSAIC // picture.shape[1])
+    height, width = picture.shape[0] * factor, picture.shape[1] * factor
+    return {"url": overlay.data_url(overlay.png(picture)), "width": width, "height": height}
+
+
+def _atlas(atlas: Atlas) -> dict[str, Any]:
+    return {"url": overlay.data_url(overlay.jpeg(atlas.picture)), "data": atlas.data, "explained": atlas.explained}

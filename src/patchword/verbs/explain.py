@@ -1,0 +1,364 @@
+"""`patchword explain`: a saved model, some pictures → where it looks on each, as pictures, arrays and a page."""
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from patchword.core.errors import DataError, UsageError, nearest
+from patchword.core.preprocessing import Preprocessing
+from patchword.verbs.options import Images, LayerName, ModelSource, Name, OtherData, OtherModel, Target, Whole, argument
+from patchword.verbs.pictures import fitted, picture_files
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from patchword.explanation.attention import Layer
+    from patchword.explanation.maps import Choice
+    from patchword.explanation.picture import Look
+    from patchword.models.contract import Model
+    from patchword.reports.explain import Atlas, Beside, Facts, Neighbour, Says, Shown, Subject
+
+_PER_PAGE = 8
+_MOST_NEIGHBOURS = 1000
+_NEAREST = 6
+_SAID = 5
+_ON_THE_MAP = 196
+_MAP_TILE = 36
+
+
+def explain(
+    model: ModelSource,
+    images: Images,
+    *,
+    out: Target = None,
+    map: Annotated[  # noqa: A002 (the command line's word)
+        Literal["auto", "rollout", "class", "attention", "gradcam"], argument("auto|rollout|class|attention|gradcam")
+    ] = "auto",
+    layer: LayerName = None,
+    head: Whole = None,
+    label: Name = None,
+    beside: OtherModel = None,
+    data: OtherData = None,
+    check: bool = True,
+) -> list[dict[str, Any]]:
+    """Show where a model looks: an overlay (.png) and arrays (.npz) for each picture, and a page (report.html) for all.
+
+    For each picture `image`, `predictions`, `map` (h×w), `overlay`, `arrays` and `page` are returned. A picture that cannot be
+    read gets an `error` instead; the others are explained all the same.
+
+    Args:
+        model: A run folder, a model folder or other weights (in Python also a model).
+        images: Picture files, or folders whose pictures are taken; a page holds eight.
+        out: The folder to write to; explained/MODEL if not given.
+        map: What the overlays show: rollout (attention through all layers), class (what spoke for the class), attention
+            (of one layer), gradcam (of convolutions); auto takes rollout where there is attention, else gradcam.
+        layer: The layer whose attention is shown, from 0; the last if not given. pool is that of attention pooling.
+        head: The head whose attention is shown, from 0; the mean of all if not given.
+        label: The class that maps are for; what the model says of each picture if not given.
+        beside: A second model (as the first), whose map of each picture is put beside.
+        data: Pictures as for train, among which the nearest neighbours are looked for; 1,000 of them at most.
+        check: Measure whether the maps are true, on the first eight pictures and on 64 drawn ones whose objects are known;
+            --no-check saves that time.
+    """
+    import numpy as np
+
+    from patchword.core.progress import Progress
+    from patchword.core.runtime import versions
+    from patchword.explanation import maps
+    from patchword.explanation.picture import look
+    from patchword.reports import explain as pages
+    from patchword.weights.io import as_model
+
+    paths = picture_files(images)
+    loaded = as_model(model)
+    subject = _subject(loaded, maps.choose(loaded, map, _layer(layer), head))
+    wanted = None if label is None else _class_named(loaded, subject.labels, str(label))
+    folder = Path(out) if out is not None else Path("explained") / _folder_name(model, loaded)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file; a folder is right")
+    other = None if beside is None else _Other(beside)
+    known = None if data is None else _Known(loaded, str(data))
+    rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
+    count = -(-len(rows) // _PER_PAGE)
+    with Progress("explaining", len(rows)) as progress:
+        for number in range(count):
+            first, last = number * _PER_PAGE, min((number + 1) * _PER_PAGE, len(rows))
+            pixels = _read(loaded, rows[first:last])
+            looks = look(loaded, np.stack(list(pixels.values())), wanted) if pixels else []
+            page, shown = folder / pages.page_name(number), []
+            for place, seen in zip(pixels, looks, strict=True):
+                row = rows[first + place]
+                row |= _write(folder, f"{first + place + 1:03d}-{Path(row['image']).stem[:80]}", seen, subject, wanted)
+                row["page"] = page
+                shown.append(_shown(row, seen, wanted, other, known))
+            facts = _facts(loaded, subject.choice, looks, wanted, check, known) if number == 0 else None
+            bad = [(Path(row["image"]).name, row["error"]) for row in rows[first:last] if "error" in row]
+            pages.write_page(
+                folder, subject, shown, bad, facts, number=number, count=count, version=versions()["patchword"]
+            )
+            progress.update(last)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """A line for each picture, and where the pages are."""
+    lines = []
+    for row in rows:
+        if "error" in row:
+            lines.append(f"{row['image']}: {row['error']}")
+            continue
+        answers = "  ".join(f"{each['label']} {100 * each['probability']:.1f} %" for each in row["predictions"][:_SAID])
+        lines.append(f"{row['image']}: {answers or 'no head, no label'}  → {row['overlay']}")
+    pages = dict.fromkeys(str(row["page"]) for row in rows if "page" in row)
+    return "\n".join([*lines, *(f"page: {page}" for page in pages)])
+
+
+def _layer(layer: str | int | None) -> "Layer | None":
+    """A number, or `pool`; what the command line gives is a word."""
+    if layer is None or isinstance(layer, int) or layer == "pool":
+        return layer  # pyright: ignore[reportReturnType] (a literal that has just been compared)
+    if not layer.isascii() or not layer.isdecimal():
+        raise UsageError(f"--layer {layer!r} is not a whole number from 0, or pool")
+    return int(layer)
+
+
+def _subject(model: "Model", choice: "Choice") -> "Subject":
+    from patchword.explanation.attention import asker
+    from patchword.models.vit import ViT
+    from patchword.reports.explain import Subject
+
+    labels = model.labels or tuple(str(i) for i in range(model.num_classes))
+    if not isinstance(model, ViT):
+        return Subject(model.name, labels, choice)
+    who = asker(model)
+    return Subject(model.name, labels, choice, who, who if model.config.pool == "token" else "the mean patch")
+
+
+def _class_named(model: "Model", labels: tuple[str, ...], label: str) -> int:
+    if not labels:
+        raise UsageError(f"{model.name} has no head, so it knows no {label!r}")
+    if label not in labels:
+        raise UsageError(f"{model.name} knows no class {label!r}; {nearest(label, labels)}")
+    return labels.index(label)
+
+
+def _folder_name(source: ModelSource, model: "Model") -> str:
+    """Of the folder or file that the model comes from, else its own name."""
+    name = Path(str(source)).name if isinstance(source, str | Path) else model.name
+    return re.sub(r"[^\w.+-]+", "-", name).strip(".-") or "model"
+
+
+def _read(model: "Model", rows: list[dict[str, Any]]) -> "dict[int, np.ndarray]":
+    """By its place among the rows, what the model sees of each picture; the others get their `error`."""
+    from patchword.core.picture import DecodeError
+
+    pixels = {}
+    for place, row in enumerate(rows):
+        try:
+            pixels[place] = fitted(Path(row["image"]), model)
+        except DecodeError as error:
+            row["error"] = error.reason
+    return pixels
+
+
+def _says(seen: "Look", labels: tuple[str, ...]) -> "Says":
+    order = seen.probabilities.argsort(kind="stable")[::-1][:_SAID]
+    return [(labels[i], float(seen.probabilities[i])) for i in order.tolist()]
+
+
+def _write(folder: Path, stem: str, seen: "Look", subject: "Subject", wanted: int | None) -> dict[str, Any]:
+    """The files of a picture, and its row."""
+    import numpy as np
+
+    from patchword.core import files
+    from patchword.explanation import overlay
+
+    chosen = seen.chosen(subject.choice, _place(seen, wanted))
+    overlaid, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
+    files.write_bytes(overlaid, overlay.png(overlay.overlay(seen.pixels, chosen)))
+    buffer = io.BytesIO()
+    labels = np.array([subject.labels[i] for i in seen.classes])
+    np.savez_compressed(buffer, allow_pickle=False, map=chosen, labels=labels, **seen.arrays())
+    files.write_bytes(arrays, buffer.getvalue())
+    says = _says(seen, subject.labels)
+    return {
+        "predictions": [{"label": name, "probability": share} for name, share in says],
+        "map": chosen,
+        "overlay": overlaid,
+        "arrays": arrays,
+    }
+
+
+def _place(seen: "Look", wanted: int | None) -> int:
+    """Of the class that maps are for, among those of the look."""
+    return seen.classes.index(wanted) if wanted is not None else 0
+
+
+def _shown(
+    row: dict[str, Any], seen: "Look", wanted: int | None, other: "_Other | None", known: "_Known | None"
+) -> "Shown":
+    from patchword.reports.explain import Shown
+
+    return Shown(
+        name=Path(row["image"]).name,
+        look=seen,
+        map=row["map"],
+        place=_place(seen, wanted),
+        says=[(each["label"], each["probability"]) for each in row["predictions"]],
+        beside=None if other is None else other.see(Path(row["image"])),
+        neighbours=() if known is None else known.near(seen),
+    )
+
+
+def _facts(
+    model: "Model",
+    choice: "Choice",
+    looks: "list[Look]",
+    wanted: int | None,
+    check: bool,
+    known: "_Known | None",
+) -> "Facts":
+    """What there is to say of the model itself; what needs pictures is of those of the first page."""
+    import math
+
+    import numpy as np
+    import torch
+
+    from patchword.explanation import embeddings, faithfulness
+    from patchword.explanation.attention import head_figures, patch_distances
+    from patchword.explanation.maps import as_images
+    from patchword.models.hybrid import StemmedViT
+    from patchword.models.vit import ViT
+    from patchword.reports.explain import Facts
+
+    images = torch.empty(0, model.in_channels, *model.image_size)
+    if looks:
+        images = as_images(model, np.stack([seen.pixels for seen in looks]))
+    filters, explained = embeddings.principal_filters(model)
+    truth: list[faithfulness.Figure] = []
+    if check and all(side in faithfulness.SIDES for side in model.image_size):
+        classes = None
+        if model.num_classes:
+            classes = torch.tensor([seen.classes[_place(seen, wanted)] for seen in looks], dtype=torch.int64)
+        known_objects = faithfulness.known_objects(model.image_size, model.in_channels)
+        truth = faithfulness.check(model, choice, images, classes, known_objects)
+    facts = Facts(
+        truth=tuple(truth),
+        filters=filters,
+        explained=float(explained.sum()),
+        projection=isinstance(model, ViT) and not isinstance(model, StemmedViT),
+        atlas=None if known is None else known.atlas(),
+    )
+    if not isinstance(model, ViT):
+        return facts
+    between = patch_distances(model)
+    return dataclasses.replace(
+        facts,
+        heads=head_figures(model, images) if looks else None,
+        even=(float(between.mean()), math.log2(model.prefix + len(between))),
+        positions=embeddings.position_similarity(model).numpy() if model.config.position != "none" else None,
+    )
+
+
+class _Other:
+    """A second model beside the first."""
+
+    def __init__(self, source: "str | Path | Model") -> None:
+        from patchword.explanation.maps import choose
+        from patchword.weights.io import as_model
+
+        self.model = as_model(source)
+        self.subject = _subject(self.model, choose(self.model))
+
+    def see(self, path: Path) -> "Beside | None":
+        """What it makes of a picture."""
+        import torch
+
+        from patchword.core.picture import DecodeError
+        from patchword.explanation.maps import as_images
+        from patchword.explanation.overlay import overlay
+        from patchword.reports.explain import Beside
+
+        model = self.model
+        try:
+            pixels = fitted(path, model)
+        except DecodeError:
+            return None  # it could be read a moment ago
+        image = as_images(model, pixels[None])
+        says: Says = []
+        if model.num_classes:
+            with torch.inference_mode():
+                shares = model.probabilities(image)[0].float().cpu()
+            best = shares.topk(min(_SAID, len(shares)))
+            says = [
+                (self.subject.labels[i], share)
+                for i, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+        drawn = overlay(pixels, self.subject.choice.of(model, image)[0].cpu().numpy())
+        return Beside(model.name, self.subject.choice.words, says, drawn)
+
+
+class _Known:
+    """Pictures of a data set, with what the model's head sees of each."""
+
+    def __init__(self, model: "Model", data: str) -> None:
+        import numpy as np
+
+        from patchword.data.sources import open_data
+        from patchword.explanation.embeddings import features_of
+
+        dataset = open_data(data)
+        split = dataset.splits["train"]
+        some = np.unique(np.linspace(0, len(split) - 1, min(len(split), _MOST_NEIGHBOURS)).round().astype(np.int64))
+        self.model, self.name, self.classes, self.split = model, dataset.name, dataset.classes, split.subset(some)
+        self.features, self.places = features_of(model, self.split)
+        if not len(self.features):
+            raise DataError(f"{data}: none of its pictures can be read")
+
+    def near(self, seen: "Look") -> "tuple[Neighbour, ...]":
+        """The nearest to a picture, the nearest first."""
+        import torch
+
+        from patchword.data.decode import decode
+        from patchword.evaluation.mistakes import thumbnail
+        from patchword.explanation.embeddings import nearest as nearest_rows
+        from patchword.explanation.maps import as_images
+        from patchword.reports.explain import Neighbour
+
+        image = as_images(self.model, seen.pixels[None])
+        with torch.inference_mode():
+            features = self.model.features(image).float().cpu().numpy()
+        order, cosines = nearest_rows(self.features, features, _NEAREST)
+        found = []
+        for row, cosine in zip(order[0].tolist(), cosines[0].tolist(), strict=True):
+            place = int(self.places[row])
+            found.append(Neighbour(thumbnail(decode(self.split.read(place), 3)), self._label(place), cosine))
+        return tuple(found)
+
+    def atlas(self) -> "Atlas":
+        """Thumbnails of some of them by their features."""
+        import numpy as np
+
+        from patchword.data.decode import decode
+        from patchword.explanation.embeddings import picture_map
+        from patchword.reports.explain import Atlas
+
+        some = np.unique(
+            np.linspace(0, len(self.features) - 1, min(len(self.features), _ON_THE_MAP)).round().astype(int)
+        )
+        cells, explained = picture_map(self.features[some])
+        side = int(cells.max()) + 1
+        picture = np.full((side * _MAP_TILE, side * _MAP_TILE, 3), 255, np.uint8)
+        small = Preprocessing(image_size=(_MAP_TILE, _MAP_TILE), crop_fraction=1.0)
+        for row, (y, x) in zip(some.tolist(), (cells * _MAP_TILE).tolist(), strict=True):
+            tile = small.fit(decode(self.split.read(int(self.places[row])), 3))
+            picture[y : y + _MAP_TILE, x : x + _MAP_TILE] = tile
+        return Atlas(self.name, picture, float(explained.sum()))
+
+    def _label(self, place: int) -> str:
+        labels = self.split.labels[place]
+        if self.split.labels.ndim == 1:
+            return self.classes[int(labels)]
+        return ", ".join(name for name, has in zip(self.classes, labels, strict=True) if has)

@@ -1,0 +1,589 @@
+"""`patchword explain` and its page: files that hold the maps, a page that shows them, and a browser that is made to use it."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import patchword
+from browser import Browser, browser
+from conftest import write_pictures
+from patchword import cli
+from patchword.core.errors import UsageError
+from patchword.data.decode import decode
+from patchword.data.sources import open_data
+from patchword.evaluation.mistakes import thumbnail
+from patchword.explanation import attention as attending
+from patchword.explanation import overlay
+from patchword.explanation.attention import attend, class_rollout, rollout
+from patchword.explanation.gallery import add_maps
+from patchword.explanation.gradcam import gradcam
+from patchword.explanation.maps import as_images
+from patchword.explanation.picture import Look, coarser, look
+from patchword.models.contract import Model
+from patchword.models.names import create_model
+from patchword.weights.io import save_model
+from test_explanation import model_of
+from test_families import SMALL, small
+from test_report import HOSTILE, Elements
+
+LABELS = ("ant", "bee", "cat", "<b>dog</b>", "a&b")
+
+
+def photo(path: Path, size: tuple[int, int] = (50, 40), seed: int = 0, mode: str = "RGB") -> Path:
+    """A picture of noise, width × height."""
+    noise = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def vit() -> Model:
+    model = model_of(pool="token")
+    model.labels = LABELS
+    return model
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    return [photo(tmp_path / "wide.png"), photo(tmp_path / "tall.jpg", (30, 70), 1)]
+
+
+def page_of(folder: Path, name: str = "report.html") -> Elements:
+    return Elements((folder / name).read_text("utf-8"))
+
+
+def data_of(folder: Path, name: str = "report.html") -> list[dict[str, Any]]:
+    source = (folder / name).read_text("utf-8")
+    return [json.loads(each) for each in re.findall(r'<script type="application/json">(.*?)</script>', source)]
+
+
+def test_files_hold_what_the_functions_give(vit: Model, pair: list[Path], tmp_path: Path) -> None:
+    rows = patchword.explain(vit, pair, out=tmp_path / "out", check=False)
+    assert [row["image"] for row in rows] == [str(path) for path in pair]
+    predicted = patchword.predict(vit, pair)
+    for row, other in zip(rows, predicted, strict=True):
+        assert row["predictions"] == [
+            {"label": each["label"], "probability": pytest.approx(each["probability"])} for each in other["predictions"]
+        ]
+        with Image.open(row["image"]) as picture:
+            image = vit.preprocess(picture)
+        seen = attend(vit, image)
+        with np.load(row["arrays"]) as saved:
+            assert set(saved) == {
+                "pixels",
+                "probabilities",
+                "classes",
+                "labels",
+                "for_classes",
+                "rollouts",
+                "heads",
+                "colours",
+                "map",
+            }
+            np.testing.assert_allclose(saved["rollouts"], seen.rollouts()[0].numpy(), atol=1e-6)
+            np.testing.assert_allclose(saved["heads"], seen.heads[0].numpy(), atol=1e-6)
+            np.testing.assert_array_equal(saved["map"], saved["rollouts"][-1])
+            np.testing.assert_array_equal(saved["map"], row["map"])
+            classes = torch.from_numpy(saved["classes"])[None]
+            assert (
+                [LABELS[i] for i in classes[0]]
+                == saved["labels"].tolist()
+                == [p["label"] for p in row["predictions"]][:3]
+            )
+            np.testing.assert_allclose(
+                saved["for_classes"], class_rollout(vit, image, classes)[0].numpy(), rtol=1e-4, atol=1e-6
+            )
+            drawn = overlay.overlay(saved["pixels"], saved["map"])
+        with Image.open(row["overlay"]) as picture:
+            np.testing.assert_array_equal(np.asarray(picture), drawn)
+        assert drawn.shape == (44 * 5, 28 * 5, 3)  # enlarged by a whole factor: 224 // 44
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "001-wide.npz",
+        "001-wide.png",
+        "002-tall.npz",
+        "002-tall.png",
+        "report.html",
+    ]
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_every_family_is_explained(family: str, pair: list[Path], tmp_path: Path) -> None:
+    model = small(family)
+    model.labels = LABELS
+    save_model(model, tmp_path / "model")
+    rows = patchword.explain(tmp_path / "model", pair, out=tmp_path / "out")
+    page = page_of(tmp_path / "out")
+    assert "Is it true?" in page.text
+    assert "Filters" in page.text
+    attends = model.has_attention
+    assert ("Positions" in page.text) == ("Attention by layer" in page.text) == attends
+    options = [attrs["value"] for tag, attrs in page.found if tag == "option"]
+    assert ("rollout" in options, "class:0" in options, "gradcam:0" in options) == (attends, attends, family != "vit")
+    assert [tag for tag, _ in page.found].count("canvas") == 4
+    for row in rows:
+        with np.load(row["arrays"]) as saved:
+            expected = "rollouts" if attends else "gradcam"
+            np.testing.assert_array_equal(saved["map"], saved[expected][-1 if attends else 0])
+            if family != "vit":
+                classes = torch.from_numpy(saved["classes"])
+                image = as_images(model, saved["pixels"][None].repeat(len(classes), 0))
+                np.testing.assert_allclose(
+                    saved["gradcam"], gradcam(model, image, classes).numpy(), rtol=1e-3, atol=1e-5
+                )
+
+
+def test_the_chosen_map_is_the_one_of_the_files_and_of_the_page(pair: list[Path], tmp_path: Path) -> None:
+    model = model_of("hybrid", pool="map")
+    model.labels = LABELS
+    starts: dict[str, dict[str, Any]] = {
+        "rollout": {"map": "rollout"},
+        "attention": {"map": "attention", "layer": 1, "head": 2},
+        "pool": {"layer": "pool"},
+        "class": {"map": "class", "label": "a&b"},
+        "gradcam": {"map": "gradcam", "label": "a&b"},
+    }
+    for name, options in starts.items():
+        [row] = patchword.explain(model, pair[0], out=tmp_path / name, check=False, **options)
+        [data] = data_of(tmp_path / name)
+        with np.load(row["arrays"]) as saved:
+            place = saved["labels"].tolist().index("a&b") if "a&b" in saved["labels"] else 0
+            expected = {
+                "rollout": saved["rollouts"][-1],
+                "attention": saved["heads"][1, 2],
+                "pool": saved["probe"].mean(0),
+                "class": saved["for_classes"][place],
+                "gradcam": saved["gradcam"][place],
+            }[name]
+            np.testing.assert_array_equal(row["map"], expected)
+            if "label" in options:
+                assert data["start"]["map"] == f"{name}:{place}"
+                assert data["names"][place] == "a&b"
+        if name == "attention":
+            assert data["start"] == {"map": "attention", "layer": 1, "head": 2}
+        if name == "pool":
+            assert data["start"] == {"map": "attention", "layer": 3, "head": -1}
+            assert data["heads"]["shape"] == [4, 3, 11, 7]  # the probe comes last
+
+
+def unpack(packed: dict[str, Any]) -> np.ndarray:
+    """The page's numbers, as its script reads them."""
+    raw = np.frombuffer(base64.b64decode(packed["data"]), np.uint8)
+    if packed.get("bits") == 4:
+        raw = np.stack([raw >> 4, raw & 15], axis=1).ravel()[: int(np.prod(packed["shape"]))]
+        return ((raw / 15) ** 2).reshape(packed["shape"])
+    count = packed["shape"][-1] * packed["shape"][-2]
+    low, high = (np.array(packed[name])[:, None] for name in ("low", "high"))
+    return (low + raw.reshape(-1, count) / 255 * (high - low)).reshape(packed["shape"])
+
+
+def test_the_pages_numbers_are_those_of_the_arrays(vit: Model, pair: list[Path], tmp_path: Path) -> None:
+    rows = patchword.explain(vit, pair, out=tmp_path / "out", check=False)
+    for row, data in zip(rows, data_of(tmp_path / "out"), strict=True):
+        with np.load(row["arrays"]) as saved:
+            for name, there in (("rollouts", "rollouts"), ("heads", "heads"), ("for_classes", "classes")):
+                reach = saved[name].max((-1, -2), keepdims=True) - saved[name].min((-1, -2), keepdims=True)
+                assert (np.abs(unpack(data[there]) - saved[name]) <= 0.003 * reach + 2e-4 * saved[name].max()).all()
+            image = as_images(vit, saved["pixels"][None])
+        between = unpack(data["between"])
+        assert between.shape == (3, 77, 11, 7)
+        for layer, exact in enumerate(attend(vit, image).between_patches()):
+            maps = exact[0].unflatten(1, (11, 7)).numpy()
+            low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+            assert np.abs(np.sqrt(between[layer]) - np.sqrt((maps - low) / (high - low))).max() < 0.5 / 15 + 1e-4
+
+
+def test_on_a_fine_grid_patches_ask_together() -> None:
+    assert coarser((14, 14), 12) == (14, 14)  # ViT-B/16 at 224 px: each patch by itself
+    assert coarser((24, 24), 12) == (14, 14)
+    assert coarser((1, 700), 12) == (1, 374)  # to two hundred patches, whatever the shape
+    model = create_model("ViT-At/4", 2, (64, 48), embed_dim=8, mlp_dim=8, depth=11, num_heads=1).eval()
+    torch.nn.init.normal_(model.get_parameter("blocks.10.attention.qkv.weight"))
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 64, 48, 3), dtype=np.uint8)
+    [seen] = look(model, pixels)
+    assert seen.between is not None
+    assert seen.between.shape == (11, 192, 16, 12)
+    exact = list(attend(model, as_images(model, pixels)).between_patches())[10][0]
+    np.testing.assert_allclose(seen.between[10].reshape(192, 192), exact.numpy(), atol=1e-6)
+    large = create_model("ViT-At/4", 2, (96, 64), embed_dim=8, mlp_dim=8, depth=11, num_heads=1).eval()
+    torch.nn.init.normal_(large.get_parameter("blocks.10.attention.qkv.weight"))
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 96, 64, 3), dtype=np.uint8)
+    [seen] = look(large, pixels)
+    assert seen.between is not None
+    (h, w), (height, width) = (24, 16), seen.between.shape[2:]
+    assert (height, width) == (17, 11)
+    exact = list(attend(large, as_images(large, pixels)).between_patches())[10][0].reshape(h, w, h, w).numpy()
+    # Cell (2, 3) covers the rows 2·24/17 … 3·24/17, rounded outwards, and columns alike.
+    rows, columns = slice(2, 5), slice(4, 6)
+    asked = exact[rows, columns].mean((0, 1))
+    expected = asked[0:2, 0:2].mean()
+    assert seen.between[10][2 * width + 3][0, 0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_four_pictures_of_vit_b_stay_below_two_megabytes(tmp_path: Path) -> None:
+    """The shapes of ViT-B/16 at 224 px in a narrow model, and pictures of noise, which no JPEG makes small."""
+    model = create_model("ViT-B/16", 1000, 224, embed_dim=24, mlp_dim=24).eval()
+    torch.nn.init.normal_(model.position.get_parameter("table"))  # pyright: ignore[reportAttributeAccessIssue]
+    pictures = [photo(tmp_path / f"{i}.png", (260, 240), i) for i in range(4)]
+    patchword.explain(model, pictures, out=tmp_path / "out", check=False)
+    size = (tmp_path / "out/report.html").stat().st_size
+    assert 1_000_000 < size < 2_000_000
+    [data, *_] = data_of(tmp_path / "out")
+    assert data["heads"]["shape"] == [12, 12, 14, 14]
+    assert data["between"]["shape"] == [12, 196, 14, 14]
+
+
+def test_the_page_holds_itself_and_runs_its_own_script_alone(vit: Model, pair: list[Path], tmp_path: Path) -> None:
+    patchword.explain(vit, pair, out=tmp_path / "out")
+    source = (tmp_path / "out/report.html").read_text("utf-8")
+    page = page_of(tmp_path / "out")
+    assert "http:" not in source
+    assert "https:" not in source
+    for value in [*page.values("src"), *page.values("href")]:
+        assert value.startswith(("data:", "#"))
+    policy = next(attrs["content"] for _, attrs in page.found if attrs.get("http-equiv") == "Content-Security-Policy")
+    scripts = re.findall(r"<script>(.*?)</script>", source, flags=re.DOTALL)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+
+
+def test_text_from_outside_is_only_text(tmp_path: Path) -> None:
+    model = model_of("hybrid")
+    model.labels = (HOSTILE, "</script><script>alert(2)</script>", "<!--", "{{ 7 * 7 }}", "\u2028猫")
+    model.name = HOSTILE
+    picture = photo(tmp_path / "<img src=x onerror=alert(3)>&.png")
+    patchword.explain(
+        model, [picture, tmp_path / f"{HOSTILE.replace('/', '_')}.png"], out=tmp_path / "out", check=False
+    )
+    page = page_of(tmp_path / "out")
+    assert [tag for tag, _ in page.found].count("script") == 2  # the data of one picture, and the program
+    assert not [name for _, attrs in page.found for name in attrs if name.startswith("on")]
+    assert HOSTILE in page.text
+    assert "{{ 7 * 7 }}" in page.text
+    [data] = data_of(tmp_path / "out")
+    assert set(data["names"]) <= set(model.labels)
+
+
+def test_what_can_be_explained_is(
+    vit: Model, pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(vit, tmp_path / "model")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    grey = photo(tmp_path / "grey.png", (31, 47), 5, "L")
+    arguments = [str(path) for path in (pair[0], tmp_path / "broken.png", tmp_path / "none.jpg", grey)]
+    assert cli.run(["explain", str(tmp_path / "model"), *arguments, "--out", str(tmp_path / "out"), "--no-check"]) == 3
+    shown = capsys.readouterr().out
+    assert f"{tmp_path / 'broken.png'}: is" in shown
+    assert f"{tmp_path / 'none.jpg'}: cannot be read (No such file or directory)" in shown
+    assert f"page: {tmp_path / 'out' / 'report.html'}" in shown
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["001-wide.png", "004-grey.png"]
+    page = page_of(tmp_path / "out")
+    assert "Not explained" in page.text
+    assert "none.jpg cannot be read (No such file or directory)" in page.text
+    assert "looks on 2 pictures" in page.text
+    rows = patchword.explain(vit, [tmp_path / "none.jpg"], out=tmp_path / "other")
+    assert rows == [{"image": str(tmp_path / "none.jpg"), "error": "cannot be read (No such file or directory)"}]
+    assert "None of the pictures of this page can be explained." in page_of(tmp_path / "other").text
+
+
+def test_many_pictures_come_page_by_page(tmp_path: Path) -> None:
+    model = create_model("ViT-At/8", 2, 16, embed_dim=8, mlp_dim=8, depth=1, num_heads=1).eval()
+    write_pictures(tmp_path / "many", ("a",), 17)
+    rows = patchword.explain(model, tmp_path / "many", out=tmp_path / "out", check=False)
+    assert [row["page"].name for row in rows] == ["report.html"] * 8 + ["report-2.html"] * 8 + ["report-3.html"]
+    first, last = page_of(tmp_path / "out"), page_of(tmp_path / "out", "report-3.html")
+    links = [attrs["href"] for tag, attrs in first.found if tag == "a"]
+    assert links == ["report-2.html", "report-3.html"] * 2
+    assert "Filters" in first.text
+    assert "Filters" not in last.text
+    assert [attrs["aria-current"] for _, attrs in last.found if "aria-current" in attrs] == ["page"] * 2
+
+
+def test_a_grey_model_and_one_without_a_head(tmp_path: Path) -> None:
+    picture = photo(tmp_path / "a.png")
+    grey = small("early-conv", in_channels=1)
+    [row] = patchword.explain(grey, picture, out=tmp_path / "grey")
+    with np.load(row["arrays"]) as saved:
+        assert saved["pixels"].shape == (44, 28, 1)
+    assert [each["label"] for each in row["predictions"]] != []
+    headless = model_of()
+    headless.replace_head(0)
+    [row] = patchword.explain(headless, picture, out=tmp_path / "headless")
+    assert row["predictions"] == []
+    with np.load(row["arrays"]) as saved:
+        assert set(saved) == {"pixels", "probabilities", "classes", "labels", "rollouts", "heads", "colours", "map"}
+    assert "Deletion" not in page_of(tmp_path / "headless").text
+
+
+def test_a_second_model_and_a_data_set_stand_beside(tmp_path: Path) -> None:
+    model, other = model_of(), small("bit")
+    model.labels = other.labels = LABELS
+    data = write_pictures(tmp_path / "data", ("bee", "wasp"), 10, side=20)
+    picture = data / "bee" / "000.png"
+    [row] = patchword.explain(model, picture, out=tmp_path / "out", beside=other, data=data, check=False)
+    page = page_of(tmp_path / "out")
+    assert "BiT-R14x0.5 Grad-CAM" in page.text
+    for each in patchword.predict(other, picture)[0]["predictions"]:
+        assert f"{each['label']} {100 * each['probability']:.1f} %" in page.text
+    assert "Nearest in the data" in page.text
+    assert re.search(r"Nearest in the data (bee|wasp) 1\.00", page.text)  # itself, or the like of it
+    assert "Map of pictures" in page.text
+    source = next(a["src"] for tag, a in page.found if tag == "img" and a.get("alt", "").startswith("Thumbnails"))  # pyright: ignore
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as atlas:  # pyright: ignore
+        assert atlas.size[0] == atlas.size[1]
+        assert atlas.size[0] % 36 == 0
+    assert len(row["predictions"]) == 5
+
+
+WRONG = [
+    (["--layer", "3"], "has no layer 3; its layers are 0 to 2"),
+    (["--layer", "first"], "--layer 'first' is not a whole number from 0, or pool"),
+    (["--layer", "pool"], "has no layer pool; its layers are 0 to 2"),
+    (["--head", "9"], "has no head 9; its heads are 0 to 2"),
+    (["--map", "gradcam"], "has no convolutions for Grad-CAM to look at; rollout shows where it looks"),
+    (["--map", "rollout", "--head", "1"], "a layer and a head are chosen for the map attention, not for rollout"),
+    (["--map", "rolout"], "--map 'rolout' is not known; did you mean 'rollout'?"),
+    (["--label", "bea"], "knows no class 'bea'; did you mean 'bee'?"),
+    (["--beside", "nowhere"], "nowhere holds no model"),
+    (["--data", "nowhere"], "nowhere is neither a path that exists nor a named data set"),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), WRONG)
+def test_wrong_input_is_one_sentence(
+    options: list[str], sentence: str, vit: Model, pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(vit, tmp_path / "model")
+    arguments = ["explain", str(tmp_path / "model"), str(pair[0]), "--out", str(tmp_path / "out"), *options]
+    assert cli.run(arguments) in (2, 3)
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert said.startswith("patchword: ")
+    assert sentence in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_attention_asked_for_it_is_offered_gradcam(pair: list[Path], tmp_path: Path) -> None:
+    attempts: tuple[dict[str, Any], ...] = ({"map": "rollout"}, {"map": "attention"}, {"layer": 0}, {"head": 1})
+    for options in attempts:
+        with pytest.raises(UsageError, match="BiT-R14x0.5 has no attention to show; Grad-CAM shows where it looks"):
+            patchword.explain(small("bit"), pair, out=tmp_path / "out", **options)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file; a folder is right"):
+        patchword.explain(small("bit"), pair, out=tmp_path / "file")
+
+
+def test_a_look_keeps_what_the_model_has() -> None:
+    bare = Look(np.zeros((2, 2, 3), np.uint8), np.zeros(0), ())
+    assert set(bare.arrays()) == {"pixels", "probabilities", "classes"}
+    from patchword.explanation.maps import Choice
+
+    with pytest.raises(ValueError, match="the model gives no such map"):
+        bare.chosen(Choice("rollout"))
+
+
+def test_an_overlay_is_dark_where_the_map_is_low() -> None:
+    pixels = np.full((2, 4, 1), 128, np.uint8)
+    drawn = overlay.overlay(pixels, np.array([[0.0, 1.0], [0.0, 1.0]]))
+    assert drawn.shape == (2 * 56, 4 * 56, 3)
+    low, high = overlay.palette()[0].astype(float), overlay.palette()[-1].astype(float)
+    np.testing.assert_allclose(drawn[0, 0], 0.5 * low + 0.5 * 128, atol=1)
+    np.testing.assert_allclose(drawn[0, -1], 0.75 * high + 0.25 * 128, atol=1)
+    lightness = overlay.palette().astype(float) @ (0.299, 0.587, 0.114)
+    assert (np.diff(lightness) > 0).all()
+    assert overlay.overlay(pixels, np.ones((2, 2))).std() < 40  # a map of equal values is all of the lowest colour
+
+
+# What a person does: the browser is asked for the pixels of its canvases.
+
+
+def pixels_of(page: Browser, name: str, number: int = 0) -> np.ndarray:
+    """uint8 H×W×3 of a canvas."""
+    script = (
+        f"(() => {{ const c = document.querySelectorAll('.{name}')[{number}]; const d = c.getContext('2d').getImageData(0, 0, "
+        "c.width, c.height).data; let s = ''; for (let i = 0; i < d.length; i += 8192) s += String.fromCharCode(...d.subarray(i, "
+        "i + 8192)); return JSON.stringify([c.height, c.width, btoa(s)]); })()"
+    )
+    height, width, text = json.loads(page.run(script))
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def close(drawn: np.ndarray, expected: np.ndarray) -> bool:
+    """Equal up to what rounding to bytes takes: a few steps of the palette on the worst pixels."""
+    difference = np.abs(drawn.astype(int) - expected.astype(int))
+    return drawn.shape == expected.shape and difference.max() <= 12 and difference.mean() < 1.5
+
+
+def set_value(page: Browser, name: str, value: object, event: str = "change") -> None:
+    page.run(
+        f"(() => {{ const e = document.querySelector('.{name}'); e.value = {json.dumps(value)}; "
+        f"e.dispatchEvent(new Event('{event}', {{bubbles: true}})); }})()"
+    )
+
+
+def test_the_page_shows_the_maps_and_answers_to_hand_and_keyboard(vit: Model, pair: list[Path], tmp_path: Path) -> None:
+    rows = patchword.explain(vit, pair, out=tmp_path / "out")
+    with np.load(rows[0]["arrays"]) as saved:
+        arrays = dict(saved)
+    exact = [each[0] for each in attend(vit, as_images(vit, arrays["pixels"][None])).between_patches()]
+
+    def expected(values: np.ndarray) -> np.ndarray:
+        return overlay.overlay(arrays["pixels"], values)
+
+    def says(number: int = 0) -> str:
+        return str(page.run(f"document.querySelectorAll('.says')[{number}].textContent"))
+
+    with browser(tmp_path / "profile") as page:
+        page.open(tmp_path / "out/report.html")
+        page.wait("document.querySelectorAll('.scripted').length === 2")
+        np.testing.assert_array_equal(pixels_of(page, "picture"), overlay.shown(arrays["pixels"]))
+        assert close(pixels_of(page, "drawn"), expected(arrays["rollouts"][2]))
+        assert says().startswith(
+            "Rollout through layers 0 to 2: where what the class token has then came from. Highest in row "
+        )
+        row, column = np.unravel_index(arrays["rollouts"][2].argmax(), (11, 7))
+        assert f"Highest in row {row}, column {column} of 11×7: {100 * arrays['rollouts'][2].max():.3g}" in says()
+
+        # The slider, by the keyboard.
+        page.run("document.querySelector('.layer').focus()")
+        page.press("ArrowLeft")
+        page.press("ArrowLeft")
+        assert page.run("document.querySelector('.number').textContent") == "0"
+        assert close(pixels_of(page, "drawn"), expected(arrays["rollouts"][0]))
+        assert says().startswith("Rollout through layer 0:")
+        page.press("ArrowRight")
+
+        # One layer, the mean of its heads and one head.
+        assert page.run("document.querySelector('.heads').disabled")
+        set_value(page, "choice", "attention")
+        assert not page.run("document.querySelector('.heads').disabled")
+        assert close(pixels_of(page, "drawn"), expected(arrays["heads"][1].mean(0)))
+        set_value(page, "heads", "2")
+        assert close(pixels_of(page, "drawn"), expected(arrays["heads"][1, 2]))
+        assert says().startswith("Layer 1, head 2: what the class token pays to each patch.")
+        set_value(page, "choice", "class:1")
+        assert close(pixels_of(page, "drawn"), expected(arrays["for_classes"][1]))
+        assert f"What spoke for {LABELS[arrays['classes'][1]]}" in says()
+        assert page.run("document.querySelector('.layer').disabled")
+
+        # A patch, by a click: row 8 of 11, column 1 of 7. Its frame is on both pictures.
+        page.click(".drawn", right=1.5 / 7, down=8.5 / 11)
+        assert says().startswith("Layer 1, mean of the heads: what the patch in row 8, column 1 pays to the others.")
+        inside = np.ones((220, 140), bool)
+        inside[160:180, 20:40] = False
+        asked = exact[1][8 * 7 + 1].reshape(11, 7).numpy()
+        quantised = np.sqrt((asked - asked.min()) / np.ptp(asked))
+        quantised = ((quantised * 15).round() / 15) ** 2
+        assert close(pixels_of(page, "drawn")[inside], expected(quantised)[inside])
+        assert (pixels_of(page, "picture")[161, 30] != overlay.shown(arrays["pixels"])[161, 30]).any()
+        np.testing.assert_array_equal(pixels_of(page, "picture")[inside], overlay.shown(arrays["pixels"])[inside])
+
+        # From there by arrow keys, no further than the edge, and back with Escape.
+        page.run("document.querySelector('.picture').focus()")
+        before = pixels_of(page, "drawn")
+        page.press("ArrowDown")
+        assert "row 9, column 1" in says()
+        assert (pixels_of(page, "drawn") != before).any()
+        for _ in range(3):
+            page.press("ArrowLeft")
+        assert "row 9, column 0" in says()
+        page.press("Escape")
+        assert close(pixels_of(page, "drawn"), expected(arrays["for_classes"][1]))
+        np.testing.assert_array_equal(pixels_of(page, "picture"), overlay.shown(arrays["pixels"]))
+        page.press("ArrowUp")
+        assert "row 5, column 3" in says()  # the middle
+        page.click(".reset")
+        assert "What spoke for" in says()
+
+        # The other picture has stayed as it was; no fault was told; all can be reached by Tab.
+        assert says(1).startswith("Rollout through layers 0 to 2")
+        assert page.said == []
+        page.run("document.activeElement.blur(); window.scrollTo(0, 0)")
+        reached = set()
+        for _ in range(14):
+            page.press("Tab")
+            reached.add(page.run("document.activeElement.className"))
+        assert {"live picture", "choice", "layer"} <= reached
+
+
+def test_the_page_of_a_network_without_attention_in_the_browser(pair: list[Path], tmp_path: Path) -> None:
+    model = small("efficientnet")
+    model.labels = LABELS
+    rows = patchword.explain(model, pair[:1], out=tmp_path / "out", check=False)
+    with np.load(rows[0]["arrays"]) as saved:
+        arrays = dict(saved)
+    with browser(tmp_path / "profile") as page:
+        page.open(tmp_path / "out/report.html", width=390)
+        page.wait("document.querySelectorAll('.scripted').length === 1")
+        assert close(pixels_of(page, "drawn"), overlay.overlay(arrays["pixels"], arrays["gradcam"][0]))
+        set_value(page, "choice", "gradcam:2")
+        assert close(pixels_of(page, "drawn"), overlay.overlay(arrays["pixels"], arrays["gradcam"][2]))
+        assert page.run("document.documentElement.scrollWidth") <= 390  # nothing to scroll to on a telephone
+        assert page.said == []
+
+
+# The gallery of a run.
+
+
+def test_a_runs_answers_get_maps_and_those_that_are_gone_do_not(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "data", ("ant", "bee"), 3)
+    split = open_data(folder).whole()
+    model = small("hybrid", image_size=(16, 24))
+    gone = next(i for i in range(len(split)) if split.name(i) == "ant/001.png")
+    (folder / "ant/001.png").unlink()
+    rows = [{"index": i} for i in range(3)]
+    assert add_maps(model, split, rows) == "attention rollout"
+    for row in rows:
+        if row["index"] == gone:
+            assert row["map"] is None
+            continue
+        pixels = model.preprocessing.fit(decode(split.read(row["index"]), 3))
+        values = rollout(model, as_images(model, pixels[None]))[0].numpy()
+        assert row["map"] == thumbnail(overlay.overlay(pixels, values))
+    assert add_maps(small("bit", image_size=(16, 24)), split, rows) == "Grad-CAM"
+    headless = small("bit", num_classes=0, image_size=(16, 24))
+    rows = [{"index": 0}]
+    assert add_maps(headless, split, rows) is None
+    assert "map" not in rows[0]
+
+
+def test_attention_that_no_memory_holds_is_refused_and_costs_a_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = create_model("ViT-At/4", 2, 64, embed_dim=8, mlp_dim=8, depth=2, num_heads=1).eval()
+    monkeypatch.setattr(attending, "_BYTES_AT_ONCE", 1000)
+    monkeypatch.setattr(attending, "available_memory", lambda: 300_000)
+    with pytest.raises(
+        UsageError, match="the attention weights of 256 patches take 1.32 MB for one image of ViT-At/4, more than"
+    ):
+        rollout(model, torch.zeros(1, 3, 64, 64))
+    with pytest.raises(UsageError, match="a smaller image or a larger patch would be right"):
+        attend(model, torch.zeros(1, 3, 64, 64))
+    split = open_data(write_pictures(tmp_path / "data", ("ant", "bee"), 3)).whole()
+    assert add_maps(model, split, [{"index": 0}]) is None
+
+
+def test_the_page_of_a_run_shows_where_it_looked(pictures: Path, tmp_path: Path) -> None:
+    tiny = ["model.depth=1", "model.embed_dim=16", "model.mlp_dim=16", "batch_size=8"]
+    run = patchword.train(pictures, model="ViT-At/8", image_size=16, steps=3, out=tmp_path / "run", set=tiny)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["map"] == "attention rollout"
+    answers = [*evaluation["mistakes"], *evaluation["hits"]]
+    assert len(answers) >= 8
+    assert all(row["label"] == row["predicted"] for row in evaluation["hits"])
+    page = page_of(run)
+    sources = [attrs["src"] for tag, attrs in page.found if tag == "img"]
+    assert sources == [row[field] for row in answers for field in ("thumbnail", "map")]
+    assert "bright where it looked (attention rollout)" in page.text
+    assert ("Right answers" in page.text) == bool(evaluation["hits"])
