@@ -75,6 +75,17 @@ def test_principal_filters_are_pictures(family: str, channels: int) -> None:
     np.testing.assert_allclose(explained, theirs.explained_variance_ratio_, atol=1e-5)
 
 
+def test_position_similarity_of_turns_is_the_mean_cosine_between_their_angles() -> None:
+    """By NumPy, from the formula: cos(π k Δ / side) for k = 1 … K/4, over rows and columns."""
+    model = model_of(position="rope")
+    found = position_similarity(model).numpy()
+    count = model.config.embed_dim // model.config.num_heads // 4
+    steps = np.pi * np.arange(1, count + 1)
+    for (row, column), (other_row, other_column) in [((0, 0), (0, 0)), ((0, 3), (5, 3)), ((2, 1), (10, 6))]:
+        angles = [*steps * (row - other_row) / 11, *steps * (column - other_column) / 7]
+        assert found[row, column, other_row, other_column] == pytest.approx(np.cos(angles).mean(), abs=1e-6)
+
+
 @pytest.mark.parametrize("position", ["1d", "2d", "sincos"])
 @pytest.mark.parametrize("pool", ["token", "gap"])
 def test_position_similarity_is_the_cosine_of_what_is_added(position: str, pool: str) -> None:
@@ -101,7 +112,7 @@ def test_relative_positions_are_alike_where_all_tokens_are_met_alike() -> None:
     np.testing.assert_allclose(position_similarity(model).reshape(77, 77).numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("position", ["1d", "2d", "sincos", "relative"])
+@pytest.mark.parametrize("position", ["1d", "2d", "sincos", "relative", "rope"])
 def test_similarity_stays_symmetric_on_another_grid(position: str) -> None:
     model = model_of(position=position).with_image_size((52, 36))
     found = position_similarity(model)
