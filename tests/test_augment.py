@@ -101,10 +101,14 @@ def test_flip_mirrors_every_second_picture() -> None:
     preprocessing = _preprocessing(1, (2, 3), resize="stretch")
     plain = Augment(crop="resize", flip=False)(pictures, preprocessing, seed=SEED, **keys)
     flipped = Augment(crop="resize", flip=True)(pictures, preprocessing, seed=SEED, **keys)
-    mirrored = torch.from_numpy(uniform(SEED, "flip", keys["epochs"], keys["ids"]) < 0.5)[:, 0]
+    mirrored = torch.from_numpy((uniform(SEED, "flip", 0, keys["ids"])[:, 0] < 0.5) ^ (keys["epochs"] % 2 == 1))
     assert 450 < mirrored.sum() < 550
     assert torch.equal(flipped[~mirrored], plain[~mirrored])
     assert torch.equal(flipped[mirrored], plain[mirrored].flip(3))
+    again = Augment(crop="resize", flip=True)(
+        pictures, preprocessing, seed=SEED, **{**keys, "epochs": keys["epochs"] + 1}
+    )
+    assert torch.equal(again, flipped.flip(3))  # the next time, the other side
 
 
 @pytest.mark.parametrize("crop", ["random-resized", "shift", "resize"])

@@ -70,7 +70,8 @@ class Augment:
     shift_pixels: int = 4
     """The farthest that `shift` moves a picture, each way; its own mirror image comes into view."""
     flip: bool = True
-    """Mirror every second picture, left to right."""
+    """Mirror every picture, left to right, every second time that it comes: which of the two comes first is drawn. Two looks at a
+    picture then see both sides, which half of the pairs of independent draws do not (arXiv 2404.00498, section 3.6)."""
     randaugment_layers: int = 0
     """Operations of RandAugment for each picture; 0 is none."""
     randaugment_magnitude: float = 0.0
@@ -144,7 +145,8 @@ class Augment:
             fitted = fit_all(cast(Pictures, pictures), preprocessing)
             images = torch.from_numpy(_shift(fitted, shifts, pixels))
         if self.flip:
-            for index in np.flatnonzero(uniform(seed, "flip", epochs, ids, count=1).reshape(-1) < 0.5).tolist():
+            first = uniform(seed, "flip", 0, ids).reshape(-1) < 0.5
+            for index in np.flatnonzero(first ^ (epochs % 2 == 1)).tolist():
                 images[index] = images[index].flip(2)
         return rand_augment(
             images,

@@ -69,7 +69,8 @@ def position_similarity(model: Model) -> Tensor:
     """h×w×h×w: the cosine between the position embeddings of two patches (Figure 7, centre), symmetric, 1 on the diagonal.
 
     A model with relative positions has no embedding of a patch; in its place stand the keys of its offsets to all tokens in
-    all blocks. Of one that turns queries and keys, it is the mean cosine of the angle between the turns. Raises `UsageError` for a model that is told no positions.
+    all blocks. Of one that turns queries and keys, it is the mean cosine of the angle between the turns. Raises `UsageError`
+    for a model that is told no positions.
     """
     vit = attentive(model)
     if vit.config.position == "none":
