@@ -410,6 +410,8 @@ class _Run:
         measured = {"split": split, **{key: figures[key] for key in ("n", "metric", "value", "value_ci95")}}
         if figures["metric"] == "accuracy":
             measured |= {"accuracy": figures["value"], "accuracy_ci95": figures["value_ci95"]}
+            balanced = figures["balanced"]
+            measured |= {"balanced_accuracy": balanced["value"], "balanced_accuracy_ci95": balanced["ci95"]}
         self.world.decide(lambda: self.write_result(FINISHED, **measured))
 
     def measure(self, split: str) -> dict[str, Any]:

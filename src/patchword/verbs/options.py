@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Name = str | Path | None
     Number = float | None
     Whole = int | None
+    Shots = int | str | Sequence[int] | None
     Shards = str | Path
 else:
     Data = Annotated[str, tyro.conf.Positional, argument("DATA")]
@@ -35,5 +36,6 @@ else:
     Target = Annotated[str | None, argument("PATH", constructor=str)]
     Name = Annotated[str | None, argument("NAME", constructor=str)]
     Number = Annotated[float | None, argument("N", constructor=float)]
+    Shots = Annotated[str | None, argument("1,5,10", constructor=str)]
     Shards = Annotated[str, tyro.conf.Positional, argument("SHARDS")]
     Whole = Annotated[int | None, argument("N", constructor=int)]
