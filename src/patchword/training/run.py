@@ -136,7 +136,7 @@ class _Run:
         self.world = world
         self.dataset = dataset = opened.dataset
         model = prepared.model
-        self.objective: Objective = prepare.make_objective(prepared.recipe, model, len(dataset.classes), None)
+        self.objective: Objective = prepare.make_objective(prepared.recipe, model, dataset, None)
         model.recompute = prepared.recipe.compute.recompute
         self.cost: Cost = cost(model, self.objective.on_meta() if self.objective.metric else None)
         self.recipe = prepare.decide_machine(stored or prepared.recipe, model, self.cost, dataset, world)
@@ -186,7 +186,7 @@ class _Run:
             )
             splits = {**dataset.splits, "train": train.subset(sure)}
             self.dataset, said = dataclasses.replace(dataset, splits=splits), said[sure]
-        self.objective = prepare.make_objective(self.recipe, self.model, len(dataset.classes), said)
+        self.objective = prepare.make_objective(self.recipe, self.model, self.dataset, said)
 
     @property
     def content(self) -> dict[str, str]:
@@ -336,6 +336,7 @@ class _Run:
             workers=self.recipe.loading.workers,
             first_step=first_step,
             places=self.world.share(self.recipe.batch_size),
+            evenness=self.recipe.balance.sampling,
         )
 
     def train(self) -> None:
