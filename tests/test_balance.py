@@ -68,7 +68,7 @@ def test_a_step_is_a_function_of_its_number_alone() -> None:
     ]
     for batch_size in (3, 40, 97):
         plan = BalancedPlan(LABELS, batch_size, 5, 0.7)
-        for step in (5, 0, 200 // batch_size - 1):
+        for step in (1, 0, 200 // batch_size - 1):
             rows = slice(step * batch_size, (step + 1) * batch_size)
             for ours, theirs in zip(plan.batch(step), whole, strict=True):
                 assert ours.tolist() == theirs[rows].tolist()
