@@ -168,8 +168,8 @@ def test_models_lists_what_can_be_made(capsys: pytest.CaptureFixture[str]) -> No
 
 OPTIONS = {
     "train": "epochs help image-size init minutes model no-restart out pflop recipe restart seed set steps",
-    "evaluate": "help mirror no-mirror out split",
     "explain": "beside check data head help label layer map no-check out",
+    "evaluate": "few-shot help mirror neighbours no-mirror no-neighbours no-probe out probe split",
     "predict": "features help no-features out top",
     "data check": "decode help no-decode",
     "data pack": "help quality shard-size side",
@@ -249,6 +249,51 @@ def test_several_labels_are_predicted_each_on_its_own(trained: Path, pictures: P
         logits = model(model.preprocess(Image.open(one)))[0]
     expected = dict(zip(model.labels or (), logits.sigmoid().tolist(), strict=True))
     assert {each["label"]: each["probability"] for each in row["predictions"]} == pytest.approx(expected)
+
+
+def test_one_answer_is_right_if_it_is_among_several_labels(
+    trained: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ReaL (arXiv 2006.07159): what the model says first counts, and pictures without a label do not."""
+    folder = pictures / "test"
+    names = sorted(str(path.relative_to(pictures)) for path in folder.rglob("*.png"))
+    (folder / "bee/000.png").write_bytes(b"broken")
+    said = {
+        row["image"]: row["predictions"][0]["label"]
+        for row in patchword.predict(trained, folder)
+        if "predictions" in row
+    }
+    labels = {name: ("ant|cat", "bee", "", "cat;bee")[place % 4] for place, name in enumerate(names)}
+    rows = [f"{name},{label},test" for name, label in labels.items()]
+    (pictures / "real.csv").write_text("\n".join(["image,label,split", *rows]))
+    assert call("evaluate", trained, pictures / "real.csv", "--out", tmp_path / "real.json") == 0
+    shown = capsys.readouterr().out
+    figures = json.loads((tmp_path / "real.json").read_text())
+    by_name = {str(Path(name).relative_to(pictures)): label for name, label in said.items()}
+    right = [name for name, label in labels.items() if by_name.get(name, "?") in label.replace(";", "|").split("|")]
+    unlabelled = sum(label == "" for label in labels.values())
+    assert (figures["metric"], figures["n"], figures["unlabelled"]) == ("real_accuracy", 21 - unlabelled, unlabelled)
+    assert 0 < figures["correct"] == len(right) < figures["n"]
+    assert f"{len(right)} of {21 - unlabelled} test pictures are given one of their labels" in shown
+    assert f"{unlabelled} more have no label and do not count" in shown
+    # A model that was trained to answer yes or no to each label is asked each of them.
+    model = load_model(trained)
+    model.multi_label = True
+    assert patchword.evaluate(model, pictures / "real.csv")["metric"] == "mean_average_precision"
+
+
+def test_the_balanced_accuracy_is_shown_where_classes_differ_in_size(
+    trained: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("evaluate", trained, pictures) == 0
+    assert "balanced" not in capsys.readouterr().out
+    for number in range(3):
+        (pictures / f"test/cat/00{number}.png").unlink()
+    figures = patchword.evaluate(trained, pictures)
+    recalls = [row["correct"] / row["n"] for row in figures["classes"]]
+    assert figures["balanced"]["value"] == pytest.approx(sum(recalls) / 3)
+    assert call("evaluate", trained, pictures) == 0
+    assert f"balanced    {100 * sum(recalls) / 3:.2f} % (95 % interval" in capsys.readouterr().out
 
 
 def test_classes_without_names_are_the_data_sets_in_order(

@@ -8,7 +8,14 @@ import sklearn.metrics
 
 from patchword.core.picture import DecodeError
 from patchword.data.dataset import Arrays, Split
-from patchword.evaluation.metrics import Predictions, average_precision, calibration, measure, wilson_interval
+from patchword.evaluation.metrics import (
+    Predictions,
+    average_precision,
+    balanced_accuracy,
+    calibration,
+    measure,
+    wilson_interval,
+)
 from patchword.evaluation.mistakes import confident_mistakes, sure_hits
 
 
@@ -44,6 +51,44 @@ def test_unreadable_pictures_count_as_wrong() -> None:
         "f1": 2 / 3,
     }
     assert figures["loss"] == pytest.approx(-(math.log(0.8) * 2 + math.log(0.2) + math.log(0.7)) / 4, rel=1e-5)
+
+
+def test_the_balanced_accuracy_is_the_mean_recall() -> None:
+    """9 of 10, 1 of 2, and a class of which there is nothing: 70 %; half widths of Wilson's intervals add up in squares."""
+    found = balanced_accuracy(np.array([9, 1, 0]), np.array([10, 2, 0]))
+    assert found["value"] == pytest.approx(0.7)
+    (a, b), (c, d) = wilson_interval(9, 10), wilson_interval(1, 2)
+    below, above = math.hypot(0.9 - a, 0.5 - c) / 2, math.hypot(b - 0.9, d - 0.5) / 2
+    assert found["ci95"] == pytest.approx([0.7 - below, 0.7 + above])
+    assert balanced_accuracy(np.zeros(2, int), np.zeros(2, int)) == {"value": 0.0, "ci95": [0.0, 1.0]}
+    # Of one class it is the accuracy, with its interval.
+    assert balanced_accuracy(np.array([15]), np.array([20]))["ci95"] == pytest.approx(wilson_interval(15, 20))
+
+
+def test_the_interval_of_the_balanced_accuracy_holds_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    n, recalls, held = np.array([200, 40, 7]), np.array([0.9, 0.7, 0.4]), 0
+    for _ in range(1000):
+        low, high = balanced_accuracy(generator.binomial(n, recalls), n)["ci95"]
+        held += low <= recalls.mean() <= high
+    assert 0.93 <= held / 1000 <= 0.98
+
+
+def test_one_answer_of_several_that_are_right() -> None:
+    """Right, wrong, right, without a label, and unreadable."""
+    labels = np.array([[1, 1, 0], [1, 0, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1]], np.uint8)
+    logits = np.array([[1, 3, 2], [1, 3, 2], [-5, -4, -3], [1, 0, 0], [0, 0, 0]], np.float32)
+    figures = measure(Predictions(logits, labels, {4: "is empty"}), ("ant", "bee", "cat"), one_answer=True)
+    assert figures == {
+        "metric": "real_accuracy",
+        "n": 4,
+        "unlabelled": 1,
+        "correct": 2,
+        "value": 0.5,
+        "value_ci95": wilson_interval(2, 4),
+    }
+    none = measure(Predictions(logits, np.zeros_like(labels), {}), ("ant", "bee", "cat"), one_answer=True)
+    assert (none["n"], none["value"], none["value_ci95"]) == (0, 0.0, [0.0, 1.0])
 
 
 def test_top5_counts_unreadable_pictures_as_wrong() -> None:
@@ -102,6 +147,8 @@ def test_against_scikit_learn() -> None:
     figures = measure(Predictions(logits, labels, {}), tuple("abcdefg"))
     predicted = logits.argmax(1)
     assert figures["value"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
+    balanced = sklearn.metrics.balanced_accuracy_score(labels, predicted)
+    assert figures["balanced"]["value"] == pytest.approx(balanced)
     assert figures["confusion"] == sklearn.metrics.confusion_matrix(labels, predicted).tolist()
     precision, recall, f1, count = map(np.asarray, sklearn.metrics.precision_recall_fscore_support(labels, predicted))
     for i, row in enumerate(figures["classes"]):

@@ -52,6 +52,8 @@ DEFAULTS: dict[str, Any] = {
     "regularization.label_smoothing": 0.0,
     "regularization.patch_dropout": 0.0,
     "regularization.average_decay": 0.0,
+    "balance.sampling": 0.0,
+    "balance.class_weights": 0.0,
     "teacher.weights": "",
     "teacher.share": 0.5,
     "teacher.temperature": 1.0,

@@ -174,6 +174,7 @@ def class_evaluation(names: list[str], draw: random.Random, n: int) -> dict[str,
         "unreadable": [],
         "classes": rows,
         "confusion": confusion,
+        "balanced": {"value": 0.574, "ci95": [0.511, 0.626]},
         "calibration": {"ece": 0.0417, "bins": bins},
         "mistakes": mistakes,
     }
@@ -327,6 +328,7 @@ def test_the_figures_are_those_of_the_files(ten: Path, ten_page: Elements) -> No
         assert " ".join([row["name"], str(row["n"]), str(row["correct"]), *figures_]) in text
     assert f"named right {evaluation['correct']} of 372" in text
     assert "right within five guesses 94.1 % 91.7–96.2" in text
+    assert "balanced accuracy 57.4 % 51.1–62.6, every class counting alike" in text
     assert "loss 1.200 nats" in text
     assert "Expected calibration error 4.2 %" in text
     assert "train 3,068 pictures validation 341 pictures test 372 pictures" in text
@@ -517,7 +519,7 @@ def test_what_is_missing_is_left_out_with_a_word(tmp_path: Path, status: str) ->
 
 
 @pytest.mark.parametrize(
-    "absent", ["accuracy", "metrics.jsonl", "top5", "calibration", "confusion", "mistakes", "majority"]
+    "absent", ["accuracy", "metrics.jsonl", "top5", "calibration", "confusion", "mistakes", "majority", "balanced"]
 )
 def test_each_piece_may_be_absent(tmp_path: Path, absent: str) -> None:
     run = write_run(tmp_path)
@@ -536,6 +538,7 @@ def test_each_piece_may_be_absent(tmp_path: Path, absent: str) -> None:
     assert ("Calibration" in page.text) == (absent != "calibration")
     assert ("Mistakes" in page.text) == (absent != "mistakes")
     assert ("guessing" in page.text) == (absent != "majority")
+    assert ("balanced accuracy" in page.text) == (absent != "balanced")
 
 
 def test_a_run_resumed_shows_where(tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def test_zero_init_residual_lets_blocks_begin_as_the_identity_and_learn() -> Non
     model.zero_init_residual()
     x = model.embed(images(model))
     assert torch.equal(model.blocks[1](model.blocks[0](x)), x)
-    nn.init.normal_(model.head.weight)
+    nn.init.normal_(model.get_parameter("head.weight"))
     model(images(model)).square().sum().backward()
     for block in model.blocks:
         for last in (block.attention.proj, block.mlp.fc2):

@@ -19,7 +19,7 @@ from patchword.data.augment import Augment, Partial, Pictures, fit_all
 from patchword.data.decode import decode
 from patchword.data.feed import Feed, Stop
 from patchword.data.part import Part, Undecoded, open_picture
-from patchword.data.plan import Plan
+from patchword.data.plan import BalancedPlan, Plan
 
 if TYPE_CHECKING:
     from patchword.data.dataset import Split
@@ -43,7 +43,8 @@ class Batch:
     ids: np.ndarray
     """int64 (B,): the pictures' indices in their split."""
     epochs: np.ndarray
-    """int64 (B,): how often the plan has gone through the split before; with `ids` the key of all chance."""
+    """int64 (B,): how often the plan has gone through the split (or, where it evens them out, the class) before; with `ids` the
+    key of all chance."""
     first: int = 0
     """The place of the first of them in the whole batch, of which other processes may have the rest."""
 
@@ -73,8 +74,10 @@ class TrainLoader:
         workers: int,
         first_step: int = 0,
         places: range | None = None,
+        evenness: float = 0.0,
     ) -> None:
-        """`places`: the part of each batch that is wanted; None: all of it."""
+        """`places`: the part of each batch that is wanted; None: all of it. `evenness`: how far the classes are drawn alike
+        (`data.plan.evened`), which needs one label for every picture."""
         self.bad: dict[int, str] = {} if store is None else dict(store.bad)
         """Index in the split → why the picture could not be decoded, as far as is known by now."""
         self.split = split
@@ -85,7 +88,11 @@ class TrainLoader:
         if count == 0:
             raise DataError("none of the training pictures can be decoded; `patchword data check` lists the reasons")
         source = _Source(split, store, preprocessing.channels, augment.source_side(preprocessing))
-        self._plan, self._good = Plan(count, batch_size, seed), good
+        self._plan: Plan | BalancedPlan = Plan(count, batch_size, seed)
+        self._good = good
+        if evenness:
+            labels = np.asarray(split.labels if good is None else split.labels[good])
+            self._plan = BalancedPlan(labels, batch_size, seed, evenness)
         places = range(batch_size) if places is None else places
         build = functools.partial(_train_batch, source, preprocessing, augment, self._plan, good, places)
         self._feed = Feed(build, itertools.count(first_step), workers if store is None else 0)
@@ -230,7 +237,7 @@ def _train_batch(
     source: _Source,
     preprocessing: Preprocessing,
     augment: Augment,
-    plan: Plan,
+    plan: Plan | BalancedPlan,
     good: np.ndarray | None,
     places: range,
     step: int,

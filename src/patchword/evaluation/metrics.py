@@ -5,12 +5,14 @@ Letters: n pictures, K classes or labels.
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 Z95 = 1.959963984540054
 """Standard deviations to either side that hold 95 % of a normal distribution."""
+_IMBALANCED = 1.5
 _BINS = 15
 _LARGEST_CONFUSION = 1000
 _RESAMPLES = 300
@@ -35,13 +37,20 @@ class Predictions:
         return mask
 
 
-def measure(predictions: Predictions, classes: tuple[str, ...], *, interval: bool = True) -> dict[str, Any]:
+def measure(
+    predictions: Predictions, classes: tuple[str, ...], *, interval: bool = True, one_answer: bool = False
+) -> dict[str, Any]:
     """All figures of a split: see `docs/architecture.md` for the fields of `evaluation.json`.
 
-    Without `interval` the bootstrap of several labels a picture, which takes most of the time, is left out.
+    Where pictures have several labels, each of them is a question of its own, unless `one_answer` says that the model gives
+    one for each picture. Without `interval` the bootstrap of several questions, which takes most of the time, is left out.
     """
-    several = predictions.labels.ndim == 2
-    figures = _measure_several(predictions, classes, interval) if several else _measure_one(predictions, classes)
+    if predictions.labels.ndim == 1:
+        figures = _measure_one(predictions, classes)
+    elif one_answer:
+        figures = _measure_right_answers(predictions)
+    else:
+        figures = _measure_several(predictions, classes, interval)
     return {"n": len(predictions.labels), **figures}
 
 
@@ -54,6 +63,28 @@ def wilson_interval(correct: int, n: int, z: float = Z95) -> list[float]:
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
     # At 0 and n the bounds are exactly 0 and 1; rounding must not say otherwise.
     return [0.0 if correct == 0 else middle - half, 1.0 if correct == n else middle + half]
+
+
+def balanced_accuracy(correct: np.ndarray, n: np.ndarray) -> dict[str, Any]:
+    """The mean of the classes' recalls, every class counting alike, with its 95 % interval: `value` and `ci95`.
+
+    `correct` and `n` are K counts; a class without a picture does not count. The interval is put together of Wilson's for
+    the classes (Zou and Donner 2008), which is right for classes with a handful of pictures, too.
+    """
+    there = np.flatnonzero(n)
+    recalls = correct[there] / n[there]
+    bounds = np.array([wilson_interval(int(correct[i]), int(n[i])) for i in there]).reshape(-1, 2)
+    if not len(there):
+        return {"value": 0.0, "ci95": [0.0, 1.0]}
+    value = float(recalls.mean())
+    down, up = (float(np.linalg.norm(bounds[:, side] - recalls)) / len(there) for side in (0, 1))
+    return {"value": value, "ci95": [max(0.0, value - down), min(1.0, value + up)]}
+
+
+def imbalanced(classes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the largest class is so much larger than the smallest that accuracy alone says little of the small ones."""
+    counts = [row["n"] for row in classes if row["n"]]
+    return bool(counts) and max(counts) >= _IMBALANCED * min(counts)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -97,6 +128,7 @@ def _measure_one(predictions: Predictions, classes: tuple[str, ...]) -> dict[str
         "loss": float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-300)).mean())
         if len(labels)
         else None,
+        "balanced": balanced_accuracy(confusion.diagonal(), per_class),
         "majority": int(per_class.max()) / n,
         "top5": None,
         "classes": _per_class(confusion, per_class, classes),
@@ -110,6 +142,25 @@ def _measure_one(predictions: Predictions, classes: tuple[str, ...]) -> dict[str
         within = int((before.sum(axis=1) < 5).sum())
         figures["top5"] = {"correct": within, "value": within / n, "ci95": wilson_interval(within, n)}
     return figures
+
+
+def _measure_right_answers(predictions: Predictions) -> dict[str, Any]:
+    """The share of pictures whose first answer is one of their labels (Beyer et al., arXiv 2006.07159: ReaL).
+
+    Pictures without a label are left out, as there: nobody knows what would be right.
+    """
+    labelled = predictions.labels.max(axis=1) > 0
+    n = int(labelled.sum())
+    right = predictions.labels[np.arange(len(labelled)), predictions.logits.argmax(axis=1)] > 0
+    correct = int((right & predictions.readable).sum())
+    return {
+        "metric": "real_accuracy",
+        "n": n,
+        "unlabelled": len(labelled) - n,
+        "correct": correct,
+        "value": correct / n if n else 0.0,
+        "value_ci95": wilson_interval(correct, n),
+    }
 
 
 def _per_class(confusion: np.ndarray, per_class: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:

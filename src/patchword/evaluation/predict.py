@@ -113,16 +113,16 @@ def look_at_all(
             crew.run([functools.partial(work, batch) for batch in group])
             for batch in group:
                 for index in batch.ids[batch.weights.numpy() == 0].tolist():
-                    unreadable[index] = _reason(split, store, index)
+                    unreadable[index] = why_unreadable(split, store, index)
             progress.update(int(group[-1].ids[-1]) + 1)
     if world.sum(stop())[0]:
         raise StoppedError(f"stopped by a signal while {what}; the same command goes on")
     return world.together(unreadable)
 
 
-def _reason(split: Split, store: Store | None, index: int) -> str:
+def why_unreadable(split: Split, store: Store | None, index: int) -> str:
     """Why a picture that came without pixels has none."""
-    if store is not None:
+    if store is not None and index in store.bad:
         return store.bad[index]
     try:
         decode(split.read(index), 3)

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs and the memory of a training step, counted without running it on real data."""
+"""What a model costs: parameters, FLOPs and the memory of a training step, counted by shapes; `evaluation/speed.py` measures."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,6 +12,11 @@ from patchword.models.names import build_model
 
 TRAINING_FACTOR = 3
 """A training step costs one forward pass and a backward pass of twice its FLOPs."""
+EXA = 1e18
+"""The paper's unit of pre-training, of FLOPs counted as here (appendix table 6: a ViT-B/16 for 7 epochs of JFT takes 224)."""
+TPU_CORE_DAY = 2e18
+"""FLOPs that a TPUv3 core did in a day of the paper's training (tables 2 and 6): 4,262 exaFLOPs in 2,500 core-days with a
+ViT-H/14, 1,567 in 680 with a ViT-L/16, hence 1.7 and 2.3 exaFLOPs a core-day, about four tenths of its peak."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +64,16 @@ def cost(model: Model, work: Callable[[Model, Tensor], object] | None = None) ->
         forward_flops=flops,
         activation_bytes=kept,
     )
+
+
+def exaflops(flops: float) -> float:
+    """Training FLOPs in the paper's unit."""
+    return flops / EXA
+
+
+def tpu_core_days(flops: float) -> float:
+    """How many days a TPUv3 core would train for so many FLOPs, at the rate of the paper's ViTs: to compare with its table 2."""
+    return flops / TPU_CORE_DAY
 
 
 def _count(skeleton: Model, work: Callable[[Model, Tensor], object] | None) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from patchword.core.errors import DataError
 from patchword.core.files import read_json, write_text
+from patchword.evaluation.metrics import imbalanced
 from patchword.reports import figures, page
 from patchword.training.run_folder import EVALUATION, LOG, PAGE, RECIPE, RESULT
 
@@ -57,6 +58,7 @@ def write_report(run: Path) -> Path:
         evaluation=evaluation,
         learning=_learning(records, result),
         classes=_classes(evaluation),
+        balanced=evaluation["balanced"] if imbalanced(evaluation["classes"] or []) else None,
         labels=_best_first(evaluation["labels"] or [], "average_precision"),
         calibration=_calibration(evaluation["calibration"]),
         mistakes=[_shown(mistake) for mistake in evaluation["mistakes"] or []],

@@ -335,12 +335,16 @@ def seconds_per_step(
     passes = passes_for(trial, aim, recipe, world, sharded=sharded)
     optimizer = build_optimizer(recipe.optimizer, trial, aim)
     set_learning_rate(optimizer, 0.0)
+    decay = recipe.regularization.average_decay
+    average = Average(trial, decay) if decay else None
     loader = make_loader(0)
     times, began = [], time.perf_counter()
     try:
         with passes:
             for step, batch in enumerate(loader):
                 train_step(passes, optimizer, batch, recipe, step)
+                if average is not None:
+                    average.update(trial, step)
                 times.append(time.perf_counter() - began - sum(times))
                 enough = step >= 2 and time.perf_counter() - began > most_seconds
                 if step + 1 == _THROWAWAY_STEPS or world.sum(enough)[0]:

@@ -20,6 +20,7 @@ from patchword.core.runtime import MOST_REPLICAS, available_memory, choose_devic
 from patchword.data.dataset import Dataset, Split
 from patchword.data.decode import header
 from patchword.data.duplicates import find_duplicates, without_leaks
+from patchword.data.plan import evened
 from patchword.data.sources import open_data
 from patchword.data.splits import first_of
 from patchword.data.store import Store, estimated_bytes
@@ -30,7 +31,7 @@ from patchword.models.names import create_model, parse_name
 from patchword.models.vit import ViT
 from patchword.training.choice import SMALL_PICTURE, choose_model
 from patchword.training.objectives import UNLABELLED, Distillation, Objective, Sigmoid, Softmax, start_at_prior
-from patchword.training.recipe import Recipe, loads
+from patchword.training.recipe import Balance, Recipe, loads
 from patchword.training.tune import tune
 from patchword.weights import hub, shipped
 from patchword.weights.adapt import adapt
@@ -227,7 +228,10 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     if objective in UNLABELLED:
         model.replace_head(0)
     elif objective == "sigmoid" and _has_new_head(model):
-        start_at_prior(model, label_counts(dataset), len(dataset.splits["train"]))
+        counts, count = label_counts(dataset), len(dataset.splits["train"])
+        if recipe.balance.sampling:
+            counts = torch.from_numpy(evened(counts.numpy(), recipe.balance.sampling)) * count
+        start_at_prior(model, counts, count)
     decided = dataclasses.replace(
         recipe,
         model=family_fields,
@@ -261,26 +265,53 @@ def check_objective(recipe: Recipe, objective: str, dataset: Dataset) -> None:
             raise UsageError(f"objective={objective} hides patches itself; regularization.patch_dropout=0 is right")
         if recipe.tune == "head":
             raise UsageError(f"objective={objective} has no use for a head, which is all that tune=head lets learn")
+    if recipe.balance != Balance():
+        if dataset.multi_label or objective in UNLABELLED:
+            why = (
+                "has several labels a picture"
+                if dataset.multi_label
+                else f"is learned from without labels ({objective})"
+            )
+            raise UsageError(
+                f"{dataset.location} {why}; balance needs one label a picture, 0 in both its fields is right"
+            )
+        if recipe.balance.sampling and recipe.teacher.unlabelled:
+            raise UsageError(
+                "balance.sampling needs a label for every picture; teacher.unlabelled has none, 0 is right"
+            )
     if recipe.teacher.weights and objective != "softmax":
         raise UsageError(f"a teacher answers with one class a picture, for objective=softmax, not {objective}")
 
 
-def make_objective(recipe: Recipe, model: Model, num_classes: int, answers: Tensor | None) -> Objective:
+def make_objective(recipe: Recipe, model: Model, dataset: Dataset, answers: Tensor | None) -> Objective:
     """What the recipe minimises; `answers` are the teacher's, M×K, where it has one."""
-    smoothing = recipe.regularization.label_smoothing
-    if answers is not None:
-        return Distillation(num_classes, smoothing, answers, recipe.teacher.share)
+    num_classes, smoothing = len(dataset.classes), recipe.regularization.label_smoothing
     if recipe.objective in UNLABELLED:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             return UNLABELLED[recipe.objective](model)
-    return {"softmax": Softmax, "sigmoid": Sigmoid}[recipe.objective](num_classes, smoothing)
+    if answers is not None:
+        objective = Distillation(num_classes, smoothing, answers, recipe.teacher.share)
+    else:
+        objective = {"softmax": Softmax, "sigmoid": Sigmoid}[recipe.objective](num_classes, smoothing)
+    if recipe.balance.class_weights:
+        objective.class_weights = class_weights(label_counts(dataset), recipe.balance)
+    return objective
+
+
+def class_weights(counts: Tensor, balance: Balance) -> Tensor:
+    """float32 K: what a picture's loss is multiplied by, of how many training pictures each class has; 1 on average."""
+    weights = counts.clamp(min=1).double() ** -balance.class_weights
+    drawn = torch.from_numpy(evened(counts.numpy(), balance.sampling))
+    return (weights / (drawn * weights).sum()).float()
 
 
 def label_counts(dataset: Dataset) -> Tensor:
     """How many training pictures have each of the K labels."""
     labels = torch.from_numpy(dataset.splits["train"].labels)
-    return torch.bincount(labels, minlength=len(dataset.classes)) if labels.ndim == 1 else labels.long().sum(0)
+    if labels.ndim == 2:
+        return labels.long().sum(0)
+    return torch.bincount(labels[labels >= 0], minlength=len(dataset.classes))
 
 
 def _has_new_head(model: Model) -> bool:

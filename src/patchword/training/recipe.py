@@ -81,6 +81,29 @@ class Regularization:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Balance:
+    """What helps small classes where there are large ones, for one label a picture: one of the two, or some of each."""
+
+    sampling: float = 0.0
+    """How far pictures are drawn from all classes alike: 0 draws each picture as often as any other, 1 each class, 0.5 (the
+    square root of its size) between. An epoch stays as long as it is, and within a class each picture comes as often as the
+    others."""
+    class_weights: float = 0.0
+    """How far all classes count alike in the loss: 0 leaves it as it is, 1 divides each picture's loss by the size of its class,
+    0.5 by the square root of it; all by the same factor then, so that the mean weight is 1."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not 0 <= getattr(self, field.name) <= 1:
+                raise UsageError(f"balance.{field.name}={getattr(self, field.name)} must lie in 0…1")
+        if self.sampling + self.class_weights > 1:
+            raise UsageError(
+                f"balance.sampling={self.sampling} and balance.class_weights={self.class_weights} together turn large classes "
+                "into small ones; a sum of 1 or less would be right"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Loading:
     """How pictures come to the model."""
 
@@ -247,6 +270,7 @@ class Recipe:
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     regularization: Regularization = Regularization()
+    balance: Balance = Balance()
     teacher: Teacher = Teacher()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()

@@ -79,6 +79,33 @@ def _run(
 ) -> Path:
     if out is not None:
         world.decide(functools.partial(run_folder.check, out))  # before the data is looked through
+    recipe, opened, prepared, note = settle(recipe, with_weights, world, out, restart=restart)
+    dataset = opened.dataset
+    out = out or prepare.default_out(recipe, dataset, prepared.model.name)
+    for notice in dataset.notices[:_NOTICES]:
+        say(f"note: {notice.sentence}")
+    if len(dataset.notices) > _NOTICES:
+        say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
+    with contextlib.ExitStack() as held:
+        stored = world.decide(lambda: run_folder.take(out, recipe, restart, held))
+        if stored == FINISHED:
+            say(f"{out} holds this run, finished; --restart trains again")
+            if publish is not None and world.first and not (out / PAGE).exists():  # killed just before
+                publish(out)
+            return out
+        with flag.listening():
+            of_before = None if stored is None else loads(stored, str(out / RECIPE)).going_on(recipe)
+            Run(out, opened, prepared, of_before, flag, publish, world, note).go(resuming=stored is not None)
+    return out
+
+
+def settle(
+    recipe: Recipe, with_weights: Recipe | None, world: Processes, out: Path | None = None, *, restart: bool = False
+) -> tuple[Recipe, prepare.Opened, prepare.Prepared, str]:
+    """A request as far as it concerns data and start, its data set, its model, and a note on the start.
+
+    What a run in its folder, `out` or the usual one, began with stands, unless it is begun again.
+    """
     there = files.at_home(recipe.data)
     if world.count > 1 and not there.exists():
         world.decide(lambda: prepare.fetch(recipe))  # one downloads, the others find it
@@ -104,26 +131,10 @@ def _run(
             f"{2 * world.count} or more would be right"
         )
     prepared = prepare.prepare_model(recipe, dataset)
-    opened = dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe.teacher))
-    out = out or prepare.default_out(recipe, dataset, prepared.model.name)
-    for notice in dataset.notices[:_NOTICES]:
-        say(f"note: {notice.sentence}")
-    if len(dataset.notices) > _NOTICES:
-        say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
-    with contextlib.ExitStack() as held:
-        stored = world.decide(lambda: run_folder.take(out, recipe, restart, held))
-        if stored == FINISHED:
-            say(f"{out} holds this run, finished; --restart trains again")
-            if publish is not None and world.first and not (out / PAGE).exists():  # killed just before
-                publish(out)
-            return out
-        with flag.listening():
-            of_before = None if stored is None else loads(stored, str(out / RECIPE)).going_on(recipe)
-            _Run(out, opened, prepared, of_before, flag, publish, world, note).go(resuming=stored is not None)
-    return out
+    return recipe, dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe.teacher)), prepared, note
 
 
-class _Run:
+class Run:
     """One run on its way; the methods are its stages, in order."""
 
     def __init__(
@@ -142,7 +153,7 @@ class _Run:
         self.world = world
         self.dataset = dataset = opened.dataset
         model = prepared.model
-        self.objective: Objective = prepare.make_objective(prepared.recipe, model, len(dataset.classes), None)
+        self.objective: Objective = prepare.make_objective(prepared.recipe, model, dataset, None)
         model.recompute = prepared.recipe.compute.recompute
         self.cost: Cost = cost(model, self.objective.on_meta() if self.objective.metric else None)
         self.recipe = prepare.decide_machine(stored or prepared.recipe, model, self.cost, dataset, world)
@@ -192,7 +203,7 @@ class _Run:
             )
             splits = {**dataset.splits, "train": train.subset(sure)}
             self.dataset, said = dataclasses.replace(dataset, splits=splits), said[sure]
-        self.objective = prepare.make_objective(self.recipe, self.model, len(dataset.classes), said)
+        self.objective = prepare.make_objective(self.recipe, self.model, self.dataset, said)
 
     @property
     def content(self) -> dict[str, str]:
@@ -318,9 +329,11 @@ class _Run:
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def estimate(self, total: int) -> str:
-        """The time for `total` steps, from a few throw-away ones."""
-        step = self.seconds_per_step(1.0)
-        return "under 1 s" if step * total < 0.95 else f"about {duration(step * total)}"
+        """The time for `total` steps and the looks at validation between them, from a few throw-away steps."""
+        looks = math.ceil(total / self.recipe.evaluation.every_steps) * len(self.dataset.splits.get("validation", ()))
+        steps = total + looks / (self.passes_per_picture * self.recipe.batch_size)
+        seconds = steps * self.seconds_per_step(1.0)
+        return "under 1 s" if seconds < 0.95 else f"about {duration(seconds)}"
 
     def seconds_per_step(self, most_seconds: float) -> float:
         return loop.seconds_per_step(
@@ -342,6 +355,7 @@ class _Run:
             workers=self.recipe.loading.workers,
             first_step=first_step,
             places=self.world.share(self.recipe.batch_size),
+            evenness=self.recipe.balance.sampling,
         )
 
     def train(self) -> None:
@@ -416,6 +430,8 @@ class _Run:
         measured = {"split": split, **{key: figures[key] for key in ("n", "metric", "value", "value_ci95")}}
         if figures["metric"] == "accuracy":
             measured |= {"accuracy": figures["value"], "accuracy_ci95": figures["value_ci95"]}
+            balanced = figures["balanced"]
+            measured |= {"balanced_accuracy": balanced["value"], "balanced_accuracy_ci95": balanced["ci95"]}
         self.world.decide(lambda: self.write_result(FINISHED, **measured))
 
     def measure(self, split: str) -> dict[str, Any]:

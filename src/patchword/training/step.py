@@ -31,9 +31,15 @@ def gradients(passes: Passes, batch: Batch, recipe: Recipe, step: int) -> tuple[
     images = erase(images, augment, seed=seed, epochs=batch.epochs, ids=batch.ids)
     weights = batch.weights.to(passes.device)
     # A bad picture has no label either: none of it is mixed into another's.
-    targets = passes.objective.targets(batch.labels.to(passes.device), batch.ids) * weights[:, None]
-    images, targets = mix(images, targets, augment, seed=seed, step=step)
+    labels = batch.labels.to(passes.device)
+    targets = passes.objective.targets(labels, batch.ids) * weights[:, None]
     [total_weight] = passes.world.sum(weights.sum().item())
+    importance = passes.objective.weigh(labels)
+    if importance is not None:  # mixed as the labels are
+        targets = torch.cat([targets, importance[:, None]], dim=1)
+    images, targets = mix(images, targets, augment, seed=seed, step=step)
+    if importance is not None:
+        targets, weights = targets[:, :-1], weights * targets[:, -1]
     weights = weights / max(1.0, total_weight)
 
     key = int(uniform(seed, "regularization", step, np.zeros(1, np.int64)).item() * 2**53)

@@ -1,27 +1,21 @@
-"""What a teacher says of every training picture: asked once, kept on the disk, whole or not at all."""
+"""What a teacher says of every training picture: asked once, and remembered."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from patchword.core import files
 from patchword.core.errors import DataError, UsageError
 from patchword.core.processes import Processes
-from patchword.core.progress import say
 from patchword.data.dataset import Dataset, Split
 from patchword.data.join import joined
 from patchword.data.sources import open_pictures
+from patchword.evaluation.memory import remembered
 from patchword.evaluation.predict import predict
 from patchword.models.contract import Model
 from patchword.training.recipe import Teacher
-from patchword.weights.folder import read_tensors
 from patchword.weights.io import load_model
 
 
@@ -64,17 +58,12 @@ def answers(
     picture that cannot be read gets equal shares; training leaves it out anyway.
     """
     model = load_teacher(teacher, classes).to(device)
-    place = files.cache("answers") / f"{_key(model, split)}.safetensors"
-    kept: Tensor | None = None
-    if world.decide(place.is_file):
-        try:
-            kept = read_tensors(place)["logits"]
-        except (DataError, KeyError):
-            say(f"note: the teacher's answers in {place} are damaged and are asked for again")
-    if kept is None or kept.shape != (len(split), len(classes)):
+
+    def ask() -> dict[str, Tensor]:
         said = predict(model, split, workers=workers, what="asking the teacher", stop=stop, world=world)
-        kept = torch.from_numpy(said.logits)
-        world.decide(lambda: _keep(place, kept))
+        return {"logits": torch.from_numpy(said.logits)}
+
+    kept = remembered("answers", model, split, {"logits": (len(split), len(classes))}, ask, world)["logits"]
     labels = model.labels or ()
     order = torch.tensor([labels.index(name) for name in classes])
     return (kept[:, order] / teacher.temperature).softmax(1)
@@ -84,16 +73,3 @@ def confident(split: Split, probabilities: Tensor, least: float) -> np.ndarray:
     """The indices of a split's pictures that have a label, or of whose class the teacher is as sure as `least`."""
     sure = probabilities.max(1).values.numpy() >= least
     return np.flatnonzero((split.labels >= 0) | sure)
-
-
-def _keep(place: Path, logits: Tensor) -> None:
-    with files.new_file(place) as file:
-        file.write(save({"logits": logits}))
-
-
-def _key(model: Model, split: Split) -> str:
-    digest = hashlib.sha256(json.dumps([model.architecture, model.preprocessing.to_dict()], sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    digest.update(split.fingerprint().encode())
-    return digest.hexdigest()[:32]

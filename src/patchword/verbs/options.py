@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     LayerName = int | str | None
     OtherModel = str | Path | Model | None
     OtherData = str | Path | None
+    Shots = int | str | Sequence[int] | None
     Shards = str | Path
 else:
     Data = Annotated[str, tyro.conf.Positional, argument("DATA")]
@@ -38,6 +39,7 @@ else:
     Target = Annotated[str | None, argument("PATH", constructor=str)]
     Name = Annotated[str | None, argument("NAME", constructor=str)]
     Number = Annotated[float | None, argument("N", constructor=float)]
+    Shots = Annotated[str | None, argument("1,5,10", constructor=str)]
     Shards = Annotated[str, tyro.conf.Positional, argument("SHARDS")]
     Whole = Annotated[int | None, argument("N", constructor=int)]
     LayerName = Annotated[str | None, argument("N|pool", constructor=str)]

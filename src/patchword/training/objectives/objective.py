@@ -24,6 +24,18 @@ class Objective(nn.Module, ABC):
 
     metric: ClassVar[str] = ""
     """The name of the figure that `measure` gives, the higher the better; empty where predictions of labels are measured."""
+    class_weights: Tensor | None
+    """K: what the loss of a picture of each class is multiplied by; None: all losses count alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", None, persistent=False)  # a function of recipe and labels: not kept
+
+    def weigh(self, labels: Tensor) -> Tensor | None:
+        """What the losses of B pictures are multiplied by, if anything; 1 where nobody has labelled the picture."""
+        if self.class_weights is None:
+            return None
+        return torch.where(labels < 0, 1.0, self.class_weights.to(labels.device)[labels.clamp(min=0)])
 
     @abstractmethod
     def targets(self, labels: Tensor, ids: np.ndarray | None = None) -> Tensor:

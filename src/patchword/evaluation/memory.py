@@ -1,0 +1,71 @@
+"""What a model makes of a split's pictures, computed once: kept in the cache, whole or not at all."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from patchword.core import files
+from patchword.core.errors import DataError, FaultError
+from patchword.core.processes import Processes
+from patchword.core.progress import say
+from patchword.data.dataset import Files, Split
+from patchword.models.contract import Model
+from patchword.weights.folder import read_tensors
+
+
+def remembered(
+    room: str,
+    model: Model,
+    split: Split,
+    shapes: dict[str, tuple[int, ...]],
+    compute: Callable[[], dict[str, Tensor]],
+    world: Processes | None = None,
+) -> dict[str, Tensor]:
+    """What `compute` gives for this model and this split, or what it gave before; tensors of these names and shapes.
+
+    It is looked for in the cache's `room` by the weights, the architecture, the preprocessing (with the resolution) and the
+    pictures. What is damaged there is computed again; a cache that cannot be written is a note. `compute` is called in all
+    processes of `world` or in none.
+    """
+    world = world or Processes()
+    place = files.cache(room) / f"{identity(model, split)}.safetensors"
+    found = _read(place, shapes) if world.decide(place.is_file) else None
+    if world.sum(found is None)[0]:
+        found = compute()
+        world.decide(lambda: _keep(place, found))
+    assert found is not None
+    return found
+
+
+def identity(model: Model, split: Split) -> str:
+    """A hash of all that decides what the model makes of the split's pictures."""
+    digest = hashlib.sha256(json.dumps([model.architecture, model.preprocessing.to_dict()], sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    digest.update(split.fingerprint().encode())
+    if isinstance(split.items, Files):  # a picture may be painted over at the same size
+        digest.update(split.items.times(split.rows).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _read(place: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
+    try:
+        tensors = read_tensors(place)
+    except DataError:
+        tensors = {}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes:
+        return tensors
+    say(f"note: {place} is damaged; what it held is computed again")
+    return None
+
+
+def _keep(place: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        with files.new_file(place) as file:
+            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    except FaultError as error:
+        say(f"note: {error}; next time it is computed again")
