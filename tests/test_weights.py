@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -43,6 +44,15 @@ def test_round_trip_is_exact_and_bytes_repeat(tmp_path: Path) -> None:
     assert torch.equal(again(batch), model(batch))
     save_model(again, tmp_path / "a")  # over itself, while its weights are mapped from there
     assert torch.equal(load_model(tmp_path / "a")(batch), model(batch))
+
+
+def test_others_may_read_a_model_where_they_may_read_new_files(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_model(create_model("ViT-At/8", 3, 16, depth=1), tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o640}
 
 
 def test_resampled_sincos_positions_are_saved(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+            make_readable(name)
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -203,6 +203,11 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal, read in constant memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_readable(path: str | Path) -> None:
+    """Give a file the rights that a new one has: what writes aside makes files that only their owner can read."""
+    os.chmod(path, 0o666 & ~_umask())
 
 
 def _umask() -> int:

@@ -155,6 +155,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     with files.disk_faults(path):
         try:
             save_file(ready, path, metadata)
+            files.make_readable(path)
         except SafetensorError as error:
             raise OSError(_errno_of(error), str(error)) from error
 
