@@ -1,0 +1,1 @@
+"""Questions that take many runs to answer, and how sure the answers are."""

@@ -1,0 +1,283 @@
+"""Intervals and tests against SciPy and by hand; power laws and crossings on curves whose answer is known."""
+
+import itertools
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from patchword.studies.statistics import (
+    Estimate,
+    bootstrap_interval,
+    crossing,
+    fit_power_law,
+    holm,
+    mcnemar,
+    mean_difference,
+    mean_interval,
+    pareto_front,
+    proportion,
+    sign_test,
+    t_quantile,
+)
+
+SIZES = [100, 300, 1000, 3000]
+
+
+def law(a: float, b: float, c: float) -> np.ndarray:
+    return a * np.array(SIZES, float) ** -b + c
+
+
+def test_nothing_here_needs_torch() -> None:
+    code = "import sys, patchword.studies.statistics; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 6, 7, 10, 29, 100])
+def test_student_is_scipys(freedom: int) -> None:
+    assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
+
+
+def test_student_has_a_degree_of_freedom() -> None:
+    with pytest.raises(ValueError, match="one or more"):
+        t_quantile(0)
+
+
+def test_the_mean_has_students_interval() -> None:
+    """Of 1, 2 and 6: the mean is 3, s² = 7, and two degrees of freedom want 4.303 standard errors."""
+    found = mean_interval([1, 2, 6])
+    half = 4.302652729911275 * math.sqrt(7 / 3)
+    assert (found.value, found.low, found.high) == pytest.approx((3, 3 - half, 3 + half))
+    assert found.half == pytest.approx(half)
+    assert mean_interval([0.25]) == Estimate(0.25, -math.inf, math.inf)
+
+
+def test_a_difference_is_that_of_pairs() -> None:
+    first, second = [0.71, 0.64, 0.93, 0.55, 0.80], [0.70, 0.60, 0.94, 0.50, 0.77]
+    theirs = stats.ttest_rel(first, second).confidence_interval(0.95)
+    found = mean_difference(first, second)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    with pytest.raises(ValueError, match="no pairs"):
+        mean_difference([1, 2], [1])
+
+
+def test_a_proportion_has_wilsons_interval() -> None:
+    theirs = stats.binomtest(15, 20).proportion_ci(method="wilson")
+    found = proportion(15, 20)
+    assert (found.value, found.low, found.high) == pytest.approx((0.75, theirs.low, theirs.high))
+    nothing = proportion(0, 0)
+    assert math.isnan(nothing.value)
+    assert (nothing.low, nothing.high) == (0, 1)
+
+
+def test_the_bootstrap_is_scipys_up_to_chance() -> None:
+    values = np.random.default_rng(3).exponential(size=97)
+    theirs = stats.bootstrap((values,), np.std, method="percentile", n_resamples=4000, rng=1).confidence_interval
+    found = bootstrap_interval(values, lambda each: float(each.std()), resamples=4000)
+    assert found.value == values.std()
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert found == bootstrap_interval(values, lambda each: float(each.std()), resamples=4000)
+    assert bootstrap_interval([5.0, 5.0]) == Estimate(5, 5, 5)
+    with pytest.raises(ValueError, match="nothing"):
+        bootstrap_interval([])
+
+
+@pytest.mark.parametrize(("more", "less"), [(0, 0), (1, 0), (5, 0), (3, 9), (9, 3), (7, 7), (250, 301)])
+def test_the_sign_test_is_the_binomial_test(more: int, less: int) -> None:
+    theirs = stats.binomtest(more, more + less).pvalue if more + less else 1.0
+    assert sign_test(more, less) == pytest.approx(theirs, rel=1e-12)
+
+
+def test_mcnemar_counts_the_pictures_on_which_two_differ() -> None:
+    """Of 10 pictures both know 3, the first alone 5, the second alone 1: 2·(1 + 6)/2⁶."""
+    first = [1, 1, 1, 1, 1, 1, 1, 1, 0, 0]
+    second = [1, 1, 1, 0, 0, 0, 0, 0, 1, 0]
+    found = mcnemar(first, second)
+    assert (found.only_first, found.only_second, found.p_value) == (5, 1, 14 / 64)
+    # Agresti and Min: 12 pictures with half a one more in each cell.
+    half = 1.959963984540054 * math.sqrt((7 / 12 - (4 / 12) ** 2) / 12)
+    assert found.difference.value == pytest.approx(0.4)
+    assert (found.difference.low, found.difference.high) == pytest.approx((4 / 12 - half, 4 / 12 + half))
+    turned = mcnemar(second, first)
+    assert (turned.p_value, turned.difference.value) == (found.p_value, -found.difference.value)
+    assert mcnemar([1, 0], [1, 0]).p_value == 1
+    for hostile in ([[1]], [[0]]), ([1, 0], [1]), ([], []):
+        with pytest.raises(ValueError, match="same pictures"):
+            mcnemar(*hostile)
+
+
+def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(5)
+    first_only, second_only, n, held = 0.12, 0.05, 203, 0
+    for _ in range(600):
+        draw = generator.random(n)
+        first, second = draw < first_only, (draw >= first_only) & (draw < first_only + second_only)
+        found = mcnemar(first, second).difference
+        held += found.low <= first_only - second_only <= found.high
+    assert 0.93 <= held / 600 <= 0.98
+
+
+def test_holm_by_hand() -> None:
+    """Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1, and never less than the one before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_pareto_front_is_whom_nobody_beats() -> None:
+    generator = np.random.default_rng(2)
+    costs, values = generator.integers(0, 12, 60).astype(float), generator.integers(0, 12, 60).astype(float)
+
+    def beaten(i: int) -> bool:
+        better = [(costs[j] < costs[i]) or (values[j] > values[i]) for j in range(60)]
+        as_good = [(costs[j] <= costs[i]) and (values[j] >= values[i]) for j in range(60)]
+        return any(one and other for one, other in zip(better, as_good, strict=True))
+
+    front = pareto_front(costs, values)
+    assert sorted(front) == [i for i in range(60) if not beaten(i)]
+    assert costs[front].tolist() == sorted(costs[front])
+    assert pareto_front([3, 1, 2, 1], [5, 4, 4, 4]) == [1, 3, 0]
+    with pytest.raises(ValueError, match="costs"):
+        pareto_front([1, 2], [1])
+
+
+@pytest.mark.parametrize(("a", "b", "c"), [(3.0, 0.4, 0.05), (1.2, 0.15, 0.0), (40.0, 1.1, 0.2)])
+def test_an_exact_power_law_is_found_again(a: float, b: float, c: float) -> None:
+    found = fit_power_law(SIZES, law(a, b, c)[:, None])
+    assert (found.a, found.b, found.c) == pytest.approx((a, b, c), rel=2e-3, abs=2e-4)
+    assert found.error(777.0) == pytest.approx(a * 777**-b + c, rel=1e-4)
+    assert len(found.resampled) == 0
+    assert [each.tolist() for each in found.band([50])] == [[-math.inf], [math.inf]]
+
+
+def test_the_fit_has_the_least_relative_squares() -> None:
+    """SciPy's bounded least squares finds nothing better."""
+    generator = np.random.default_rng(8)
+    for _ in range(5):
+        means = law(2.0, 0.35, 0.08) * (1 + 0.05 * generator.standard_normal(4))
+
+        def residuals(p: np.ndarray, means: np.ndarray = means) -> np.ndarray:
+            return (p[0] * np.array(SIZES) ** -p[1] + p[2]) / means - 1
+
+        best = min(
+            optimize.least_squares(residuals, start, bounds=([0, 0.02, 0], [np.inf, 3, np.inf])).cost
+            for start in itertools.product([1.0, 5.0], [0.2, 0.8], [0.01, 0.1])
+        )
+        found = fit_power_law(SIZES, means[:, None])
+        assert 0.5 * (residuals(np.array([found.a, found.b, found.c])) ** 2).sum() <= best * 1.0001 + 1e-12
+
+
+def test_what_two_sizes_or_a_rising_error_say() -> None:
+    two = fit_power_law([1000, 100], [[0.1], [0.4]])
+    assert (two.b, two.c) == pytest.approx((math.log10(4), 0), rel=1e-4)
+    assert two.sizes == (100, 1000)
+    rising = fit_power_law([10, 20, 40], [[0.2], [0.3], [0.4]])
+    assert rising.a == 0
+    assert 0.2 < rising.c < 0.4
+    assert fit_power_law([10, 20, 40], [[0.0], [0.0], [0.0]]).error(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "errors", "said"),
+    [
+        ([100], [[0.1]], "two sizes"),
+        ([100, 200], [0.1, 0.2], "S×k"),
+        ([100, 100], [[0.1], [0.2]], "differ"),
+        ([0, 100], [[0.1], [0.2]], "positive"),
+        ([100, 200], [[0.1, 0.2], [math.nan, math.nan]], "no error at size 200"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(sizes: list[int], errors: list[list[float]], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fit_power_law(sizes, errors)
+
+
+def noisy(truth: np.ndarray, spread: float, seed: int, seeds: int = 3) -> np.ndarray:
+    draws = np.random.default_rng(seed).standard_normal((len(SIZES), seeds))
+    return truth[:, None] * (1 + spread * draws)
+
+
+def test_the_band_holds_the_truth_about_as_often_as_it_says() -> None:
+    """Without the two stretches three seeds would hold it about 80 times of 100."""
+    truth, held = law(3.0, 0.4, 0.05), np.zeros(4)
+    for seed in range(150):
+        low, high = fit_power_law(SIZES, noisy(truth, 0.04, seed), resamples=300).band(SIZES)
+        held += (low <= truth) & (truth <= high)
+    assert ((held / 150 > 0.89) & (held / 150 < 0.99)).all()
+
+
+def test_the_size_for_an_error_is_the_inverse() -> None:
+    curve = fit_power_law(SIZES, noisy(law(3.0, 0.4, 0.05), 0.01, 1))
+    needed = curve.size_for(0.12)
+    assert curve.error(needed.value) == pytest.approx(0.12)
+    assert needed.low < needed.value < needed.high
+    assert curve.size_for(0.001).value == math.inf
+    assert fit_power_law(SIZES, law(3.0, 0.4, 0.05)[:, None]).size_for(0.2).high == math.inf
+
+
+def test_missing_seeds_are_left_out() -> None:
+    errors = noisy(law(3.0, 0.4, 0.05), 0.05, 4)
+    errors[1, 2] = math.nan
+    errors[3, 1:] = math.nan  # a single seed moves as those of other sizes do
+    found = fit_power_law(SIZES, errors)
+    assert np.isfinite(found.resampled).all()
+    assert np.ptp(found.errors([3000])) > 0
+    assert found.error(3000) == pytest.approx(errors[3, 0], rel=0.05)
+
+
+def test_two_curves_cross_where_they_are_equal() -> None:
+    """2·n^−0.25 = 20·n^−0.625 at n = 10^(8/3)."""
+    slow, fast = law(2.0, 0.25, 0), law(20.0, 0.625, 0)
+    first, second = fit_power_law(SIZES, noisy(slow, 0.02, 1)), fit_power_law(SIZES, noisy(fast, 0.02, 2))
+    exact = crossing(fit_power_law(SIZES, slow[:, None]), fit_power_law(SIZES, fast[:, None]))
+    assert exact.size == pytest.approx(10 ** (8 / 3), rel=2e-3)
+    assert (exact.leads_before, exact.leads_after, exact.low, exact.high) == (0, 1, None, None)
+    assert math.isnan(exact.share)
+    found = crossing(first, second)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.size is not None
+    assert found.low < 10 ** (8 / 3) < found.high
+    assert found.share == 1
+    turned = crossing(second, first)
+    assert (turned.leads_before, turned.leads_after) == (1, 0)
+    assert (turned.size, turned.low, turned.high) == pytest.approx((found.size, found.low, found.high))
+
+
+def test_curves_that_do_not_cross_in_reach_say_so() -> None:
+    better, worse = law(2.0, 0.4, 0.02), law(3.0, 0.4, 0.02)
+    found = crossing(fit_power_law(SIZES, noisy(worse, 0.02, 1)), fit_power_law(SIZES, noisy(better, 0.02, 2)))
+    assert (found.leads_before, found.leads_after, found.size, found.low, found.high) == (1, 1, None, None, None)
+    assert found.share < 0.3
+    # 1.1·n^−0.2 and 20·n^−0.45 meet at about 109,000: not in reach of 10 × 3,000, but of 100 times as many.
+    slow, fast = (fit_power_law(SIZES, each[:, None]) for each in (law(1.1, 0.2, 0), law(20.0, 0.45, 0)))
+    assert crossing(slow, fast).size is None
+    assert crossing(slow, fast, reach=100).size == pytest.approx((20 / 1.1) ** 4, rel=2e-2)
+
+
+def test_an_interval_that_leaves_the_reach_has_no_end() -> None:
+    """The curves meet at 20,000 of 30,000 in reach, and are uncertain: the upper end is open."""
+    slow, fast = law(2.0, 0.25, 0), law(2.0 * 20_000**0.1, 0.35, 0)
+    found = crossing(fit_power_law(SIZES, noisy(slow, 0.03, 1)), fit_power_law(SIZES, noisy(fast, 0.03, 2)), reach=10)
+    assert found.low is not None
+    assert found.size is not None
+    assert found.low < found.size < 30_000
+    assert found.high is None
+    assert 0.5 < found.share < 0.975
+
+
+def test_the_same_seeds_are_compared_as_pairs() -> None:
+    """What makes a training set hard for one model makes it hard for the other: the crossing is as sure as the pairs are."""
+    slow, fast = law(2.0, 0.25, 0), law(20.0, 0.625, 0)
+    shared, alone = noisy(np.ones(4), 0.05, 3), noisy(np.ones(4), 0.05, 4)
+    paired = crossing(fit_power_law(SIZES, slow[:, None] * shared), fit_power_law(SIZES, fast[:, None] * shared))
+    loose = crossing(fit_power_law(SIZES, slow[:, None] * shared), fit_power_law(SIZES, fast[:, None] * alone))
+    widths = []
+    for each in (paired, loose):
+        assert each.low is not None
+        assert each.high is not None
+        widths.append(math.log(each.high / each.low))
+    assert widths[0] < widths[1] / 4
