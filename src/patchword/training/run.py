@@ -25,8 +25,10 @@ from patchword.core.runtime import (
     versions,
 )
 from patchword.data.augment import Augment
+from patchword.data.dataset import Dataset
 from patchword.data.loader import TrainLoader
 from patchword.data.store import Store
+from patchword.evaluation.answers import answers_of, write_answers
 from patchword.evaluation.metrics import measure
 from patchword.evaluation.mistakes import confident_mistakes
 from patchword.evaluation.predict import predict
@@ -36,7 +38,8 @@ from patchword.training import loop, prepare, run_folder, unlabelled
 from patchword.training.checkpoint import State
 from patchword.training.objectives import Objective
 from patchword.training.recipe import Recipe, loads
-from patchword.training.run_folder import EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
+from patchword.training.run_folder import ANSWERS, EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
+from patchword.training.shelf import Shelf
 from patchword.training.teacher import answers, confident, with_unlabelled
 from patchword.training.tune import merge
 from patchword.weights import folder as model_folder
@@ -53,18 +56,20 @@ def run(
     restart: bool = False,
     publish: Callable[[Path], object] | None = None,
     with_weights: Recipe | None = None,
+    shelf: Shelf | None = None,
 ) -> Path:
     """Train as `recipe` says and leave everything in a run folder, whose path is returned.
 
     A folder that holds the same run, unfinished, is resumed; finished, it is left as it is; another recipe in it is a
     `UsageError`. `restart` moves what is there aside. On a fault or a signal, `result.json` says so before the error is
     raised. `publish` is called with the folder whenever it has a new result: it writes the page. `with_weights` is what is
-    asked for in the place of `recipe` where `init=auto` finds weights.
+    asked for in the place of `recipe` where `init=auto` finds weights. `shelf` is what the runs of a study share, which
+    has told then what there is to tell before a run.
     """
     keep_memory()
     flag = StopFlag()
     with joined(recipe.compute.timeout, on_orphaned=flag.raise_it) as world:
-        return _run(recipe, out, restart, publish, flag, world, with_weights)
+        return _run(recipe, out, restart, publish, flag, world, with_weights, shelf)
 
 
 def _run(
@@ -75,13 +80,14 @@ def _run(
     flag: StopFlag,
     world: Processes,
     with_weights: Recipe | None,
+    shelf: Shelf | None,
 ) -> Path:
     if out is not None:
         world.decide(functools.partial(run_folder.check, out))  # before the data is looked through
     there = files.at_home(recipe.data)
     if world.count > 1 and not there.exists():
         world.decide(lambda: prepare.fetch(recipe))  # one downloads, the others find it
-    opened = prepare.open_training_data(recipe)
+    opened = prepare.open_training_data(recipe, shelf)
     dataset = opened.dataset
     recipe, note = prepare.decide_start(recipe, with_weights, dataset)
     if there.exists():  # a named set keeps its name, a path works from anywhere
@@ -100,10 +106,8 @@ def _run(
     prepared = prepare.prepare_model(recipe, dataset)
     opened = dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe.teacher))
     out = out or prepare.default_out(recipe, dataset, prepared.model.name)
-    for notice in dataset.notices[:_NOTICES]:
-        say(f"note: {notice.sentence}")
-    if len(dataset.notices) > _NOTICES:
-        say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
+    if shelf is None:
+        tell_notices(dataset)
     with contextlib.ExitStack() as held:
         stored = world.decide(lambda: run_folder.take(out, recipe, restart, held))
         if stored == FINISHED:
@@ -113,8 +117,16 @@ def _run(
             return out
         with flag.listening():
             of_before = None if stored is None else loads(stored, str(out / RECIPE)).going_on(recipe)
-            _Run(out, opened, prepared, of_before, flag, publish, world, note).go(resuming=stored is not None)
+            _Run(out, opened, prepared, of_before, flag, publish, world, note, shelf).go(resuming=stored is not None)
     return out
+
+
+def tell_notices(dataset: Dataset) -> None:
+    """A line for each of the first few things that the owner of the data should know."""
+    for notice in dataset.notices[:_NOTICES]:
+        say(f"note: {notice.sentence}")
+    if len(dataset.notices) > _NOTICES:
+        say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
 
 
 class _Run:
@@ -130,8 +142,9 @@ class _Run:
         publish: Callable[[Path], object] | None,
         world: Processes,
         note: str,
+        shelf: Shelf | None,
     ) -> None:
-        self.note = note
+        self.note, self.shelf = note, shelf
         self.out, self.opened, self.prepared, self.flag, self.publish = out, opened, prepared, flag, publish
         self.world = world
         self.dataset = dataset = opened.dataset
@@ -154,7 +167,8 @@ class _Run:
                 self.check_memory()
                 if not resuming:
                     self.recipe = self.fix_steps()
-                    self.announce()
+                    if self.shelf is None:
+                        self.announce()
                 self.world.decide(self.open_books)
                 self.train()
                 self.evaluate()
@@ -202,9 +216,9 @@ class _Run:
     def load_pictures(self) -> None:
         """Decode what is held in memory, and write down whether it is: a later run must see the same pixels."""
         recipe, channels = self.recipe, self.model.in_channels
-        fits = self.world.decide(lambda: prepare.held_in_memory(recipe, self.dataset, channels, self.world))
+        fits = self.world.decide(lambda: prepare.held_in_memory(recipe, self.dataset, channels, self.world, self.shelf))
         if fits:
-            self.stores = prepare.fill_stores(self.dataset, channels)
+            self.stores = prepare.fill_stores(self.dataset, channels, self.shelf)
             loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
             if len({json.dumps(seen) for seen in self.world.gather(self.content)}) > 1:
                 raise DataError(
@@ -400,7 +414,7 @@ class _Run:
 
     def evaluate(self) -> None:
         """The test split is looked at once, here."""
-        split = "test" if "test" in self.dataset.splits else "validation"
+        split = self.recipe.evaluation.final if "test" in self.dataset.splits else "validation"
         if split not in self.dataset.splits:
             say("the data set has neither test nor validation pictures: the model is not evaluated")
             self.world.decide(lambda: self.write_result(FINISHED))
@@ -419,6 +433,9 @@ class _Run:
         predictions = self.predict(self.model, split)
         pictures, classes = self.dataset.splits[split], self.dataset.classes
         figures = measure(predictions, classes)
+        if not self.dataset.multi_label:
+            given = answers_of(predictions, pictures, classes)
+            self.world.decide(lambda: write_answers(self.out / ANSWERS, given))
         figures["unreadable"] = [
             {"name": pictures.name(index), "reason": reason} for index, reason in sorted(predictions.unreadable.items())
         ]

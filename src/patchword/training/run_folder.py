@@ -7,6 +7,7 @@
 | `checkpoints/`    | training state, the newest few                                             |
 | `model/`          | the final model                                                            |
 | `evaluation.json` | all figures of the final model on the test split (validation if none)      |
+| `predictions.csv` | its answer to each of these pictures                                       |
 | `result.json`     | what came of it, also when it stopped or failed                            |
 | `diverged.json`   | the pictures of the newest step in which training went wrong, if one did   |
 | `report.html`     | the page, made of the others                                               |
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 RECIPE, LOG, CHECKPOINTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "model"
 EVALUATION, RESULT, DIVERGED, PAGE = "evaluation.json", "result.json", "diverged.json", "report.html"
-_LEFT_BY_US = {RECIPE, LOG, CHECKPOINTS, MODEL, EVALUATION, RESULT, DIVERGED, PAGE, ".lock"}
+ANSWERS = "predictions.csv"
+_LEFT_BY_US = {RECIPE, LOG, CHECKPOINTS, MODEL, EVALUATION, ANSWERS, RESULT, DIVERGED, PAGE, ".lock"}
 
 FINISHED = "finished"
 """The status of a run that needs nothing more."""
