@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from patchword.core import files
-from patchword.core.errors import DataError, FaultError, PatchwordError, StoppedError, UsageError
+from patchword.core.errors import DataError, DivergedError, FaultError, PatchwordError, StoppedError, UsageError
 from patchword.core.processes import Processes, joined
 from patchword.core.progress import duration, say, size
 from patchword.core.runtime import (
@@ -33,11 +33,11 @@ from patchword.evaluation.metrics import measure
 from patchword.evaluation.mistakes import confident_mistakes
 from patchword.evaluation.predict import predict
 from patchword.models.contract import Model
-from patchword.models.cost import Cost, cost
+from patchword.models.cost import TRAINING_FACTOR, Cost, cost
 from patchword.training import loop, prepare, run_folder, unlabelled
 from patchword.training.checkpoint import State
 from patchword.training.objectives import Objective
-from patchword.training.recipe import Recipe, loads
+from patchword.training.recipe import Budget, Recipe, loads
 from patchword.training.run_folder import ANSWERS, EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
 from patchword.training.shelf import Shelf
 from patchword.training.teacher import answers, confident, with_unlabelled
@@ -84,6 +84,28 @@ def _run(
 ) -> Path:
     if out is not None:
         world.decide(functools.partial(run_folder.check, out))  # before the data is looked through
+    recipe, opened, prepared, note = _settle(recipe, with_weights, shelf, world)
+    dataset = opened.dataset
+    out = out or prepare.default_out(recipe, dataset, prepared.model.name)
+    if shelf is None:
+        tell_notices(dataset)
+    with contextlib.ExitStack() as held:
+        stored = world.decide(lambda: run_folder.take(out, recipe, restart, held))
+        if stored == FINISHED:
+            say(f"{out} holds this run, finished; --restart trains again")
+            if publish is not None and world.first and not (out / PAGE).exists():  # killed just before
+                publish(out)
+            return out
+        with flag.listening():
+            of_before = None if stored is None else loads(stored, str(out / RECIPE)).going_on(recipe)
+            _Run(out, opened, prepared, of_before, flag, publish, world, note, shelf).go(resuming=stored is not None)
+    return out
+
+
+def _settle(
+    recipe: Recipe, with_weights: Recipe | None, shelf: Shelf | None, world: Processes
+) -> tuple[Recipe, prepare.Opened, prepare.Prepared, str]:
+    """A request as far as it concerns data and start, its data set, its model, and a note on the start."""
     there = files.at_home(recipe.data)
     if world.count > 1 and not there.exists():
         world.decide(lambda: prepare.fetch(recipe))  # one downloads, the others find it
@@ -104,21 +126,55 @@ def _run(
             f"{2 * world.count} or more would be right"
         )
     prepared = prepare.prepare_model(recipe, dataset)
-    opened = dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe.teacher))
-    out = out or prepare.default_out(recipe, dataset, prepared.model.name)
-    if shelf is None:
-        tell_notices(dataset)
-    with contextlib.ExitStack() as held:
-        stored = world.decide(lambda: run_folder.take(out, recipe, restart, held))
-        if stored == FINISHED:
-            say(f"{out} holds this run, finished; --restart trains again")
-            if publish is not None and world.first and not (out / PAGE).exists():  # killed just before
-                publish(out)
-            return out
-        with flag.listening():
-            of_before = None if stored is None else loads(stored, str(out / RECIPE)).going_on(recipe)
-            _Run(out, opened, prepared, of_before, flag, publish, world, note, shelf).go(resuming=stored is not None)
-    return out
+    return recipe, dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe.teacher)), prepared, note
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What training by a recipe comes to, before it has begun."""
+
+    steps: int
+    batch_size: int
+    flops_per_image: float
+    """Of a training step, in which all passes are counted."""
+    seconds_per_step: float
+    measured: int
+    """Pictures that the model is measured on at the end."""
+
+    def seconds(self, steps: int) -> float:
+        """About how long so many steps take, and the measurement at the end: a forward pass is a third of a step."""
+        looking = self.measured / self.batch_size / TRAINING_FACTOR
+        return (steps + looking) * self.seconds_per_step
+
+
+def forecast(recipe: Recipe, shelf: Shelf | None = None) -> Forecast:
+    """What a recipe comes to on this machine, from a second of throw-away steps; nothing is written.
+
+    The looks at validation on the way, at most a fifth of the time, are not counted.
+    """
+    keep_memory()
+    _, opened, prepared, note = _settle(recipe, None, shelf, Processes())
+    trial = _Run(Path(), opened, prepared, None, StopFlag(), None, Processes(), note, shelf)
+    trial.load_pictures()
+    trial.check_memory()
+    trial.recipe = trial.fix_steps()
+    splits = opened.dataset.splits
+    return Forecast(
+        trial.recipe.budget.steps,
+        trial.recipe.batch_size,
+        trial.train_flops_per_image,
+        trial.seconds_per_step(1.0),
+        len(splits.get("test", splits.get("validation", ()))),
+    )
+
+
+def steps_for(budget: Budget, pictures: int, batch_size: int, flops_per_image: float) -> int | None:
+    """How many steps a budget comes to, rounded down, where it is in FLOPs, else up; None where it is a time."""
+    if budget.steps:
+        return budget.steps
+    if budget.epochs:
+        return math.ceil(budget.epochs * pictures / batch_size)
+    return int(budget.pflop * 1e15 / (flops_per_image * batch_size)) if budget.pflop else None
 
 
 def tell_notices(dataset: Dataset) -> None:
@@ -175,7 +231,7 @@ class _Run:
         except PatchwordError as error:
             status = "stopped" if isinstance(error, StoppedError) else "failed"
             if self.world.first:
-                self.write_result(status, reason=str(error))
+                self.write_result(status, reason=str(error), diverged=isinstance(error, DivergedError))
             raise
 
     def ask_teacher(self) -> None:
@@ -231,21 +287,17 @@ class _Run:
         """The number of steps that the budget comes to, and the intervals that follow from it."""
         budget, batch_size = self.recipe.budget, self.recipe.batch_size
         num_pictures = len(self.dataset.splits["train"])
-        if budget.steps:
-            steps = budget.steps
-        elif budget.epochs:
-            steps = math.ceil(budget.epochs * num_pictures / batch_size)
-        elif budget.pflop:
+        steps = steps_for(budget, num_pictures, batch_size, self.train_flops_per_image)
+        if steps == 0:
             step = self.train_flops_per_image * batch_size / 1e15
-            if (steps := int(budget.pflop / step)) < 1:
-                raise UsageError(
-                    f"a budget of {budget.pflop:g} PFLOP is less than one step of {self.model.name} on {batch_size} pictures; "
-                    f"{step:.1g} or more, a smaller model or a smaller batch_size would be right"
-                )
-        elif budget.minutes:
+            raise UsageError(
+                f"a budget of {budget.pflop:g} PFLOP is less than one step of {self.model.name} on {batch_size} pictures; "
+                f"{step:.1g} or more, a smaller model or a smaller batch_size would be right"
+            )
+        if steps is None:
+            if not budget.minutes:
+                raise UsageError("the recipe has no budget; --steps, --epochs, --minutes or --pflop gives it one")
             steps = self.steps_in(budget.minutes * 60)
-        else:
-            raise UsageError("the recipe has no budget; --steps, --epochs, --minutes or --pflop gives it one")
         steps = max(1, steps)
         warmup = self.recipe.schedule.warmup
         if warmup >= max(2, steps):
@@ -454,6 +506,7 @@ class _Run:
         result = {
             "status": status,
             "reason": reason,
+            "diverged": False,
             "model": self.model.name,
             "params": self.cost.params,
             "init": self.prepared.origin,

@@ -14,6 +14,7 @@
 """
 
 import contextlib
+import dataclasses
 import itertools
 import re
 import shutil
@@ -48,7 +49,7 @@ def take(out: Path, asked: "Recipe", restart: bool, held: contextlib.ExitStack) 
             _move_aside(out)
     check(out)
     held.enter_context(only_writer(out))
-    held.enter_context(_removed_if_empty(out))
+    held.enter_context(removed_if_empty(out))
     files.remove_leftovers(out, "|".join(map(re.escape, sorted(_LEFT_BY_US))))
     if not (out / RECIPE).is_file():
         return None
@@ -60,6 +61,27 @@ def take(out: Path, asked: "Recipe", restart: bool, held: contextlib.ExitStack) 
     if not any((out / CHECKPOINTS).glob("step-*")):
         say(f"{out} holds this run without a checkpoint: it begins again at step 0")
     return (out / RECIPE).read_text("utf-8")
+
+
+def ended_as(out: Path, asked: "Recipe") -> bool:
+    """Whether `out` holds the run that is asked for, finished or diverged, by its small files alone: no data set is opened.
+
+    Where the data and the weights of the start lie is not compared: a study may have been moved, and knows them by what they
+    are. Nor is a batch of all pictures that there are. Raises `UsageError` where it holds another run, finished or not.
+    """
+    from patchword.training.recipe import load
+
+    if not (out / RECIPE).is_file():
+        return False
+    stored = load(str(out / RECIPE))
+    if stored.batch_size < asked.batch_size and stored.train_images <= asked.batch_size:
+        asked = dataclasses.replace(asked, batch_size=stored.batch_size)
+    asked = dataclasses.replace(asked, data=stored.data, init=stored.init)
+    if difference := asked.difference(stored):
+        raise UsageError(f"{out} holds another run ({difference}); it belongs to another study")
+    if _status(out) == FINISHED:
+        return (out / MODEL).is_dir()
+    return _status(out) == "failed" and bool(files.read_json(out / RESULT).get("diverged"))
 
 
 def _damage(model: Path) -> str | None:
@@ -116,8 +138,8 @@ def _move_aside(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _removed_if_empty(out: Path) -> Iterator[None]:
-    """A run that was refused before it wrote anything leaves no folder."""
+def removed_if_empty(out: Path) -> Iterator[None]:
+    """What was refused before it wrote anything leaves no folder."""
     try:
         yield
     finally:
