@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from patchword.core.preprocessing import Preprocessing
     from patchword.data.sources import open_data
     from patchword.models.names import create_model, list_models
+    from patchword.verbs.compare import compare
     from patchword.verbs.evaluate import evaluate
     from patchword.verbs.predict import predict
     from patchword.verbs.train import train
@@ -20,6 +21,7 @@ _WHERE = {
     "Preprocessing": "core.preprocessing",
     "StoppedError": "core.errors",
     "UsageError": "core.errors",
+    "compare": "verbs.compare",
     "create_model": "models.names",
     "evaluate": "verbs.evaluate",
     "list_models": "models.names",
@@ -37,6 +39,7 @@ __all__ = [
     "Preprocessing",
     "StoppedError",
     "UsageError",
+    "compare",
     "create_model",
     "evaluate",
     "list_models",

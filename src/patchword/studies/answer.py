@@ -22,7 +22,7 @@ from patchword.evaluation.metrics import Z95
 from patchword.evaluation.mistakes import thumbnail
 from patchword.models.cost import cost
 from patchword.models.names import parse_name
-from patchword.studies import speed
+from patchword.studies import floor, speed
 from patchword.studies.compare import LADDER, Question, Study, skeleton
 from patchword.studies.grid import Outcome
 from patchword.studies.search import Found
@@ -82,7 +82,7 @@ def answer(study: Study) -> dict[str, Any]:
 
 
 def write_answer(study: Study) -> Path:
-    """Write `study.json`, measure how fast the models are where that is not known, and return the study's folder."""
+    """Write `study.json`, and return the study's folder; speeds and probes that were not measured before are measured first."""
     folder, last = study.grid.folder, study.question.sizes[-1]
     trained = {}
     for name in study.question.models:
@@ -90,6 +90,8 @@ def write_answer(study: Study) -> Path:
         if name not in speed.stored(folder) and outcome is not None and not outcome.diverged:
             trained[name] = load_model(outcome.folder)
     speed.measure(folder, trained)
+    if study.question.pretrain:
+        floor.measure(study)
     files.write_json(folder / STUDY, answer(study))
     return folder
 
@@ -99,6 +101,7 @@ class Cells:
 
     def __init__(self, study: Study) -> None:
         self.study, self.question = study, study.question
+        self.floor = floor.stored(study.grid.folder)
         whole = [outcome.result["train_images"] for outcome in self.of_size(self.question.sizes[-1])]
         self.sizes = [size or max(whole, default=len(study.dataset.splits["train"])) for size in self.question.sizes]
         """Ascending, in pictures: 0, which stands for all, is the number that there were."""
@@ -128,6 +131,12 @@ class Cells:
         """Accuracies, of each seed that has one."""
         outcomes = [self.outcome(model, size, seed, share) for seed in range(self.question.seeds)]
         return [outcome.value for outcome in outcomes if outcome is not None and outcome.value is not None]
+
+    def probe(self, model: str, size: int) -> float | None:
+        """The mean over seeds of a linear probe's accuracy on the weights that the cells began with, where there are such."""
+        places = [self.study.cell(model, size, seed).place for seed in range(self.question.seeds)]
+        found = [self.floor[place] for place in places if place in self.floor]
+        return float(np.mean(found)) if found else None
 
     def table(self, model: str) -> np.ndarray:
         """Errors S×k, NaN where there is none."""
@@ -180,7 +189,7 @@ def _model(study: Study, cells: Cells, name: str) -> dict[str, Any]:
     seconds = [outcome.result["seconds"] for outcome in outcomes if outcome is not None]
     points = []
     for place, size in zip(cells.sizes, question.sizes, strict=True):
-        points.append({"size": place, **_mean(cells.values(name, size)), "probe": None})
+        points.append({"size": place, **_mean(cells.values(name, size)), "probe": cells.probe(name, size)})
     compute = []
     for share in (*LADDER, 1.0):
         done = [cells.outcome(name, question.sizes[-1], seed, share) for seed in range(question.seeds)]

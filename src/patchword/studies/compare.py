@@ -112,6 +112,11 @@ def ask(
     """
     changes = changes or {}
     _check(models, seeds, dataset)
+    for field in changes.get("model", {}):
+        if not any(field in model_options(name, changes) for name in models):
+            raise UsageError(
+                f"model.{field} is a field of none of {', '.join(models)}; 'patchword train' says which there are"
+            )
     counts = _sizes(sizes, dataset)
     place = str(files.at_home(data).resolve()) if files.at_home(data).exists() else data
     if image_size is None:

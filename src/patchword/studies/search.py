@@ -50,7 +50,8 @@ def part_of(budget: Budget, share: float) -> Budget:
     """A share of a budget, of one step at least."""
     if budget.steps:
         return dataclasses.replace(budget, steps=max(1, round(share * budget.steps)))
-    return Budget(**{name: float(f"{share * getattr(budget, name):.6g}") for name in ("epochs", "minutes", "pflop")})
+    parts = [float(f"{share * whole:.6g}") for whole in (budget.epochs, budget.minutes, budget.pflop)]
+    return Budget(epochs=parts[0], minutes=parts[1], pflop=parts[2])
 
 
 def trials(place: str, title: str, recipe: Recipe, factors: Sequence[float], share: float) -> list[Cell]:

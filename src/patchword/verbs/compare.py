@@ -83,7 +83,7 @@ def compare(
         place,
         seeds=3 if seeds is None else seeds,
         image_size=None if image_size is None else parse_image_size(image_size),
-        budget=Budget(**given) if given else None,
+        budget=config.build(Budget, given) if given else None,
         pretrain="" if pretrain is None else str(pretrain),
         pretrain_budget=None if pretrain_pflop is None else Budget(pflop=pretrain_pflop),
         recipe="" if recipe is None else str(recipe),
