@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def test_a_cell_that_diverges_is_told_and_not_tried_again(
 class Pretended(Grid):
     """A grid whose cells reach what a function of rate and share of the budget says; None: it diverges."""
 
-    def __init__(self, folder: Path, reached: dict[tuple[float, float], float | None], losses: float = 1.0) -> None:
+    def __init__(self, folder: Path, reached: Mapping[tuple[float, float], float | None], losses: float = 1.0) -> None:
         super().__init__(folder)
         self.reached, self.losses, self.ran = reached, losses, list[tuple[float, float]]()
 
