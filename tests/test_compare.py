@@ -290,7 +290,7 @@ def test_pairs_are_tested_on_the_same_pictures(study: studies.Study, table: dict
 def test_disagreements_are_right_always_and_wrong_always(study: studies.Study, table: dict[str, Any]) -> None:
     found = table["disagreements"]
     always = np.array([[right(study, name, 0, seed) for seed in range(3)] for name in MODELS])  # M×k×n
-    expected: np.ndarray = always.all(1).any(0) & (~always).all(1).any(0)
+    expected = np.asarray(always.all(1).any(0) & (~always).all(1).any(0))
     assert (found["count"], found["of"], len(found["pictures"])) == (expected.sum(), TEST, 8)
     for picture in found["pictures"]:
         assert expected[int(picture["name"].split("/")[-1].removesuffix(".jpg"))]

@@ -84,7 +84,7 @@ def _run(
 ) -> Path:
     if out is not None:
         world.decide(functools.partial(run_folder.check, out))  # before the data is looked through
-    recipe, opened, prepared, note = _settle(recipe, with_weights, shelf, world)
+    recipe, opened, prepared, note = settle(recipe, with_weights, shelf, world)
     dataset = opened.dataset
     out = out or prepare.default_out(recipe, dataset, prepared.model.name)
     if shelf is None:
@@ -98,11 +98,11 @@ def _run(
             return out
         with flag.listening():
             of_before = None if stored is None else loads(stored, str(out / RECIPE)).going_on(recipe)
-            _Run(out, opened, prepared, of_before, flag, publish, world, note, shelf).go(resuming=stored is not None)
+            Run(out, opened, prepared, of_before, flag, publish, world, note, shelf).go(resuming=stored is not None)
     return out
 
 
-def _settle(
+def settle(
     recipe: Recipe, with_weights: Recipe | None, shelf: Shelf | None, world: Processes
 ) -> tuple[Recipe, prepare.Opened, prepare.Prepared, str]:
     """A request as far as it concerns data and start, its data set, its model, and a note on the start."""
@@ -153,8 +153,8 @@ def forecast(recipe: Recipe, shelf: Shelf | None = None) -> Forecast:
     The looks at validation on the way, at most a fifth of the time, are not counted.
     """
     keep_memory()
-    _, opened, prepared, note = _settle(recipe, None, shelf, Processes())
-    trial = _Run(Path(), opened, prepared, None, StopFlag(), None, Processes(), note, shelf)
+    _, opened, prepared, note = settle(recipe, None, shelf, Processes())
+    trial = Run(Path(), opened, prepared, None, StopFlag(), None, Processes(), note, shelf)
     trial.load_pictures()
     trial.check_memory()
     trial.recipe = trial.fix_steps()
@@ -185,7 +185,7 @@ def tell_notices(dataset: Dataset) -> None:
         say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
 
 
-class _Run:
+class Run:
     """One run on its way; the methods are its stages, in order."""
 
     def __init__(
