@@ -13,6 +13,7 @@ DEFAULTS: dict[str, Any] = {
     "train_images": 0,
     "train_images_seed": 0,
     "validation_share": 0.0,
+    "learn_validation": False,
     "init": "none",
     "resampling": "official",
     "tune": "all",

@@ -19,6 +19,7 @@ from patchword.core.runtime import MOST_REPLICAS, available_memory, choose_devic
 from patchword.data.dataset import Dataset, Split
 from patchword.data.decode import header
 from patchword.data.duplicates import find_duplicates, without_leaks
+from patchword.data.join import together
 from patchword.data.sources import open_data
 from patchword.data.splits import first_of
 from patchword.data.store import Store, estimated_bytes
@@ -79,6 +80,8 @@ class Opened:
 def open_training_data(recipe: Recipe, shelf: Shelf | None = None) -> Opened:
     """The recipe's data set, looked through for duplicates where the recipe says so or the set is small enough."""
     dataset, fingerprint = (shelf or Shelf()).open(recipe.data)
+    if recipe.learn_validation:
+        dataset = _learning_validation(dataset, recipe.validation_share)
     dataset = _with_validation(dataset, recipe.validation_share)
     if recipe.evaluation.final not in (*dataset.splits, "test"):
         raise UsageError(
@@ -112,6 +115,19 @@ def _with_validation(dataset: Dataset, share: float) -> Dataset:
             f"validation_share={share} of {len(train):,} pictures leaves none on one side; another share is right"
         )
     splits = {**splits, "train": train.subset(rest), "validation": train.subset(chosen)}
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def _learning_validation(dataset: Dataset, share: float) -> Dataset:
+    """The data set with the pictures of validation in train."""
+    splits = dict(dataset.splits)
+    if share:
+        raise UsageError(
+            "learn_validation=true and validation_share exclude each other: one takes what the other gives"
+        )
+    if "validation" not in splits or "test" not in splits:
+        raise UsageError(f"learn_validation=true needs validation and test; {dataset.location} has {', '.join(splits)}")
+    splits["train"] = together([splits["train"], splits.pop("validation")])
     return dataclasses.replace(dataset, splits=splits)
 
 

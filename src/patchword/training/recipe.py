@@ -211,6 +211,8 @@ class Recipe:
     validation_share: float = 0.0
     """Take so large a share of train, of each class alike, for validation where the set has none: to choose by, so that test
     chooses nothing. The pictures are not learned from. Where the set has validation and no test, its validation is test then."""
+    learn_validation: bool = False
+    """Learn from the pictures of validation, too: when nothing is left to be chosen by them."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     """`name`, one of `patchword models`, and fields of the model's configuration, such as `pool`. With `init`, another
     `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
