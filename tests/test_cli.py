@@ -170,6 +170,7 @@ OPTIONS = {
     "train": "epochs help image-size init minutes model no-restart out pflop recipe restart seed set steps",
     "explain": "beside check data head help label layer map no-check out",
     "evaluate": "few-shot help mirror neighbours no-mirror no-neighbours no-probe out probe split",
+    "compare": "help image-size minutes models out pflop pretrain pretrain-pflop recipe seeds set sizes",
     "predict": "features help no-features out top",
     "data check": "decode help no-decode",
     "data pack": "help quality shard-size side",

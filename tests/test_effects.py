@@ -32,7 +32,7 @@ from patchword.models.contract import Model
 from patchword.models.cost import cost
 from patchword.models.layers import Dropout
 from patchword.models.names import create_model
-from patchword.training import loop, prepare
+from patchword.training import loop, prepare, shelf
 from patchword.training import recipe as recipes
 from patchword.training import run as runs
 from patchword.training.choice import choose_model
@@ -550,7 +550,7 @@ def test_duplicates_are_looked_for_below_a_hundred_thousand(
     train, test = Split(items, np.zeros(count - 2, np.int64)), Split(items, np.zeros(2, np.int64), np.arange(2))
     dataset = Dataset("many", "many", ("a",), False, {"train": train, "test": test}, "given")
     calls: list[Dataset] = []
-    monkeypatch.setattr(prepare, "open_data", lambda _: dataset)
+    monkeypatch.setattr(shelf, "open_data", lambda _: dataset)
     monkeypatch.setattr(prepare, "find_duplicates", lambda given, **_: (calls.append(given), Duplicates(()))[1])
     opened = prepare.open_training_data(recipes.load("scratch", {"data": "many", "loading": {"duplicates": wanted}}))
     assert calls == ([dataset] if looked else [])

@@ -122,5 +122,5 @@ def _parts(recipe: Recipe) -> tuple[Any, ...]:
     from patchword.core.runtime import StopFlag
     from patchword.training.run import settle
 
-    _, opened, prepared, note = settle(recipe, None, Processes())
-    return (Path(), opened, prepared, None, StopFlag(), None, Processes(), note)
+    _, opened, prepared, note = settle(recipe, None, None, Processes())
+    return (Path(), opened, prepared, None, StopFlag(), None, Processes(), note, None)

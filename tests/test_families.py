@@ -350,12 +350,40 @@ def test_the_papers_other_hybrids_are_a_known_stem_and_a_known_encoder(name: str
     assert mine.config.stem_units == units
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ViT-Fe/16", {"pool": "gap", "position": "sincos"}),
+        ("C4x0.5+ViT-At/16", {"pool": "gap", "position": "sincos"}),
+        ("BiT-R14x0.25", {}),
+        ("EfficientNet-Na", {}),
+    ],
+)
+def test_every_kind_has_a_member_for_small_budgets(name: str, options: dict[str, Any]) -> None:
+    """At most 25 MFLOP for a picture of 64×64: what `patchword compare` sets side by side on two cores."""
+    with torch.device("meta"):
+        model = create_model(name, 10, 64, **options)
+    assert 10e6 < cost(model).forward_flops < 25e6
+    assert name == "ViT-Fe/16" or name in list_models()
+    assert name_of(FAMILIES[model.family], model.config) == name
+
+
+def test_a_quarter_of_bit_has_a_group_for_each_narrow_channel() -> None:
+    model = create_model("BiT-R14x0.25", 3, (44, 28))
+    groups = {module.num_groups for module in model.modules() if isinstance(module, nn.GroupNorm)}
+    channels = {module.num_channels for module in model.modules() if isinstance(module, nn.GroupNorm)}
+    assert groups == {16, 32}
+    assert channels == {16, 32, 64, 128, 256, 512}
+    model(images(model)).sum().backward()
+
+
 def test_no_stem_is_missing_from_the_named_hybrids() -> None:
     assert {name.split("+")[0] for name in NAMED} == set(STEMS)
     assert set(list_models("R*")) == set(NAMED)
 
 
-@pytest.mark.parametrize("name", list_models("BiT-*"))
+# A norm of timm's has 32 groups always.
+@pytest.mark.parametrize("name", [name for name in list_models("BiT-*") if not name.endswith("x0.25")])
 def test_bit_has_timms_parameters(name: str) -> None:
     size, _, factor = name.removeprefix("BiT-").partition("x")
     with torch.device("meta"):
@@ -446,7 +474,8 @@ def test_standardized_kernels_have_no_mean_and_unit_variance_and_follow_their_we
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("BiT-R50x0.3", {}, "no multiple of 0.5"),
+        ("BiT-R50x0.3", {}, "neither 0.25 nor a multiple of 0.5"),
+        ("BiT-R14x0.5", {"width": 48}, "must be 16 or a multiple of the 32 groups"),
         ("BiT-R51x1", {}, r"unknown model 'BiT-R51x1'; did you mean 'BiT-R101x1'|did you mean 'BiT-R50x1'"),
         ("BiT-R50x1", {"arithmetic": "torch"}, "model.arithmetic='torch' is not known"),
         ("BiT-R50x1", {"units": ()}, "must be at least 1 in at least one stage"),

@@ -25,6 +25,16 @@ def test_a_part_of_the_pictures_lies_in_a_larger_part_and_has_each_class_in_its_
     order = np.random.default_rng(0).permutation(100)
     shuffled = first_of([keys[i] for i in order], labels[order], 37)
     assert {keys[order[i]] for i in shuffled} == {keys[i] for i in parts[1]}, "names decide, not their order"
+    other = [first_of(keys, labels, count, seed=1) for count in (10, 37)]
+    assert np.bincount(labels[other[0]]).tolist() == [7, 2, 1]
+    assert set(other[0]) < set(other[1])
+    assert set(other[0]) != set(parts[0])
+    assert first_of(keys, labels, 37, seed=0).tolist() == parts[1].tolist()
+    # Another choice would make figures of different releases incomparable.
+    assert (parts[0].tolist(), other[0].tolist()) == (
+        [3, 9, 16, 38, 46, 67, 68, 72, 79, 92],
+        [11, 12, 27, 35, 47, 54, 63, 71, 75, 96],
+    )
 
 
 def keys(n: int) -> list[bytes]:

@@ -57,6 +57,22 @@ def test_equal_shapes_are_one_array_without_a_copy(tmp_path: Path) -> None:
     assert stacked.flags.writeable
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_part_of_a_store_is_the_store_of_the_part(tmp_path: Path, same: bool) -> None:
+    contents = [jpeg(5 if same else 5 + number % 7, 3, number) for number in range(23)]
+    contents[11] = b"no picture"
+    split = split_of(tmp_path, contents)
+    whole = Store.fill(split, 3, 1)
+    for chosen in ([19, 2, 7], [2, 11, 5]):
+        part, alone = whole.subset(np.array(chosen)), Store.fill(split.subset(np.array(chosen)), 3, 1)
+        assert len(part) == 3
+        assert (part.bad, part.content, part.same_shape) == (alone.bad, alone.content, alone.same_shape)
+        good = [place for place, index in enumerate(chosen) if index != 11]
+        assert all((part.pixels(place) == alone.pixels(place)).all() for place in good)
+        if same and 11 not in chosen:
+            assert (part.stacked() == alone.stacked()).all()
+
+
 def test_bad_pictures_are_left_out_and_told(tmp_path: Path) -> None:
     good = jpeg(7, 5, 0)
     split = split_of(tmp_path, [good, b"", good, good[: len(good) // 2], good])

@@ -302,6 +302,7 @@ def test_the_ratio_that_is_written_gives_our_width_exactly(tmp_path: Path) -> No
         ("R8+ViT-Ti/8", {"stem_arithmetic": "timm"}, r"the stem's units \(1, 1\)"),
         ("BiT-R14x0.5", {"arithmetic": "timm"}, r"the units \(1, 1, 1, 1\)"),
         ("BiT-R50x1", {}, "the epsilons of google's arithmetic"),
+        ("BiT-R50x0.25", {"arithmetic": "timm"}, "the norms of 16 channels"),
         ("EfficientNet-B0", {}, "the family efficientnet"),
     ],
 )

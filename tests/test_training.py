@@ -54,7 +54,15 @@ def done(pictures: Path, tmp_path: Path) -> Path:
 
 def test_run_folder_is_complete(done: Path) -> None:
     names = {path.name for path in done.iterdir() if not path.name.startswith(".")}
-    assert names == {"recipe.toml", "metrics.jsonl", "result.json", "evaluation.json", "model", "checkpoints"}
+    assert names == {
+        "recipe.toml",
+        "metrics.jsonl",
+        "result.json",
+        "evaluation.json",
+        "predictions.csv",
+        "model",
+        "checkpoints",
+    }
     result = json.loads((done / "result.json").read_text())
     model = load_model(done)
     assert result["status"] == "finished"

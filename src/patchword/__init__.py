@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from patchword.core.preprocessing import Preprocessing
     from patchword.data.sources import open_data
     from patchword.models.names import create_model, list_models
+    from patchword.verbs.compare import compare
     from patchword.verbs.evaluate import evaluate
     from patchword.verbs.explain import explain
     from patchword.verbs.predict import predict
@@ -21,6 +22,7 @@ _WHERE = {
     "Preprocessing": "core.preprocessing",
     "StoppedError": "core.errors",
     "UsageError": "core.errors",
+    "compare": "verbs.compare",
     "create_model": "models.names",
     "evaluate": "verbs.evaluate",
     "explain": "verbs.explain",
@@ -39,6 +41,7 @@ __all__ = [
     "Preprocessing",
     "StoppedError",
     "UsageError",
+    "compare",
     "create_model",
     "evaluate",
     "explain",

@@ -1,4 +1,4 @@
-"""Pictures of several places as one split: the labelled ones first, then those that nobody has labelled."""
+"""Pictures of several places as one split."""
 
 import hashlib
 
@@ -39,6 +39,15 @@ class Joined:
     def _at(self, row: int) -> tuple[Split, int]:
         part = int(np.searchsorted(self._ends, row, side="right"))
         return self.parts[part], row - (int(self._ends[part - 1]) if part else 0)
+
+
+def together(parts: list[Split]) -> Split:
+    """One split of the pictures of several, with their labels, in order."""
+    labels = np.concatenate([part.labels for part in parts])
+    if any(part.items is not parts[0].items for part in parts):
+        return Split(Joined(parts), labels)
+    rows = [np.arange(len(part)) if part.rows is None else part.rows for part in parts]
+    return Split(parts[0].items, labels, np.concatenate(rows))
 
 
 def joined(labelled: Split, unlabelled: list[Split]) -> Split:

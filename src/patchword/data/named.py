@@ -75,7 +75,7 @@ def find(name: str, open_path: Callable[[Path], Found]) -> Found:
     plain = _plain(name)
     canonical = next((known for known in NAMES if _plain(known) == plain), name)
     if re.fullmatch(r"[\w.-]+", name) and not name.startswith("."):
-        for place in (*_places(), cache()):
+        for place in (*data_folders(), cache()):
             folder = next((place / spelling for spelling in (canonical, name) if (place / spelling).is_dir()), None)
             if folder is not None:
                 return _renamed(open_path(folder), canonical)
@@ -98,13 +98,16 @@ def _unknown(name: str) -> str:
     if os.sep in name or path.suffix:
         guess = nearest(path.name, beside)
         return f"{name} does not exist" + (f"; {guess}" if guess.startswith("did") else "")
-    local = [entry.name for place in _places() if place.is_dir() for entry in sorted(place.iterdir()) if entry.is_dir()]
+    local = [
+        entry.name for place in data_folders() if place.is_dir() for entry in sorted(place.iterdir()) if entry.is_dir()
+    ]
     guess = nearest(name, dict.fromkeys([*NAMES, *local, *beside]))
     known = guess if guess.startswith("did") else "named sets are " + ", ".join(dict.fromkeys([*NAMES, *local]))
     return f"{name} is neither a path that exists nor a named data set; {known}"
 
 
-def _places() -> list[Path]:
+def data_folders() -> list[Path]:
+    """The data folders of this machine: `$PATCHWORD_DATA`, then the system's."""
     own = os.environ.get("PATCHWORD_DATA")
     return [at_home(own), *_SYSTEM] if own else list(_SYSTEM)
 

@@ -128,6 +128,24 @@ def find_eurosat(folder: Path) -> Found | None:
     return found
 
 
+def find_vtab(folder: Path) -> Found | None:
+    """A task of VTAB-1k as it is passed around: `train800.txt`, `val200.txt` and `test.txt`, a path and a number on each line."""
+    place = place_of(folder, ("",), ("train800.txt", "val200.txt"))
+    if place is None:
+        return None
+
+    def read(list_name: str) -> list[tuple[str, str]]:
+        pairs = [line.rsplit(maxsplit=1) for line in _lines(place / list_name)]
+        wrong = next((pair for pair in pairs if len(pair) != 2 or not re.fullmatch(r"[0-9]{1,6}", pair[1])), None)
+        if wrong is not None:
+            raise DataError(f"{place / list_name}: {' '.join(wrong)!r} is not a path and the number of a class")
+        return [(path, number.lstrip("0") or "0") for path, number in pairs]
+
+    lists = {"train": read("train800.txt"), "validation": read("val200.txt"), "test": read("test.txt")}
+    last = max((int(number) for pairs in lists.values() for _, number in pairs), default=0)
+    return _from_lists(folder, place, lists, [str(number) for number in range(last + 1)])
+
+
 def find_imagenet(folder: Path) -> Found | None:
     """ImageNet (ILSVRC 2012) as published: folders of synsets in `train`, and a flat `val` whose labels lie beside it.
 
@@ -190,6 +208,7 @@ FINDERS: tuple[Callable[[Path], Found | None], ...] = (
     find_textures,
     find_aircraft,
     find_eurosat,
+    find_vtab,
     find_imagenet,
 )
 

@@ -17,6 +17,7 @@ from patchword.data.places import is_address
 from patchword.data.published import find_published
 from patchword.data.shards import find_address, find_tar, find_tars
 from patchword.data.table import find_table
+from patchword.data.vtab import is_vtab, open_vtab
 
 __all__ = ["Dataset", "Notice", "Split", "open_data", "open_pictures"]
 
@@ -28,14 +29,17 @@ def open_data(data: str | os.PathLike[str], *, classes: tuple[str, ...] | None =
     table, a folder of tar shards or of Parquet files, here or at an address that fsspec opens (`s3://bucket/folder`,
     `https://host/folder`, …), or a name: looked for under `$PATCHWORD_DATA`, then in the system's data folders, then in
     the cache, then downloaded. A path that exists wins over a name. `formula:fractals-1000x100` and the like are drawn
-    (`data/formula.py` has the grammar). `classes` applies the class list of a model instead of deciding one on train:
-    labels become positions in it, and a class outside it is an error.
+    (`data/formula.py` has the grammar); `vtab:cifar100` and the like are tasks in VTAB's form (`data/vtab.py`). `classes`
+    applies the class list of a model instead of deciding one on train: labels become positions in it, and a class outside
+    it is an error.
 
     Raises `DataError` in one sentence: what is wrong, where, what would be right; `FaultError` for an address that does
     not answer.
     """
     if is_formula(data):
         return assemble(find_formula(os.fspath(data)), classes)
+    if is_vtab(data):
+        return open_vtab(os.fspath(data), classes)
     path = files.at_home(data)
     if path.exists() or path.is_symlink():
         return assemble(_find(Path(os.path.abspath(path))), classes)

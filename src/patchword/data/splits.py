@@ -64,13 +64,14 @@ def carve(keys: Iterable[bytes], labels: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.sort(rows) for name, rows in chosen.items() if len(rows)}
 
 
-def first_of(keys: Iterable[bytes], labels: np.ndarray, count: int) -> np.ndarray:
+def first_of(keys: Iterable[bytes], labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """Row numbers, ascending, of `count` pictures, of each class its share: a smaller number takes a part of a larger one's.
 
-    That is how the paper's subsets of JFT lie in one another (section 4.3). As in `carve`, hashes of the names decide.
+    That is how the paper's subsets of JFT lie in one another (section 4.3). As in `carve`, hashes of the names decide, here
+    with a `seed` in them: another one takes other pictures.
     """
     strata = labels if labels.ndim == 1 else _rarest(labels)
-    hashes = _hashes(keys, len(labels))
+    hashes = _hashes(keys, len(labels), seed)
     order = np.lexsort((hashes, strata))
     sizes = np.bincount(strata)
     rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[strata[order]]
@@ -79,9 +80,12 @@ def first_of(keys: Iterable[bytes], labels: np.ndarray, count: int) -> np.ndarra
     return np.sort(np.lexsort((hashes, share))[:count])
 
 
-def _hashes(keys: Iterable[bytes], count: int) -> np.ndarray:
+def _hashes(keys: Iterable[bytes], count: int, seed: int = 0) -> np.ndarray:
+    salt = seed.to_bytes(hashlib.blake2b.SALT_SIZE, "little")
     return np.fromiter(
-        (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") for key in keys), np.uint64, count
+        (int.from_bytes(hashlib.blake2b(key, digest_size=8, salt=salt).digest(), "little") for key in keys),
+        np.uint64,
+        count,
     )
 
 

@@ -38,15 +38,15 @@ class Store:
         sizes: np.ndarray,
         channels: int,
         bad: dict[int, str],
-        content: str,
+        checksums: np.ndarray,
     ) -> None:
-        """`memory`: uint8, all pictures end to end; `offsets`: int64 (N,); `sizes`: int64 (N, 2), height and width."""
+        """`memory`: uint8, all pictures end to end; `offsets`: int64 (N,); `sizes`: int64 (N, 2), height and width;
+        `checksums`: uint32 (N,), of the files."""
         self._memory = memory
         self._offsets = offsets
         self._sizes = sizes
         self.channels = channels
-        self.content = content
-        """A hash of what all files held, which changes with any byte of them."""
+        self._checksums = checksums
         self.bad = bad
         """Index in the split → why the picture could not be had. It has no pixels, and nothing stands in for it."""
 
@@ -97,11 +97,27 @@ class Store:
             raise FaultError(
                 f"the decoded pictures do not fit into memory (about {expected >> 20} MiB); stream them"
             ) from error
-        return cls(memory, offsets, sizes, channels, bad, hashlib.sha256(checksums.tobytes()).hexdigest())
+        return cls(memory, offsets, sizes, channels, bad, checksums)
+
+    def subset(self, indices: np.ndarray) -> "Store":
+        """The pictures at `indices`, in that order, in the same memory; those of one shape in memory of their own, end to end."""
+        bad = {place: self.bad[index] for place, index in enumerate(indices.tolist()) if index in self.bad}
+        sizes, checksums = self._sizes[indices], self._checksums[indices]
+        part = Store(self._memory, self._offsets[indices], sizes, self.channels, bad, checksums)
+        if part.same_shape is None or bad:
+            return part
+        pixels = np.stack([part.pixels(index) for index in range(len(part))])
+        offsets = np.arange(len(part)) * pixels[0].size
+        return Store(pixels.reshape(-1), offsets, sizes, self.channels, bad, checksums)
 
     def __len__(self) -> int:
         """Pictures of the split, bad ones included."""
         return len(self._offsets)
+
+    @property
+    def content(self) -> str:
+        """A hash of what all files held, which changes with any byte of them."""
+        return hashlib.sha256(self._checksums.tobytes()).hexdigest()
 
     @property
     def nbytes(self) -> int:

@@ -12,9 +12,14 @@ from patchword.models.hybrid import StemmedViT
 from patchword.models.stem import EarlyConvolutions
 from patchword.models.vit import SIZES, ViT, ViTConfig, encoder
 
-CHANNELS: dict[str, tuple[int, ...]] = {"C2": (24, 64), "C3": (16, 48, 96), "C4": (16, 32, 64, 128)}
-"""After each halving of the side."""
-NAMED = ("C3+ViT-Fe/8", "C3+ViT-Pi/8")
+CHANNELS: dict[str, tuple[int, ...]] = {
+    "C2": (24, 64),
+    "C3": (16, 48, 96),
+    "C4x0.5": (8, 16, 32, 64),
+    "C4": (16, 32, 64, 128),
+}
+"""After each halving of the side. The factor says how wide they are, as in BiT's names."""
+NAMED = ("C4x0.5+ViT-At/16", "C3+ViT-Fe/8", "C3+ViT-Pi/8")
 """Those that `list_models` names; any other pair works too."""
 
 
@@ -78,14 +83,14 @@ class EarlyConvViT(StemmedViT):
     @classmethod
     def parse(cls, name: str) -> dict[str, Any] | None:
         """`C3+ViT-Fe/8` → the fields of the configuration; None for a name of another kind."""
-        match = re.fullmatch(r"(C\d)\+ViT-(\w+)/(\d+)", name, re.ASCII)
+        match = re.fullmatch(r"(C\d(?:x0\.5)?)\+ViT-(\w+)/(\d+)", name, re.ASCII)
         if match is None or match[1] not in CHANNELS or match[2] not in SIZES:
             return None
         return {"patch_size": int(match[3]), **encoder(match[2]), "stem_channels": CHANNELS[match[1]]}
 
     @classmethod
     def names(cls) -> list[str]:
-        """Two small ones."""
+        """Three small ones."""
         return list(NAMED)
 
     @classmethod

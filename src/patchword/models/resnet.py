@@ -30,9 +30,18 @@ UNITS: dict[str, tuple[int, ...]] = {
     "R152": (3, 8, 36, 3),
 }
 """Units of each stage; the number counts three convolutions a unit, the root and the head."""
-WIDTHS: dict[str, tuple[float, ...]] = {"R14": (0.5,), "R26": (0.5, 1), "R50": (1, 3), "R101": (1, 3), "R152": (2, 4)}
-"""Width factors that `list_models` names; any other multiple of a half works too."""
+WIDTHS: dict[str, tuple[float, ...]] = {
+    "R14": (0.25, 0.5),
+    "R26": (0.5, 1),
+    "R50": (1, 3),
+    "R101": (1, 3),
+    "R152": (2, 4),
+}
+"""Width factors that `list_models` names; any other multiple of a half works too, and a quarter."""
 GROUPS = 32
+"""Of every norm; one for each channel where there are fewer."""
+NARROWEST = 16
+"""Channels after the root of a quarter, where each has a group of its own; all other widths are multiples of 32."""
 
 Arithmetic = Literal["google", "timm"]
 
@@ -116,7 +125,7 @@ class Norm(nn.GroupNorm):
     """Group norm, then ReLU where `relu`."""
 
     def __init__(self, channels: int, numerics: Numerics, *, relu: bool = True) -> None:
-        super().__init__(GROUPS, channels, eps=numerics.norm_eps)
+        super().__init__(min(GROUPS, channels), channels, eps=numerics.norm_eps)
         self.relu = relu
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -244,6 +253,11 @@ def reset_layers(module: nn.Module) -> None:
             each.reset()
 
 
+def _fits_groups(width: float) -> bool:
+    """Whether the norms of a BiT of this width have whole groups."""
+    return width == NARROWEST or (width >= GROUPS and not width % GROUPS)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
     """Everything that makes a BiT ResNet what it is."""
@@ -262,8 +276,10 @@ class ResNetConfig:
             )
         if not self.units or min(self.units) < 1:
             raise UsageError(f"model.units={self.units} must be at least 1 in at least one stage")
-        if self.width < GROUPS or self.width % GROUPS:
-            raise UsageError(f"model.width={self.width} must be a multiple of the {GROUPS} groups of its norms")
+        if not _fits_groups(self.width):
+            raise UsageError(
+                f"model.width={self.width} must be {NARROWEST} or a multiple of the {GROUPS} groups of its norms"
+            )
 
     @property
     def stride(self) -> int:
@@ -292,8 +308,10 @@ class ResNet(ConvNet):
         if match is None or match[1] not in UNITS:
             return None
         width = 64 * float(match[2])
-        if width < GROUPS or width % GROUPS:
-            raise UsageError(f"{name!r}: the width factor {match[2]} is no multiple of 0.5, which its norms need")
+        if not _fits_groups(width):
+            raise UsageError(
+                f"{name!r}: the width factor {match[2]} is neither 0.25 nor a multiple of 0.5, which its norms need"
+            )
         return {"units": UNITS[match[1]], "width": int(width)}
 
     @classmethod

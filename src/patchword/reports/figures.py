@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float, float]]
 
 # Matplotlib takes only real colours: these stand for the page's variables and are replaced in the finished SVG.
-_INK, _MUTED, _RULE, _ACCENT, _WARM = "#000001", "#000002", "#000003", "#000004", "#000005"
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _RULE: "rule", _ACCENT: "accent", _WARM: "warm"}
-_WIDTH, _HEIGHT = 400, 300  # user units; at this width the text is as large as the page's small print
-_LEFT, _RIGHT = 46, 8
+INK, MUTED, RULE, ACCENT, WARM = "#000001", "#000002", "#000003", "#000004", "#000005"
+SERIES = tuple(f"#0000{number:02x}" for number in range(17, 25))
+_VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", WARM: "warm"}
+_VARIABLES |= {colour: f"series-{place}" for place, colour in enumerate(SERIES)}
+WIDTH, HEIGHT = 400, 300  # user units; at this width the text is as large as the page's small print
+LEFT, RIGHT = 46, 8
 _PANEL = (78, 300 - 78 - 12)  # bottom and height of the main panel
 _STRIP = (36, 26)  # bottom and height of the strip under it
 _MOST_POINTS = 250
@@ -32,12 +34,12 @@ NARROW_CLASSES = 36  # up to here a confusion matrix fits beside a section's hea
 
 def loss_curve(train: Points, validation: Points, learning_rate: Points, resumed: Sequence[int] = ()) -> Markup:
     """Loss over steps (train as a line, validation as dots), with the learning rate in a strip below."""
-    with _figure("loss", "Loss over the steps of training, with the learning rate below") as (figure, svg):
+    with drawing("loss", "Loss over the steps of training, with the learning rate below") as (figure, svg):
         panel, strip = _panel_and_strip(figure)
         _resumptions(panel, resumed)
-        _line(panel, _thin(train), _ACCENT)
-        _line(panel, validation, _WARM, dots=True)
-        _line(strip, _thin(learning_rate), _MUTED)
+        _line(panel, _thin(train), ACCENT)
+        _line(panel, validation, WARM, dots=True)
+        _line(strip, _thin(learning_rate), MUTED)
         _fill(strip, _thin(learning_rate))
         _share_steps(panel, strip, [*train, *validation])
     return svg[0]
@@ -53,17 +55,17 @@ def metric_curve(
 
     `test` is (value, low, high), drawn at the last step with its interval.
     """
-    with _figure("metric", "The metric on validation over the steps, with pictures a second below") as (figure, svg):
+    with drawing("metric", "The metric on validation over the steps, with pictures a second below") as (figure, svg):
         panel, strip = _panel_and_strip(figure)
         _resumptions(panel, resumed)
-        _line(panel, validation, _WARM, dots=True)
+        _line(panel, validation, WARM, dots=True)
         last = max((step for step, _ in [*validation, *throughput]), default=0)
         if test is not None:
             value, low, high = test
-            panel.plot([last, last], [low, high], color=_INK, linewidth=1.4, solid_capstyle="butt")
-            panel.plot([last], [value], "D", color=_INK, markersize=5)
-        _percent_axis(panel)
-        _line(strip, _thin(throughput), _MUTED)
+            panel.plot([last, last], [low, high], color=INK, linewidth=1.4, solid_capstyle="butt")
+            panel.plot([last], [value], "D", color=INK, markersize=5)
+        percent_axis(panel)
+        _line(strip, _thin(throughput), MUTED)
         _fill(strip, _thin(throughput))
         _share_steps(panel, strip, [*validation, *throughput])
     return svg[0]
@@ -73,26 +75,24 @@ def reliability_diagram(bins: Sequence[tuple[float, float, int, float, float]]) 
     """Accuracy against confidence, one dot a bin (low, high, n, mean confidence, accuracy); pictures a bin below."""
     filled = [(low, high, n, confidence, accuracy) for low, high, n, confidence, accuracy in bins if n]
     most = max((n for _, _, n, _, _ in filled), default=1)
-    with _figure("reliability", "Accuracy against confidence, with the pictures in each bin below") as (figure, svg):
+    with drawing("reliability", "Accuracy against confidence, with the pictures in each bin below") as (figure, svg):
         panel, strip = _panel_and_strip(figure)
-        panel.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, dashes=(3, 3))
+        panel.plot([0, 1], [0, 1], color=MUTED, linewidth=1, dashes=(3, 3))
         confidence, accuracy = [b[3] for b in filled], [b[4] for b in filled]
-        panel.vlines(confidence, confidence, accuracy, color=_WARM, linewidth=1.4)
-        panel.plot(confidence, accuracy, color=_ACCENT, linewidth=1, alpha=0.5)
-        panel.scatter(
-            confidence, accuracy, [12 + 60 * n / most for _, _, n, _, _ in filled], color=_ACCENT, linewidth=0
-        )
+        panel.vlines(confidence, confidence, accuracy, color=WARM, linewidth=1.4)
+        panel.plot(confidence, accuracy, color=ACCENT, linewidth=1, alpha=0.5)
+        panel.scatter(confidence, accuracy, [12 + 60 * n / most for _, _, n, _, _ in filled], color=ACCENT, linewidth=0)
         panel.set_ylim(-0.03, 1.03)
-        _percent_axis(panel)
+        percent_axis(panel)
         strip.bar(
             [low for low, *_ in filled],
             [n for _, _, n, _, _ in filled],
             [0.92 * (high - low) for low, high, *_ in filled],
             align="edge",
-            color=_MUTED,
+            color=MUTED,
         )
         strip.set_ylim(0, most)
-        strip.set_yticks([most], [_compact(most)])
+        strip.set_yticks([most], [compact(most)])
         for axes in (panel, strip):
             axes.set_xlim(-0.02, 1.02)
             axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
@@ -159,15 +159,13 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> M
 def head_scatter(values: Sequence[Sequence[float]], label: str, most: float | None = None) -> Markup:
     """One dot for each head (columns) over its layer (rows), and a line through the means of the layers; `most` is a bound."""
     means = [sum(row) / len(row) for row in values]
-    with _figure(label, f"{label.capitalize()} of every head, by layer") as (figure, svg):
-        panel = figure.add_axes(
-            (_LEFT / _WIDTH, 40 / _HEIGHT, (_WIDTH - _LEFT - _RIGHT) / _WIDTH, (_HEIGHT - 52) / _HEIGHT)
-        )
+    with drawing(label, f"{label.capitalize()} of every head, by layer") as (figure, svg):
+        panel = figure.add_axes((LEFT / WIDTH, 40 / HEIGHT, (WIDTH - LEFT - RIGHT) / WIDTH, (HEIGHT - 52) / HEIGHT))
         if most is not None:
-            panel.axhline(most, color=_MUTED, linewidth=1, dashes=(2, 3))
-        panel.plot(range(len(means)), means, color=_ACCENT, linewidth=1.5, alpha=0.6)
+            panel.axhline(most, color=MUTED, linewidth=1, dashes=(2, 3))
+        panel.plot(range(len(means)), means, color=ACCENT, linewidth=1.5, alpha=0.6)
         places = [layer for layer, row in enumerate(values) for _ in row]
-        panel.scatter(places, [value for row in values for value in row], 16, color=_ACCENT, alpha=0.75, linewidth=0)
+        panel.scatter(places, [value for row in values for value in row], 16, color=ACCENT, alpha=0.75, linewidth=0)
         panel.set_ylim(0, 1.06 * max(most or 0, *(value for row in values for value in row), 1e-9))
         panel.set_xlim(-0.5, len(values) - 0.5)
         _whole_ticks(panel, len(values) - 1)
@@ -176,7 +174,7 @@ def head_scatter(values: Sequence[Sequence[float]], label: str, most: float | No
 
 
 @contextmanager
-def _figure(name: str, title: str) -> Iterator[tuple["Figure", list[Markup]]]:
+def drawing(name: str, title: str) -> Iterator[tuple["Figure", list[Markup]]]:
     """A matplotlib figure in the page's style; on leaving, its SVG is in the list."""
     import matplotlib  # half a second: only a page with figures pays for it
     from matplotlib.figure import Figure
@@ -185,9 +183,9 @@ def _figure(name: str, title: str) -> Iterator[tuple["Figure", list[Markup]]]:
         "svg.fonttype": "none",
         "svg.hashsalt": f"patchword {name}",  # also keeps the ids of two figures on one page apart
         "font.size": 11.5,
-        "text.color": _INK,
-        "axes.edgecolor": _RULE,
-        "axes.labelcolor": _MUTED,
+        "text.color": INK,
+        "axes.edgecolor": RULE,
+        "axes.labelcolor": MUTED,
         "axes.linewidth": 1,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -199,12 +197,12 @@ def _figure(name: str, title: str) -> Iterator[tuple["Figure", list[Markup]]]:
         "axes.grid.axis": "y",
         "axes.axisbelow": True,
         "axes.unicode_minus": True,
-        "grid.color": _RULE,
+        "grid.color": RULE,
         "grid.linewidth": 0.8,
-        "xtick.color": _RULE,
-        "ytick.color": _RULE,
-        "xtick.labelcolor": _MUTED,
-        "ytick.labelcolor": _MUTED,
+        "xtick.color": RULE,
+        "ytick.color": RULE,
+        "xtick.labelcolor": MUTED,
+        "ytick.labelcolor": MUTED,
         "xtick.major.size": 3,
         "ytick.major.size": 0,
         "path.simplify": True,
@@ -213,7 +211,7 @@ def _figure(name: str, title: str) -> Iterator[tuple["Figure", list[Markup]]]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a person's matplotlibrc must not change the page
         matplotlib.rcParams.update(style)
-        figure = Figure((_WIDTH / 72, _HEIGHT / 72))
+        figure = Figure((WIDTH / 72, HEIGHT / 72))
         yield figure, svg
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -232,7 +230,7 @@ def _inline(document: str, title: str) -> Markup:
     body = re.sub(r"\s+", " ", body.replace("xlink:href", "href")).replace("> <", "><").replace(' "', '"').strip()
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, f"var(--{variable})")
-    head = Markup('<svg class="plot" viewBox="0 0 {} {}" role="img"><title>{}</title>').format(_WIDTH, _HEIGHT, title)
+    head = Markup('<svg class="plot" viewBox="0 0 {} {}" role="img"><title>{}</title>').format(WIDTH, HEIGHT, title)
     return head + Markup(body) + Markup("</svg>")
 
 
@@ -241,10 +239,9 @@ def _shorter(match: re.Match[str]) -> str:
 
 
 def _panel_and_strip(figure: "Figure") -> tuple["Axes", "Axes"]:
-    width = (_WIDTH - _LEFT - _RIGHT) / _WIDTH
+    width = (WIDTH - LEFT - RIGHT) / WIDTH
     panel, strip = (
-        figure.add_axes((_LEFT / _WIDTH, bottom / _HEIGHT, width, height / _HEIGHT))
-        for bottom, height in (_PANEL, _STRIP)
+        figure.add_axes((LEFT / WIDTH, bottom / HEIGHT, width, height / HEIGHT)) for bottom, height in (_PANEL, _STRIP)
     )
     panel.tick_params(labelbottom=False, bottom=False)
     panel.spines["bottom"].set_visible(False)
@@ -270,7 +267,7 @@ def _whole_ticks(panel: "Axes", last: int) -> None:
     panel.set_xticks(range(0, last + 1, step))
 
 
-def _percent_axis(panel: "Axes") -> None:
+def percent_axis(panel: "Axes") -> None:
     from matplotlib.ticker import FuncFormatter
 
     panel.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g} %"))
@@ -295,12 +292,12 @@ def _fill(strip: "Axes", points: Points) -> None:
     if highest <= 0:
         strip.set_yticks([])
         return
-    strip.fill_between([x for x, _ in points], [y for _, y in points], color=_MUTED, alpha=0.15, linewidth=0)
+    strip.fill_between([x for x, _ in points], [y for _, y in points], color=MUTED, alpha=0.15, linewidth=0)
     strip.set_ylim(0, highest * 1.05)
-    strip.set_yticks([highest], [_compact(highest)])
+    strip.set_yticks([highest], [compact(highest)])
 
 
-def _compact(value: float) -> str:
+def compact(value: float) -> str:
     """A positive figure in the seven signs that there is room for at the left edge: 0.00012, 1,921, 554k, 1.11M."""
     if value < 99_999.5:
         return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
@@ -313,7 +310,7 @@ def _compact(value: float) -> str:
 
 def _resumptions(panel: "Axes", steps: Sequence[int]) -> None:
     for step in steps:
-        panel.axvline(step, color=_MUTED, linewidth=1, dashes=(2, 3))
+        panel.axvline(step, color=MUTED, linewidth=1, dashes=(2, 3))
 
 
 def _thin(points: Points) -> Points:

@@ -39,10 +39,10 @@ def write_report(run: Path) -> Path:
     A pure function of `result.json`, `recipe.toml`, `metrics.jsonl` and `evaluation.json`: the same files give the same
     bytes. Only `result.json` must exist (DataError otherwise); what the others would have told is left out with a word.
     """
-    result = _read(run / RESULT)
+    result = read_fields(run / RESULT)
     # Only a finished run has an evaluation of its own; a file from before would speak of other weights.
     evaluated = result["status"] == "finished" and (run / EVALUATION).exists()
-    evaluation = _read(run / EVALUATION) if evaluated else Fields({})
+    evaluation = read_fields(run / EVALUATION) if evaluated else Fields({})
     recipe = (run / RECIPE).read_text(encoding="utf-8") if (run / RECIPE).exists() else None
     records = read_metrics(run / LOG)
 
@@ -61,8 +61,8 @@ def write_report(run: Path) -> Path:
         balanced=evaluation["balanced"] if imbalanced(evaluation["classes"] or []) else None,
         labels=_best_first(evaluation["labels"] or [], "average_precision"),
         calibration=_calibration(evaluation["calibration"]),
-        mistakes=[_shown(mistake) for mistake in evaluation["mistakes"] or []],
-        hits=[_shown(hit) for hit in evaluation["hits"] or []],
+        mistakes=[with_size(mistake) for mistake in evaluation["mistakes"] or []],
+        hits=[with_size(hit) for hit in evaluation["hits"] or []],
         cost=_cost(records, result),
         recipe=recipe,
     )
@@ -86,7 +86,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [records[key] for key in sorted(records)]
 
 
-def _read(path: Path) -> Fields:
+def read_fields(path: Path) -> Fields:
     table = read_json(path)
     if not isinstance(table, dict):
         raise DataError(f"{path} holds no JSON table; it must be the file that a training run wrote")
@@ -212,7 +212,7 @@ def _calibration(calibration: Fields | None) -> dict[str, Any] | None:
     return {"ece": calibration["ece"], "excess": excess, "figure": figures.reliability_diagram(bins)}
 
 
-def _shown(answer: Fields) -> Fields:
+def with_size(answer: Fields) -> Fields:
     """A mistake or a hit with the size of its thumbnail; what is no embedded picture is taken away."""
     size = _size(answer["thumbnail"])
     if size is None:

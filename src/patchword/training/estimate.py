@@ -21,6 +21,7 @@ from patchword.training import checkpoint, loop, prepare
 from patchword.training.checkpoint import State
 from patchword.training.recipe import Recipe
 from patchword.training.run import Run, settle
+from patchword.training.shelf import Shelf
 from patchword.training.teacher import load_teacher
 
 SECONDS = 3.0
@@ -88,16 +89,16 @@ class Estimate:
         return tpu_core_days(self.train_flops)
 
 
-def estimate(recipe: Recipe, with_weights: Recipe | None = None) -> Estimate:
+def estimate(recipe: Recipe, with_weights: Recipe | None = None, shelf: Shelf | None = None) -> Estimate:
     """What the run of a recipe will take on this machine, in one process; takes a few seconds itself.
 
-    `with_weights` is as for `run`. Raises what the run would raise before its first step.
+    `with_weights` and `shelf` are as for `run`. Raises what the run would raise before its first step.
     """
     keep_memory()
     began = time.perf_counter()
     world = Processes()
-    _, opened, prepared, note = settle(recipe, with_weights, world)
-    trial = _Trial(Path(), opened, prepared, None, StopFlag(), None, world, note)
+    _, opened, prepared, note = settle(recipe, with_weights, shelf, world)
+    trial = _Trial(Path(), opened, prepared, None, StopFlag(), None, world, note, shelf)
     return trial.estimated(opening=time.perf_counter() - began)
 
 
@@ -111,7 +112,7 @@ class _Trial(Run):
 
     def estimated(self, opening: float) -> Estimate:
         whole = self.dataset
-        fits = prepare.held_in_memory(self.recipe, whole, self.model.in_channels, self.world)
+        fits = prepare.held_in_memory(self.recipe, whole, self.model.in_channels, self.world, self.shelf)
         held = dataclasses.replace(self.recipe.loading, in_memory="yes" if fits else "no")
         self.recipe = dataclasses.replace(self.recipe, loading=held)
         asking = self.pretend_to_ask()
@@ -128,7 +129,7 @@ class _Trial(Run):
             self.dataset = whole
             self.recipe = self.fix_steps()
             self.dataset = few
-        looking = {name: self.look(name) for name in ("validation", "test") if name in few.splits}
+        looking = self.look("train")  # nothing is to be seen in the others before its time
         memory = self.memory_needed + sum(
             store.nbytes * len(whole.splits[name]) // len(few.splits[name]) for name, store in self.stores.items()
         )
@@ -140,7 +141,7 @@ class _Trial(Run):
             looks=math.ceil(steps / fixed.evaluation.every_steps) if "validation" in splits else 0,
             validation=len(splits.get("validation", ())),
             evaluated=len(splits.get("test", splits.get("validation", ()))),
-            seconds_per_look=next(iter(looking.values()), 0.0),
+            seconds_per_look=looking,
             saves=math.ceil(steps / fixed.checkpoint.every_steps),
             seconds_per_save=self.save(),
             decoded=sum(map(len, splits.values())) if fits else 0,
@@ -164,7 +165,9 @@ class _Trial(Run):
     def decode(self) -> float:
         """Seconds a picture, on all cores; they are held from here on."""
         began = time.perf_counter()
-        self.stores = prepare.fill_stores(self.dataset, self.model.in_channels)
+        self.stores = prepare.fill_stores(
+            self.dataset, self.model.in_channels, None
+        )  # a shelf would decode all of them
         return (time.perf_counter() - began) / sum(map(len, self.dataset.splits.values()))
 
     def look(self, name: str) -> float:

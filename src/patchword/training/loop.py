@@ -232,7 +232,7 @@ class Loop:
         try:
             figures = self.validate(self._kept())
         except DivergedError as error:
-            raise FaultError(f"training diverged before step {state.step + 1}: {error}; {_SMALLER_RATE}") from error
+            raise DivergedError(f"training diverged before step {state.step + 1}: {error}; {_SMALLER_RATE}") from error
         self.record.write("validation", state.step, **figures)
         return time.perf_counter() - began
 

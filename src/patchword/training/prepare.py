@@ -20,6 +20,7 @@ from patchword.core.runtime import MOST_REPLICAS, available_memory, choose_devic
 from patchword.data.dataset import Dataset, Split
 from patchword.data.decode import header
 from patchword.data.duplicates import find_duplicates, without_leaks
+from patchword.data.join import together
 from patchword.data.plan import evened
 from patchword.data.sources import open_data
 from patchword.data.splits import first_of
@@ -32,6 +33,7 @@ from patchword.models.vit import ViT
 from patchword.training.choice import SMALL_PICTURE, choose_model
 from patchword.training.objectives import UNLABELLED, Distillation, Objective, Sigmoid, Softmax, start_at_prior
 from patchword.training.recipe import Balance, Recipe, loads
+from patchword.training.shelf import Shelf, filled
 from patchword.training.tune import tune
 from patchword.weights import hub, shipped
 from patchword.weights.adapt import adapt
@@ -79,11 +81,18 @@ class Opened:
     """Of the data set as it lies there, before any picture was left out."""
 
 
-def open_training_data(recipe: Recipe) -> Opened:
+def open_training_data(recipe: Recipe, shelf: Shelf | None = None) -> Opened:
     """The recipe's data set, looked through for duplicates where the recipe says so or the set is small enough."""
-    dataset = open_data(recipe.data)
-    fingerprint = dataset.fingerprint()
-    dataset = _with_images(_with_validation(dataset, recipe.validation_share), recipe.train_images)
+    dataset, fingerprint = (shelf or Shelf()).open(recipe.data)
+    if recipe.learn_validation:
+        dataset = _learning_validation(dataset, recipe.validation_share)
+    dataset = _with_validation(dataset, recipe.validation_share)
+    if recipe.evaluation.final not in (*dataset.splits, "test"):
+        raise UsageError(
+            f"evaluation.final=validation, but {dataset.location} has no validation pictures; "
+            "validation_share takes some of train"
+        )
+    dataset = _with_images(dataset, recipe.train_images, recipe.train_images_seed)
     count = sum(len(split) for split in dataset.splits.values())
     wanted = recipe.loading.duplicates
     if wanted == "no" or (wanted == "auto" and count >= _CHECK_DUPLICATES_BELOW):
@@ -97,20 +106,36 @@ def _with_validation(dataset: Dataset, share: float) -> Dataset:
     """The data set with a share of train as its validation; 0: as it is."""
     if not share:
         return dataset
-    if "validation" in dataset.splits:
+    splits = dict(dataset.splits)
+    if "validation" in splits and "test" in splits:
         raise UsageError(f"{dataset.location} has validation pictures of its own; validation_share=0 is right")
-    train = dataset.splits["train"]
+    if "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    train = splits["train"]
     chosen = first_of(train.keys(), train.labels, round(share * len(train)))
     rest = np.setdiff1d(np.arange(len(train)), chosen)
     if not len(chosen) or not len(rest):
         raise UsageError(
             f"validation_share={share} of {len(train):,} pictures leaves none on one side; another share is right"
         )
-    splits = {**dataset.splits, "train": train.subset(rest), "validation": train.subset(chosen)}
+    splits = {**splits, "train": train.subset(rest), "validation": train.subset(chosen)}
     return dataclasses.replace(dataset, splits=splits)
 
 
-def _with_images(dataset: Dataset, count: int) -> Dataset:
+def _learning_validation(dataset: Dataset, share: float) -> Dataset:
+    """The data set with the pictures of validation in train."""
+    splits = dict(dataset.splits)
+    if share:
+        raise UsageError(
+            "learn_validation=true and validation_share exclude each other: one takes what the other gives"
+        )
+    if "validation" not in splits or "test" not in splits:
+        raise UsageError(f"learn_validation=true needs validation and test; {dataset.location} has {', '.join(splits)}")
+    splits["train"] = together([splits["train"], splits.pop("validation")])
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def _with_images(dataset: Dataset, count: int, seed: int) -> Dataset:
     """The data set with so many training pictures; 0: all of them."""
     train = dataset.splits["train"]
     if not count:
@@ -119,7 +144,7 @@ def _with_images(dataset: Dataset, count: int) -> Dataset:
         raise UsageError(
             f"train_images={count} is more than the {len(train):,} that {dataset.location} has for training"
         )
-    few = train.subset(first_of(train.keys(), train.labels, count))
+    few = train.subset(first_of(train.keys(), train.labels, count, seed))
     if train.labels.ndim == 1 and len(np.unique(few.labels)) < len(np.unique(train.labels)):
         classes = len(np.unique(train.labels))
         raise UsageError(
@@ -397,10 +422,12 @@ def fetch(recipe: Recipe) -> None:
     open_data(recipe.data)
 
 
-def held_in_memory(recipe: Recipe, dataset: Dataset, channels: int, world: Processes) -> bool:
+def held_in_memory(recipe: Recipe, dataset: Dataset, channels: int, world: Processes, shelf: Shelf | None) -> bool:
     """Whether the decoded pictures are held, and not streamed: as the recipe says, or as far as there is room."""
     if recipe.loading.in_memory != "auto":
         return recipe.loading.in_memory == "yes"
+    if shelf is not None and shelf.holds(dataset, channels):
+        return True
     needed = sum(estimated_bytes(split, channels=channels) for split in dataset.splits.values())
     limit = recipe.loading.memory_share * available_memory() / world.local_count
     if needed > limit:
@@ -408,15 +435,10 @@ def held_in_memory(recipe: Recipe, dataset: Dataset, channels: int, world: Proce
     return needed <= limit
 
 
-def fill_stores(dataset: Dataset, channels: int) -> dict[str, Store]:
+def fill_stores(dataset: Dataset, channels: int, shelf: Shelf | None) -> dict[str, Store]:
     """The decoded pictures of every split."""
-    stores = {}
-    for name, split in dataset.splits.items():
-        with Progress(f"decoding {name}", len(split)) as progress:
-            stores[name] = Store.fill(
-                split, channels, len(_usable_cores()), on_progress=lambda done, _: progress.update(done)
-            )
-    return stores
+    fill = filled if shelf is None else shelf.fill
+    return {name: fill(name, split, channels) for name, split in dataset.splits.items()}
 
 
 def _from_weights(recipe: Recipe, dataset: Dataset, image_size: tuple[int, int] | None) -> tuple[Model, str]:

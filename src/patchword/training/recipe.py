@@ -131,6 +131,9 @@ class Evaluation:
     """0 looks ten times in the run."""
     batch_size: int = 0
     """Images at once; 0 takes what suits the caches. It changes nothing but speed."""
+    final: Literal["test", "validation"] = "test"
+    """The split that the final model is measured on; `validation` where something is chosen by it, so that test is not looked
+    at."""
     mirror: bool = False
     """Let the model see each picture and its mirror image, and take the mean of what it says: twice the time."""
 
@@ -226,9 +229,13 @@ class Recipe:
     """A folder, a table, a named set or `formula:…`."""
     train_images: int = 0
     """Train on so many pictures only, of each class its share; a smaller number takes a part of a larger one's. 0: all."""
+    train_images_seed: int = 0
+    """Which pictures these are: another number takes others."""
     validation_share: float = 0.0
     """Take so large a share of train, of each class alike, for validation where the set has none: to choose by, so that test
-    chooses nothing. The pictures are not learned from."""
+    chooses nothing. The pictures are not learned from. Where the set has validation and no test, its validation is test then."""
+    learn_validation: bool = False
+    """Learn from the pictures of validation, too: when nothing is left to be chosen by them."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     """`name`, one of `patchword models`, and fields of the model's configuration, such as `pool`. With `init`, another
     `patch_size` resamples a ViT's projection, `hidden_head=true` keeps the tanh layer of a pre-training head under the new
@@ -279,7 +286,14 @@ class Recipe:
     guard: Guard = Guard()
 
     def __post_init__(self) -> None:
-        for field, least in (("batch_size", 1), ("micro_batch", 0), ("threads", 0), ("seed", 0), ("train_images", 0)):
+        for field, least in (
+            ("batch_size", 1),
+            ("micro_batch", 0),
+            ("threads", 0),
+            ("seed", 0),
+            ("train_images", 0),
+            ("train_images_seed", 0),
+        ):
             if getattr(self, field) < least:
                 raise UsageError(f"{field}={getattr(self, field)} must be at least {least}")
         if self.threads > _MOST_THREADS:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from patchword.core import files
-from patchword.core.errors import DataError, FaultError, PatchwordError, StoppedError, UsageError
+from patchword.core.errors import DataError, DivergedError, FaultError, PatchwordError, StoppedError, UsageError
 from patchword.core.processes import Processes, joined
 from patchword.core.progress import duration, say, size
 from patchword.core.runtime import (
@@ -25,8 +25,10 @@ from patchword.core.runtime import (
     versions,
 )
 from patchword.data.augment import Augment
+from patchword.data.dataset import Dataset
 from patchword.data.loader import TrainLoader
 from patchword.data.store import Store
+from patchword.evaluation.answers import answers_of, write_answers
 from patchword.evaluation.metrics import measure
 from patchword.evaluation.mistakes import confident_mistakes, sure_hits
 from patchword.evaluation.predict import predict
@@ -36,8 +38,9 @@ from patchword.models.cost import Cost, cost
 from patchword.training import loop, prepare, run_folder, unlabelled
 from patchword.training.checkpoint import State
 from patchword.training.objectives import Objective
-from patchword.training.recipe import Recipe, loads
-from patchword.training.run_folder import EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
+from patchword.training.recipe import Budget, Recipe, loads
+from patchword.training.run_folder import ANSWERS, EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
+from patchword.training.shelf import Shelf
 from patchword.training.teacher import answers, confident, with_unlabelled
 from patchword.training.tune import merge
 from patchword.weights import folder as model_folder
@@ -54,18 +57,20 @@ def run(
     restart: bool = False,
     publish: Callable[[Path], object] | None = None,
     with_weights: Recipe | None = None,
+    shelf: Shelf | None = None,
 ) -> Path:
     """Train as `recipe` says and leave everything in a run folder, whose path is returned.
 
     A folder that holds the same run, unfinished, is resumed; finished, it is left as it is; another recipe in it is a
     `UsageError`. `restart` moves what is there aside. On a fault or a signal, `result.json` says so before the error is
     raised. `publish` is called with the folder whenever it has a new result: it writes the page. `with_weights` is what is
-    asked for in the place of `recipe` where `init=auto` finds weights.
+    asked for in the place of `recipe` where `init=auto` finds weights. `shelf` is what the runs of a study share, which
+    has told then what there is to tell before a run.
     """
     keep_memory()
     flag = StopFlag()
     with joined(recipe.compute.timeout, on_orphaned=flag.raise_it) as world:
-        return _run(recipe, out, restart, publish, flag, world, with_weights)
+        return _run(recipe, out, restart, publish, flag, world, with_weights, shelf)
 
 
 def _run(
@@ -76,16 +81,15 @@ def _run(
     flag: StopFlag,
     world: Processes,
     with_weights: Recipe | None,
+    shelf: Shelf | None,
 ) -> Path:
     if out is not None:
         world.decide(functools.partial(run_folder.check, out))  # before the data is looked through
-    recipe, opened, prepared, note = settle(recipe, with_weights, world, out, restart=restart)
+    recipe, opened, prepared, note = settle(recipe, with_weights, shelf, world, out, restart=restart)
     dataset = opened.dataset
     out = out or prepare.default_out(recipe, dataset, prepared.model.name)
-    for notice in dataset.notices[:_NOTICES]:
-        say(f"note: {notice.sentence}")
-    if len(dataset.notices) > _NOTICES:
-        say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
+    if shelf is None:
+        tell_notices(dataset)
     with contextlib.ExitStack() as held:
         stored = world.decide(lambda: run_folder.take(out, recipe, restart, held))
         if stored == FINISHED:
@@ -95,12 +99,18 @@ def _run(
             return out
         with flag.listening():
             of_before = None if stored is None else loads(stored, str(out / RECIPE)).going_on(recipe)
-            Run(out, opened, prepared, of_before, flag, publish, world, note).go(resuming=stored is not None)
+            Run(out, opened, prepared, of_before, flag, publish, world, note, shelf).go(resuming=stored is not None)
     return out
 
 
 def settle(
-    recipe: Recipe, with_weights: Recipe | None, world: Processes, out: Path | None = None, *, restart: bool = False
+    recipe: Recipe,
+    with_weights: Recipe | None,
+    shelf: Shelf | None,
+    world: Processes,
+    out: Path | None = None,
+    *,
+    restart: bool = False,
 ) -> tuple[Recipe, prepare.Opened, prepare.Prepared, str]:
     """A request as far as it concerns data and start, its data set, its model, and a note on the start.
 
@@ -109,7 +119,7 @@ def settle(
     there = files.at_home(recipe.data)
     if world.count > 1 and not there.exists():
         world.decide(lambda: prepare.fetch(recipe))  # one downloads, the others find it
-    opened = prepare.open_training_data(recipe)
+    opened = prepare.open_training_data(recipe, shelf)
     dataset = opened.dataset
 
     def published(model: str) -> str | None:
@@ -134,6 +144,23 @@ def settle(
     return recipe, dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe.teacher)), prepared, note
 
 
+def steps_for(budget: Budget, pictures: int, batch_size: int, flops_per_image: float) -> int | None:
+    """How many steps a budget comes to, rounded down, where it is in FLOPs, else up; None where it is a time."""
+    if budget.steps:
+        return budget.steps
+    if budget.epochs:
+        return math.ceil(budget.epochs * pictures / batch_size)
+    return int(budget.pflop * 1e15 / (flops_per_image * batch_size)) if budget.pflop else None
+
+
+def tell_notices(dataset: Dataset) -> None:
+    """A line for each of the first few things that the owner of the data should know."""
+    for notice in dataset.notices[:_NOTICES]:
+        say(f"note: {notice.sentence}")
+    if len(dataset.notices) > _NOTICES:
+        say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
+
+
 class Run:
     """One run on its way; the methods are its stages, in order."""
 
@@ -147,8 +174,9 @@ class Run:
         publish: Callable[[Path], object] | None,
         world: Processes,
         note: str,
+        shelf: Shelf | None,
     ) -> None:
-        self.note = note
+        self.note, self.shelf = note, shelf
         self.out, self.opened, self.prepared, self.flag, self.publish = out, opened, prepared, flag, publish
         self.world = world
         self.dataset = dataset = opened.dataset
@@ -171,14 +199,15 @@ class Run:
                 self.check_memory()
                 if not resuming:
                     self.recipe = self.fix_steps()
-                    self.announce()
+                    if self.shelf is None:
+                        self.announce()
                 self.world.decide(self.open_books)
                 self.train()
                 self.evaluate()
         except PatchwordError as error:
             status = "stopped" if isinstance(error, StoppedError) else "failed"
             if self.world.first:
-                self.write_result(status, reason=str(error))
+                self.write_result(status, reason=str(error), diverged=isinstance(error, DivergedError))
             raise
 
     def ask_teacher(self) -> None:
@@ -219,9 +248,9 @@ class Run:
     def load_pictures(self) -> None:
         """Decode what is held in memory, and write down whether it is: a later run must see the same pixels."""
         recipe, channels = self.recipe, self.model.in_channels
-        fits = self.world.decide(lambda: prepare.held_in_memory(recipe, self.dataset, channels, self.world))
+        fits = self.world.decide(lambda: prepare.held_in_memory(recipe, self.dataset, channels, self.world, self.shelf))
         if fits:
-            self.stores = prepare.fill_stores(self.dataset, channels)
+            self.stores = prepare.fill_stores(self.dataset, channels, self.shelf)
             loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
             if len({json.dumps(seen) for seen in self.world.gather(self.content)}) > 1:
                 raise DataError(
@@ -234,21 +263,17 @@ class Run:
         """The number of steps that the budget comes to, and the intervals that follow from it."""
         budget, batch_size = self.recipe.budget, self.recipe.batch_size
         num_pictures = len(self.dataset.splits["train"])
-        if budget.steps:
-            steps = budget.steps
-        elif budget.epochs:
-            steps = math.ceil(budget.epochs * num_pictures / batch_size)
-        elif budget.pflop:
+        steps = steps_for(budget, num_pictures, batch_size, self.train_flops_per_image)
+        if steps == 0:
             step = self.train_flops_per_image * batch_size / 1e15
-            if (steps := int(budget.pflop / step)) < 1:
-                raise UsageError(
-                    f"a budget of {budget.pflop:g} PFLOP is less than one step of {self.model.name} on {batch_size} pictures; "
-                    f"{step:.1g} or more, a smaller model or a smaller batch_size would be right"
-                )
-        elif budget.minutes:
+            raise UsageError(
+                f"a budget of {budget.pflop:g} PFLOP is less than one step of {self.model.name} on {batch_size} pictures; "
+                f"{step:.1g} or more, a smaller model or a smaller batch_size would be right"
+            )
+        if steps is None:
+            if not budget.minutes:
+                raise UsageError("the recipe has no budget; --steps, --epochs, --minutes or --pflop gives it one")
             steps = self.steps_in(budget.minutes * 60)
-        else:
-            raise UsageError("the recipe has no budget; --steps, --epochs, --minutes or --pflop gives it one")
         steps = max(1, steps)
         warmup = self.recipe.schedule.warmup
         if warmup >= max(2, steps):
@@ -420,7 +445,7 @@ class Run:
 
     def evaluate(self) -> None:
         """The test split is looked at once, here."""
-        split = "test" if "test" in self.dataset.splits else "validation"
+        split = self.recipe.evaluation.final if "test" in self.dataset.splits else "validation"
         if split not in self.dataset.splits:
             say("the data set has neither test nor validation pictures: the model is not evaluated")
             self.world.decide(lambda: self.write_result(FINISHED))
@@ -441,6 +466,9 @@ class Run:
         predictions = self.predict(self.model, split)
         pictures, classes = self.dataset.splits[split], self.dataset.classes
         figures = measure(predictions, classes)
+        if not self.dataset.multi_label:
+            given = answers_of(predictions, pictures, classes)
+            self.world.decide(lambda: write_answers(self.out / ANSWERS, given))
         figures["unreadable"] = [
             {"name": pictures.name(index), "reason": reason} for index, reason in sorted(predictions.unreadable.items())
         ]
@@ -461,6 +489,7 @@ class Run:
         result = {
             "status": status,
             "reason": reason,
+            "diverged": False,
             "model": self.model.name,
             "params": self.cost.params,
             "init": self.prepared.origin,

@@ -7,12 +7,14 @@
 | `checkpoints/`    | training state, the newest few                                             |
 | `model/`          | the final model                                                            |
 | `evaluation.json` | all figures of the final model on the test split (validation if none)      |
+| `predictions.csv` | its answer to each of these pictures                                       |
 | `result.json`     | what came of it, also when it stopped or failed                            |
 | `diverged.json`   | the pictures of the newest step in which training went wrong, if one did   |
 | `report.html`     | the page, made of the others                                               |
 """
 
 import contextlib
+import dataclasses
 import itertools
 import re
 import shutil
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 RECIPE, LOG, CHECKPOINTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "model"
 EVALUATION, RESULT, DIVERGED, PAGE = "evaluation.json", "result.json", "diverged.json", "report.html"
-_LEFT_BY_US = {RECIPE, LOG, CHECKPOINTS, MODEL, EVALUATION, RESULT, DIVERGED, PAGE, ".lock"}
+ANSWERS = "predictions.csv"
+_LEFT_BY_US = {RECIPE, LOG, CHECKPOINTS, MODEL, EVALUATION, ANSWERS, RESULT, DIVERGED, PAGE, ".lock"}
 
 FINISHED = "finished"
 """The status of a run that needs nothing more."""
@@ -46,7 +49,7 @@ def take(out: Path, asked: "Recipe", restart: bool, held: contextlib.ExitStack) 
             _move_aside(out)
     check(out)
     held.enter_context(only_writer(out))
-    held.enter_context(_removed_if_empty(out))
+    held.enter_context(removed_if_empty(out))
     files.remove_leftovers(out, "|".join(map(re.escape, sorted(_LEFT_BY_US))))
     if not (out / RECIPE).is_file():
         return None
@@ -58,6 +61,27 @@ def take(out: Path, asked: "Recipe", restart: bool, held: contextlib.ExitStack) 
     if not any((out / CHECKPOINTS).glob("step-*")):
         say(f"{out} holds this run without a checkpoint: it begins again at step 0")
     return (out / RECIPE).read_text("utf-8")
+
+
+def ended_as(out: Path, asked: "Recipe") -> bool:
+    """Whether `out` holds the run that is asked for, finished or diverged, by its small files alone: no data set is opened.
+
+    Where the data and the weights of the start lie is not compared: a study may have been moved, and knows them by what they
+    are. Nor is a batch of all pictures that there are. Raises `UsageError` where it holds another run, finished or not.
+    """
+    from patchword.training.recipe import load
+
+    if not (out / RECIPE).is_file():
+        return False
+    stored = load(str(out / RECIPE))
+    if stored.batch_size < asked.batch_size and stored.train_images <= asked.batch_size:
+        asked = dataclasses.replace(asked, batch_size=stored.batch_size)
+    asked = dataclasses.replace(asked, data=stored.data, init=stored.init)
+    if difference := asked.difference(stored):
+        raise UsageError(f"{out} holds another run ({difference}); it belongs to another study")
+    if _status(out) == FINISHED:
+        return (out / MODEL).is_dir()
+    return _status(out) == "failed" and bool(files.read_json(out / RESULT).get("diverged"))
 
 
 def _damage(model: Path) -> str | None:
@@ -114,8 +138,8 @@ def _move_aside(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _removed_if_empty(out: Path) -> Iterator[None]:
-    """A run that was refused before it wrote anything leaves no folder."""
+def removed_if_empty(out: Path) -> Iterator[None]:
+    """What was refused before it wrote anything leaves no folder."""
     try:
         yield
     finally:

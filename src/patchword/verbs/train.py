@@ -23,7 +23,7 @@ def parse_image_size(value: "int | str | tuple[int, int]") -> tuple[int, int]:
     return (sides[0], sides[1])
 
 
-def _assignments(given: "str | Mapping[str, Any] | Sequence[str]") -> list[str]:
+def assignments(given: "str | Mapping[str, Any] | Sequence[str]") -> list[str]:
     """What `set` may be in Python: one assignment, several, or a mapping of fields to values."""
     if isinstance(given, Mapping):
         # Words stay words; what JSON writes of the rest is TOML, too.
@@ -73,7 +73,7 @@ def train(
     from patchword.training.run import result_sentence, run
     from patchword.training.run_folder import PAGE
 
-    changes: dict[str, Any] = config.parse_assignments(_assignments(set))
+    changes: dict[str, Any] = config.parse_assignments(assignments(set))
     named = changes.get("model")
     for option, twice in (
         ("DATA", "data" in changes),

@@ -15,7 +15,7 @@ from patchword.core.preprocessing import Preprocessing
 from patchword.models.contract import Model
 from patchword.models.hybrid import HybridConfig
 from patchword.models.names import name_of
-from patchword.models.resnet import UNITS, WIDTHS, ResNet, ResNetConfig, stem_stride
+from patchword.models.resnet import GROUPS, UNITS, WIDTHS, ResNet, ResNetConfig, stem_stride
 from patchword.models.vit import ViT
 from patchword.weights import mapping
 from patchword.weights.reading import Fields, Reading
@@ -274,6 +274,7 @@ def refuse_unheld(model: Model) -> None:
         reasons |= {
             f"the units {units}": _bit_depth(units) is None,
             f"the epsilons of {stem}'s arithmetic": stem != "timm",
+            f"the norms of {model.config.width} channels": model.config.width < GROUPS,
         }
     elif isinstance(model, ViT):
         config = model.config

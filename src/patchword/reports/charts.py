@@ -1,0 +1,153 @@
+"""Figures of studies: several models, each with a colour and a marker of its own, over pictures, FLOPs or time.
+
+A model's place in the study decides both, so that it looks the same in every figure; `key` is the marker for the text beside.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from markupsafe import Markup
+
+from patchword.reports.figures import (
+    HEIGHT,
+    INK,
+    LEFT,
+    MUTED,
+    RIGHT,
+    SERIES,
+    WIDTH,
+    Points,
+    compact,
+    drawing,
+    percent_axis,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Matplotlib's marker, and the same as a path in 10×10 units.
+_MARKERS = (
+    ("o", "M5 1a4 4 0 1 0 .01 0z"),
+    ("s", "M1.5 1.5h7v7h-7z"),
+    ("^", "M5 1l4.3 7.5H.7z"),
+    ("D", "M5 .7L9.3 5 5 9.3.7 5z"),
+    ("v", "M5 9L.7 1.5h8.6z"),
+    ("p", "M5 .8l4.2 3-1.6 5H2.4L.8 3.8z"),
+    ("X", "M1 3l2-2 2 2 2-2 2 2-2 2 2 2-2 2-2-2-2 2-2-2 2-2z"),
+    ("P", "M3.4.9h3.2v2.5h2.5v3.2H6.6v2.5H3.4V6.6H.9V3.4h2.5z"),
+)
+_BOTTOM, _TOP = 40, 12
+
+
+class Reading(NamedTuple):
+    """A measured point, or one of a fitted curve; the interval may be missing."""
+
+    x: float
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Series(NamedTuple):
+    """What a figure shows of one model."""
+
+    place: int
+    """Of the model in the study: its colour and marker."""
+    points: Sequence[Reading]
+    curve: Sequence[Reading] = ()
+    """Drawn through or beyond the points, with its band."""
+
+
+def colour(place: int) -> str:
+    """The page's variable for a model's colour."""
+    return f"--series-{place % len(SERIES)}"
+
+
+def key(place: int) -> Markup:
+    """A model's marker for the text."""
+    return Markup(
+        '<svg class="marker" viewBox="0 0 10 10" aria-hidden="true" style="fill:var({})"><path d="{}"/></svg>'
+    ).format(colour(place), _MARKERS[place % len(_MARKERS)][1])
+
+
+def accuracy_against_size(series: Sequence[Series], measured: float, crossings: Points = ()) -> Markup:
+    """Accuracy in 0…1 over training pictures, both axes' intervals at 95 %: points, fitted curves with bands, dotted beyond what
+    was `measured`; a ring where two curves cross."""
+    with drawing("sizes", "Accuracy over the number of training pictures") as (figure, svg):
+        panel = _panel(figure)
+        panel.set_xscale("log")
+        for each in series:
+            tint = SERIES[each.place % len(SERIES)]
+            inside = [point for point in each.curve if point.x <= measured * 1.001]
+            beyond = [point for point in each.curve if point.x >= measured * 0.999]
+            for part, dashes in ((inside, None), (beyond, (2, 2))):
+                line = panel.plot([p.x for p in part], [p.value for p in part], color=tint, linewidth=1.4)[0]
+                if dashes:
+                    line.set_dashes(dashes)
+            banded = [(p.x, p.low, p.high) for p in each.curve if p.low is not None and p.high is not None]
+            if banded:
+                x, low, high = zip(*banded, strict=True)
+                panel.fill_between(x, low, high, color=tint, alpha=0.12, linewidth=0)
+            # A little beside one another, or intervals hide intervals.
+            _points(panel, each, spread=1.025 ** (2 * each.place - len(series) + 1))
+        for x, y in crossings:
+            panel.plot([x], [y], "o", color=INK, markersize=9, markerfacecolor="none", markeredgewidth=1.2)
+        panel.axvline(measured, color=MUTED, linewidth=0.8, dashes=(1, 3))
+        _share_heights(panel, series)
+        _number_axis(panel, "training pictures")
+    return svg[0]
+
+
+def accuracy_against_cost(series: Sequence[Series], front: Points, label: str, name: str) -> Markup:
+    """Accuracy in 0…1 over a cost; each model's points are joined, and a step line is the front of those that nobody beats."""
+    with drawing(name, f"Accuracy over {label}") as (figure, svg):
+        panel = _panel(figure)
+        panel.set_xscale("log")
+        if len(front) > 1:
+            panel.step([x for x, _ in front], [y for _, y in front], where="post", color=MUTED, linewidth=6, alpha=0.2)
+        for each in series:
+            points = [(p.x, p.value) for p in each.points]
+            panel.plot(*zip(*points, strict=True), color=SERIES[each.place % len(SERIES)], linewidth=1.2, alpha=0.7)
+            _points(panel, each)
+        _share_heights(panel, series)
+        _number_axis(panel, label)
+    return svg[0]
+
+
+def _panel(figure: "Figure") -> "Axes":
+    box = (LEFT / WIDTH, _BOTTOM / HEIGHT, (WIDTH - LEFT - RIGHT) / WIDTH, (HEIGHT - _BOTTOM - _TOP) / HEIGHT)
+    return figure.add_axes(box)
+
+
+def _points(panel: "Axes", series: Series, spread: float = 1.0) -> None:
+    tint, marker = SERIES[series.place % len(SERIES)], _MARKERS[series.place % len(_MARKERS)][0]
+    for point in series.points:
+        x = point.x * spread
+        if point.low is not None and point.high is not None:
+            panel.plot([x, x], [point.low, point.high], color=tint, linewidth=1.1, alpha=0.75, solid_capstyle="butt")
+        panel.plot([x], [point.value], marker, color=tint, markersize=5.5)
+
+
+def _share_heights(panel: "Axes", series: Sequence[Series]) -> None:
+    """All points and most of every interval: three seeds may leave intervals that say nothing, and must not flatten the rest."""
+    from matplotlib.ticker import MaxNLocator
+
+    values = [point.value for each in series for point in (*each.points, *each.curve)]
+    low, high = min(values), max(values)
+    room = max(0.03, 0.15 * (high - low))
+    panel.set_ylim(max(0.0, low - room), min(1.0, high + room))
+    panel.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    percent_axis(panel)
+
+
+def _number_axis(panel: "Axes", label: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = panel.get_xlim()
+    steps = (1,) if high / low > 300 else (1, 3) if high / low > 12 else (1, 2, 3, 5, 7)
+    panel.xaxis.set_major_locator(LogLocator(base=10, subs=steps))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.xaxis.set_minor_locator(LogLocator(base=10, subs=()))
+    panel.set_xlabel(label, labelpad=3)

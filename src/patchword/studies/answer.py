@@ -1,0 +1,403 @@
+"""What the cells of a comparison say, with how sure it is: the content of `study.json`, figure by figure.
+
+Letters: M models, S sizes, k seeds, n test pictures.
+"""
+
+import datetime
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchword.core import files
+from patchword.core.errors import DataError
+from patchword.core.picture import DecodeError
+from patchword.core.runtime import describe_device, versions
+from patchword.data.decode import decode
+from patchword.evaluation.answers import Answers, read_answers
+from patchword.evaluation.metrics import Z95
+from patchword.evaluation.mistakes import thumbnail
+from patchword.models.cost import cost
+from patchword.models.names import parse_name
+from patchword.studies import floor, speed
+from patchword.studies.compare import LADDER, Question, Study, skeleton
+from patchword.studies.grid import Outcome
+from patchword.studies.search import Found
+from patchword.studies.statistics import (
+    Estimate,
+    PowerLaw,
+    crossing,
+    fit_power_law,
+    holm,
+    mcnemar,
+    mean_difference,
+    mean_interval,
+    pareto_front,
+)
+from patchword.training.run_folder import ANSWERS
+from patchword.weights.io import load_model
+
+REACH = 10.0
+"""Up to so many times the largest size a power law is believed."""
+KINDS = {
+    "vit": "plain ViT",
+    "hybrid": "hybrid",
+    "early-conv": "hybrid",
+    "bit": "ResNet",
+    "efficientnet": "EfficientNet",
+}
+STUDY = "study.json"
+_CURVE = 41
+_SHOWN = 8
+
+
+def answer(study: Study) -> dict[str, Any]:
+    """All figures of a study, as plain values; of one that is not complete, those of the seeds that are."""
+    question, cells = study.question, Cells(study)
+    rows = [_model(study, cells, name) for name in question.models]
+    laws = {name: cells.law(name) for name in question.models}
+    for row in rows:
+        row["curve"] = _curve(laws[row["name"]], cells.sizes)
+        row["law"] = None if (law := laws[row["name"]]) is None else {"a": law.a, "b": law.b, "c": law.c}
+    lead = _lead(study, cells, laws)
+    return {
+        "status": "finished" if cells.complete else "on its way",
+        "data": _data(study),
+        "question": _asked(question),
+        "sizes": cells.sizes,
+        "models": rows,
+        "lead": lead,
+        "crossings": _crossings(question.models, laws),
+        "fronts": _fronts(rows),
+        "tests": _tests(question.models, cells),
+        "disagreements": _disagreements(study, cells),
+        "seconds": sum(outcome.result["seconds"] for outcome in study.outcomes.values()),
+        "versions": versions(),
+        "device": describe_device(torch.device("cpu")),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_answer(study: Study) -> Path:
+    """Write `study.json`, and return the study's folder; speeds and probes that were not measured before are measured first."""
+    folder, last = study.grid.folder, study.question.sizes[-1]
+    trained = {}
+    for name in study.question.models:
+        outcome = study.outcomes.get(study.cell(name, last, 0).place)
+        if name not in speed.stored(folder) and outcome is not None and not outcome.diverged:
+            trained[name] = load_model(outcome.folder)
+    speed.measure(folder, trained)
+    if study.question.pretrain:
+        floor.measure(study)
+    files.write_json(folder / STUDY, answer(study))
+    return folder
+
+
+class Cells:
+    """What was measured, by model, size, seed and share of the budget."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.question = study, study.question
+        self.floor = floor.stored(study.grid.folder)
+        whole = [outcome.result["train_images"] for outcome in self.of_size(self.question.sizes[-1])]
+        self.sizes = [size or max(whole, default=len(study.dataset.splits["train"])) for size in self.question.sizes]
+        """Ascending, in pictures: 0, which stands for all, is the number that there were."""
+
+    def outcome(self, model: str, size: int, seed: int, share: float = 1.0) -> Outcome | None:
+        """A cell, if it was run."""
+        return self.study.outcomes.get(self.study.cell(model, size, seed, share).place)
+
+    def of_size(self, size: int) -> list[Outcome]:
+        """Those of a size."""
+        found = [
+            self.outcome(model, size, seed) for model in self.question.models for seed in range(self.question.seeds)
+        ]
+        return [outcome for outcome in found if outcome is not None]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return all(
+            self.outcome(model, size, seed) is not None
+            for model in self.question.models
+            for size in self.question.sizes
+            for seed in range(self.question.seeds)
+        )
+
+    def values(self, model: str, size: int, share: float = 1.0) -> list[float]:
+        """Accuracies, of each seed that has one."""
+        outcomes = [self.outcome(model, size, seed, share) for seed in range(self.question.seeds)]
+        return [outcome.value for outcome in outcomes if outcome is not None and outcome.value is not None]
+
+    def probe(self, model: str, size: int) -> float | None:
+        """The mean over seeds of a linear probe's accuracy on the weights that the cells began with, where there are such."""
+        places = [self.study.cell(model, size, seed).place for seed in range(self.question.seeds)]
+        found = [self.floor[place] for place in places if place in self.floor]
+        return float(np.mean(found)) if found else None
+
+    def table(self, model: str) -> np.ndarray:
+        """Errors S×k, NaN where there is none."""
+        table = np.full((len(self.sizes), self.question.seeds), math.nan)
+        for row, size in enumerate(self.question.sizes):
+            for seed in range(self.question.seeds):
+                outcome = self.outcome(model, size, seed)
+                if outcome is not None and outcome.value is not None:
+                    table[row, seed] = 1 - outcome.value
+        return table
+
+    def law(self, model: str) -> PowerLaw | None:
+        """The fitted curve; None where fewer than two sizes were measured."""
+        table = self.table(model)
+        seen = np.isfinite(table).any(axis=1)
+        return fit_power_law(np.array(self.sizes)[seen], table[seen]) if seen.sum() >= 2 else None
+
+    def answers(self, model: str) -> list[Answers | None]:
+        """To each test picture, at the largest size, of each seed."""
+        outcomes = [self.outcome(model, self.question.sizes[-1], seed) for seed in range(self.question.seeds)]
+        return [
+            None if outcome is None or outcome.value is None else read_answers(outcome.folder / ANSWERS)
+            for outcome in outcomes
+        ]
+
+
+def _asked(question: Question) -> dict[str, Any]:
+    settings = question.settings("")
+    return {name: value for name, value in settings.items() if name not in ("data_fingerprint", "models")}
+
+
+def _data(study: Study) -> dict[str, Any]:
+    dataset = study.dataset
+    return {
+        "name": dataset.name,
+        "location": dataset.location,
+        "classes": len(dataset.classes),
+        "splits": {name: len(split) for name, split in dataset.splits.items()},
+        "tested_on": "test" if "test" in dataset.splits else "validation",
+        "chosen_on": "validation" if {"validation", "test"} <= set(dataset.splits) else "a tenth of train",
+    }
+
+
+def _model(study: Study, cells: Cells, name: str) -> dict[str, Any]:
+    """A model: what it is, what it costs, what it reached."""
+    question = study.question
+    bones = skeleton(name, question.first_recipe, question.changes, question.image_size, len(study.dataset.classes))
+    count = cost(bones)
+    outcomes = [cells.outcome(name, question.sizes[-1], seed) for seed in range(question.seeds)]
+    seconds = [outcome.result["seconds"] for outcome in outcomes if outcome is not None]
+    points = []
+    for place, size in zip(cells.sizes, question.sizes, strict=True):
+        points.append({"size": place, **_mean(cells.values(name, size)), "probe": cells.probe(name, size)})
+    compute = []
+    for share in (*LADDER, 1.0):
+        done = [cells.outcome(name, question.sizes[-1], seed, share) for seed in range(question.seeds)]
+        flops = [outcome.result["train_flops"] for outcome in done if outcome is not None]
+        if flops:
+            compute.append(
+                {"share": share, "flops": max(flops), **_mean(cells.values(name, question.sizes[-1], share))}
+            )
+    everything = [outcome for outcome in study.outcomes.values() if outcome.cell.recipe.model["name"] == name]
+    return {
+        "name": name,
+        "kind": KINDS[parse_name(name, {})[0].family],
+        "params": count.params,
+        "flops": count.forward_flops,
+        "activation_bytes": count.activation_bytes,
+        "seconds": float(np.mean(seconds)) if seconds else None,
+        "images_per_second": speed.stored(study.grid.folder).get(name),
+        "rate": _rate(study.found.get(name)),
+        "rate_before": _rate(study.found_before.get(name)),
+        "points": points,
+        "compute": compute,
+        "diverged": [outcome.cell.title for outcome in everything if outcome.diverged],
+    }
+
+
+def _rate(found: Found | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"rate": found.rate, "at_edge": found.at_edge, "trials": [dict(row) for row in found.trials]}
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    """The mean over seeds with its interval, and each value."""
+    if not values:
+        return {"value": None, "low": None, "high": None, "values": []}
+    return {**_plain(mean_interval(values)), "values": list(values)}
+
+
+def _plain(estimate: Estimate) -> dict[str, float | None]:
+    """As JSON has it: None where an end is not finite."""
+    ends = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return {name: end if math.isfinite(end) else None for name, end in ends.items()}
+
+
+def _curve(law: PowerLaw | None, sizes: Sequence[int]) -> list[dict[str, float | None]]:
+    """The fitted accuracy and its band, from the smallest size to the end of the reach."""
+    if law is None:
+        return []
+    places = np.geomspace(sizes[0], REACH * sizes[-1], _CURVE)
+    low, high = law.band(places)
+    curve = zip(places, law.error(places), low, high, strict=True)
+    return [
+        {"size": float(place), **_plain(Estimate(1 - float(error), 1 - float(b), 1 - float(a)))}
+        for place, error, a, b in curve
+    ]
+
+
+def _lead(study: Study, cells: Cells, laws: dict[str, PowerLaw | None]) -> dict[str, Any] | None:
+    """Who leads at the largest size, by how much over the next, and what the others would need to be as good."""
+    last = study.question.sizes[-1]
+    means = {name: float(np.mean(values)) for name in study.question.models if (values := cells.values(name, last))}
+    if len(means) < 2:
+        return None
+    first, second, *_ = sorted(means, key=lambda name: -means[name])
+    needs = []
+    for name in means:
+        law = laws[name]
+        if name != first and law is not None:
+            size = law.size_for(1 - means[first])
+            needs.append({"name": name, **_plain(size), "never": not math.isfinite(size.value)})
+    return {
+        "first": first,
+        "second": second,
+        "values": means,
+        "difference": _difference(cells, first, second),
+        "needs": needs,
+        "reach": REACH * cells.sizes[-1],
+    }
+
+
+def _difference(cells: Cells, first: str, second: str) -> dict[str, Any]:
+    """Accuracy of the first less the second's at the largest size, with the chance of seeds and of test pictures in it.
+
+    The two are independent, and each is an interval of its own: Student's over the differences of pairs of seeds, and the
+    normal one over the pictures' mean differences. Their halves are added as squares. One seed has no spread: then the
+    interval is that of the pictures alone, which `seeds` says.
+    """
+    pairs = [
+        (one.right.astype(float), other.right.astype(float))
+        for one, other in zip(cells.answers(first), cells.answers(second), strict=True)
+        if one is not None and other is not None and _same_pictures(one, other)
+    ]
+    if not pairs:
+        return {"value": None, "low": None, "high": None, "seeds": 0}
+    differences = np.array([one - other for one, other in pairs])  # k×n
+    value = float(differences.mean())
+    pictures = Z95 * float(differences.mean(axis=0).std(ddof=1)) / math.sqrt(differences.shape[1])
+    seeds = 0.0
+    if len(pairs) > 1:
+        seeds = mean_difference([one.mean() for one, _ in pairs], [other.mean() for _, other in pairs]).half
+    half = math.hypot(pictures, seeds)
+    return {"value": value, "low": value - half, "high": value + half, "seeds": len(pairs)}
+
+
+def _same_pictures(one: Answers, other: Answers) -> bool:
+    if (one.pictures, one.labels) != (other.pictures, other.labels):
+        raise DataError("two models of the study were tested on other pictures; the data set has changed between")
+    return True
+
+
+def _crossings(models: Sequence[str], laws: dict[str, PowerLaw | None]) -> list[dict[str, Any]]:
+    """Where the order of each pair of models changes with the number of training pictures, if it does in reach."""
+    rows = []
+    for place, one in enumerate(models):
+        for other in models[place + 1 :]:
+            first, second = laws[one], laws[other]
+            if first is None or second is None:
+                continue
+            found = crossing(first, second, reach=REACH)
+            names = (one, other)
+            share = None if math.isnan(found.share) else found.share
+            row = {"before": names[found.leads_before], "after": names[found.leads_after]}
+            rows.append(
+                {"models": names, **row, "size": found.size, "low": found.low, "high": found.high, "share": share}
+            )
+    return rows
+
+
+def _fronts(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Who is beaten by nobody, by training FLOPs and by time a picture: model, cost and value, from the cheapest."""
+    trained = [
+        {"name": row["name"], "cost": point["flops"], "value": point["value"]}
+        for row in rows
+        for point in row["compute"]
+        if point["value"] is not None
+    ]
+    fast = [
+        {"name": row["name"], "cost": 1 / row["images_per_second"]["32"], "value": row["points"][-1]["value"]}
+        for row in rows
+        if row["images_per_second"] and row["points"][-1]["value"] is not None
+    ]
+    fronts = {}
+    for name, points in (("flops", trained), ("seconds", fast)):
+        best = pareto_front([p["cost"] for p in points], [p["value"] for p in points]) if points else []
+        fronts[name] = [points[place] for place in best]
+    return fronts
+
+
+def _tests(models: Sequence[str], cells: Cells) -> list[dict[str, Any]]:
+    """McNemar's test of each pair at the largest size, seed by seed on the same test pictures; of a seed, p-values are Holm's."""
+    rows = []
+    for place, one in enumerate(models):
+        for other in models[place + 1 :]:
+            pairs = zip(cells.answers(one), cells.answers(other), strict=True)
+            for seed, (first, second) in enumerate(pairs):
+                if first is None or second is None:
+                    continue
+                found = mcnemar(first.right, second.right)
+                rows.append(
+                    {
+                        "models": (one, other),
+                        "seed": seed,
+                        "only_first": found.only_first,
+                        "only_second": found.only_second,
+                        "difference": _plain(found.difference),
+                        "p": found.p_value,
+                    }
+                )
+    for seed in {row["seed"] for row in rows}:
+        asked = [row for row in rows if row["seed"] == seed]
+        for row, corrected in zip(asked, holm([row["p"] for row in asked]), strict=True):
+            row["p_corrected"] = corrected
+    return rows
+
+
+def _disagreements(study: Study, cells: Cells) -> dict[str, Any] | None:
+    """Test pictures that some model got right with every seed and some other with none: how many, and a few of the surest."""
+    split = study.dataset.splits["test" if "test" in study.dataset.splits else "validation"]
+    given = {name: [each for each in cells.answers(name) if each is not None] for name in study.question.models}
+    given = {name: answers for name, answers in given.items() if answers}
+    if len(given) < 2:
+        return None
+    first = next(iter(given.values()))[0]
+    if len(first.pictures) != len(split):
+        raise DataError(f"{study.dataset.location} has another number of test pictures than the study was made with")
+    right = {name: np.mean([each.right for each in answers], axis=0) for name, answers in given.items()}
+    sure = {name: np.mean([each.confidence for each in answers], axis=0) for name, answers in given.items()}
+    table, certainty = np.array(list(right.values())), np.array(list(sure.values()))
+    spread = np.flatnonzero((table.max(axis=0) == 1) & (table.min(axis=0) == 0))
+    # Both sides sure of themselves is what one wants to see.
+    weight = np.where(table == 1, certainty, 0).max(axis=0) + np.where(table == 0, certainty, 0).max(axis=0)
+    chosen: list[int] = []
+    patterns: dict[tuple[bool, ...], int] = {}
+    for index in spread[np.argsort(-weight[spread], kind="stable")]:
+        pattern = tuple(table[:, index] == 1)
+        if patterns.get(pattern, 0) < max(2, _SHOWN // len(given)) and len(chosen) < _SHOWN:
+            patterns[pattern] = patterns.get(pattern, 0) + 1
+            chosen.append(int(index))
+    rows = []
+    for index in chosen:
+        try:
+            picture = thumbnail(decode(split.read(index), 3))
+        except DecodeError:
+            picture = None
+        said = {name: _most_often([each.predicted[index] for each in answers]) for name, answers in given.items()}
+        rows.append({"name": first.pictures[index], "label": first.labels[index], "thumbnail": picture, "said": said})
+    return {"count": len(spread), "of": len(first.pictures), "pictures": rows}
+
+
+def _most_often(said: Sequence[str | None]) -> str | None:
+    return max(dict.fromkeys(said), key=said.count)

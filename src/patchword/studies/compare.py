@@ -1,0 +1,402 @@
+"""`patchword compare`: models × training-set sizes × seeds, with an equal start, equal budgets and an equal search.
+
+The stages, each a list of cells (`grid.py`): the search for each model's learning rate at the middle size; where asked,
+pre-training before it, with a search of its own; the grid itself, seed by seed; and runs with smaller budgets at the largest
+size, for accuracy against compute. Every seed draws pictures of its own, which lie in one another from size to size and are the
+same for all models. Test is looked at once, at the end of each cell of the grid; what is chosen is chosen on validation, or on
+a tenth of train.
+
+Letters: M models, S sizes, k seeds.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from patchword.core import config, files
+from patchword.core.errors import UsageError
+from patchword.core.progress import say
+from patchword.data.dataset import Dataset
+from patchword.models.contract import Model
+from patchword.models.cost import cost
+from patchword.models.names import config_type, create_model, parse_name
+from patchword.studies.grid import Cell, Grid, Outcome, held, settle
+from patchword.studies.search import Found, ahead, part_of, search, with_rate
+from patchword.training import recipe as recipes
+from patchword.training.prepare import look_at, natural_size
+from patchword.training.recipe import Budget, Recipe
+from patchword.training.run import tell_notices
+
+Start = Literal["nothing", "pre-training"]
+
+EPOCHS = 30
+"""The budget where none is given: what the dearest model takes to see all training pictures so often."""
+PRETRAINING = 4.0
+"""The budget of pre-training where none is given, in those of a run."""
+LADDER = (0.25, 0.5)
+"""Shares of the budget that are tried at the largest size beside the whole, for accuracy against compute."""
+DEVELOPMENT = 0.1
+"""The share of train that the search chooses by, where the data set has no validation for it."""
+_NO_LOOKS = 10**9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked, with nothing left open."""
+
+    data: str
+    models: tuple[str, ...]
+    sizes: tuple[int, ...]
+    """Ascending; 0, for all training pictures, comes last."""
+    seeds: int
+    image_size: tuple[int, int]
+    budget: Budget
+    """Of each run."""
+    pretrain: str
+    """The data set that all models begin with; empty: they begin with nothing."""
+    pretrain_budget: Budget
+    recipe: str
+    changes: dict[str, Any]
+    """Of the recipe, as nested tables."""
+
+    @property
+    def first_recipe(self) -> str:
+        """Whose wishes the architecture follows: the recipe that begins with nothing."""
+        return "scratch" if self.pretrain else self.recipe
+
+    def settings(self, fingerprint: str) -> dict[str, Any]:
+        """As plain values, for `study.toml`."""
+        budget, before = ({k: v for k, v in dataclasses.asdict(each).items() if v} for each in self.budgets)
+        return {
+            "data": self.data,
+            "data_fingerprint": fingerprint,
+            "models": list(self.models),
+            "sizes": [size or "all" for size in self.sizes],
+            "seeds": self.seeds,
+            "image_size": list(self.image_size),
+            "budget": budget,
+            "pretrain": self.pretrain,
+            "pretrain_budget": before,
+            "recipe": self.recipe,
+            "set": self.changes,
+        }
+
+    @property
+    def budgets(self) -> tuple[Budget, Budget]:
+        """Of a run, and of pre-training."""
+        return self.budget, self.pretrain_budget if self.pretrain else Budget()
+
+
+def ask(
+    data: str,
+    models: tuple[str, ...],
+    sizes: tuple[str | int, ...],
+    *,
+    seeds: int = 3,
+    image_size: tuple[int, int] | None = None,
+    budget: Budget | None = None,
+    pretrain: str = "",
+    pretrain_budget: Budget | None = None,
+    recipe: str = "",
+    changes: dict[str, Any] | None = None,
+    dataset: Dataset,
+    stored: dict[str, Any],
+) -> Question:
+    """The question with nothing left open: what is not said is as in `stored`, the settings of before, or is chosen.
+
+    Raises `UsageError` for what cannot be compared: in one sentence, before anything is trained.
+    """
+    changes = changes or {}
+    _check(models, seeds, dataset)
+    for field in changes.get("model", {}):
+        if not any(field in model_options(name, changes) for name in models):
+            raise UsageError(
+                f"model.{field} is a field of none of {', '.join(models)}; 'patchword train' says which there are"
+            )
+    counts = _sizes(sizes, dataset)
+    place = str(files.at_home(data).resolve()) if files.at_home(data).exists() else data
+    if image_size is None:
+        image_size = tuple(stored["image_size"]) if stored else _common_size(models, changes, dataset)
+    recipe = recipe or ("finetune" if pretrain else "scratch")
+    first = "scratch" if pretrain else recipe
+    skeletons = [skeleton(name, first, changes, image_size, len(dataset.classes)) for name in models]
+    if budget is None:
+        flops = max(cost(model).train_flops for model in skeletons)
+        pictures = counts[-1] or len(dataset.splits["train"])
+        chosen = Budget(pflop=float(f"{EPOCHS * pictures * flops / 1e15:.3g}"))
+        budget = Budget(**stored["budget"]) if stored else chosen
+    if pretrain_budget is None:
+        before = stored.get("pretrain_budget")
+        pretrain_budget = Budget(**before) if before else part_of(budget, PRETRAINING)
+    return Question(
+        data=place,
+        models=models,
+        sizes=counts,
+        seeds=seeds,
+        image_size=image_size,
+        budget=budget,
+        pretrain=str(files.at_home(pretrain).resolve()) if pretrain and files.at_home(pretrain).exists() else pretrain,
+        pretrain_budget=pretrain_budget,
+        recipe=recipe,
+        changes=changes,
+    )
+
+
+def _check(models: tuple[str, ...], seeds: int, dataset: Dataset) -> None:
+    if len(models) < 2:
+        raise UsageError(f"{models[0] if models else 'no model'} alone cannot be compared; --models A,B would be right")
+    twice = [name for name in models if models.count(name) > 1]
+    if twice:
+        raise UsageError(f"--models names {twice[0]} twice; each model once is right")
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds} must be 1 or more")
+    if dataset.multi_label:
+        raise UsageError(f"{dataset.location} has several labels a picture; models are compared by one label a picture")
+    if not {"test", "validation"} & set(dataset.splits):
+        raise UsageError(f"{dataset.location} has no pictures to test on; a test split would be right")
+
+
+def _sizes(sizes: tuple[str | int, ...], dataset: Dataset) -> tuple[int, ...]:
+    """Numbers of training pictures, ascending, 0 for all; a size of all that there are is all."""
+    there, classes = len(dataset.splits["train"]), len(dataset.splits["train"].counts().nonzero()[0])
+    counts = []
+    for size in sizes or ("all",):
+        text = str(size).strip()
+        if text != "all" and not (text.isascii() and text.isdigit() and int(text)):
+            raise UsageError(f"--sizes {text!r} is not a number of pictures or all, such as 100,300,all")
+        count = 0 if text == "all" else int(text)
+        if count > there:
+            raise UsageError(f"--sizes {count} is more than the {there:,} training pictures of {dataset.location}")
+        if count and count < classes:
+            raise UsageError(f"--sizes {count} is fewer than the {classes:,} classes of {dataset.location}")
+        counts.append(0 if count == there else count)
+    if len(set(counts)) < len(counts):
+        raise UsageError(f"--sizes {','.join(map(str, sizes))} says a size twice; each once is right")
+    return tuple(sorted(counts, key=lambda count: count or math.inf))
+
+
+def _common_size(models: tuple[str, ...], changes: dict[str, Any], dataset: Dataset) -> tuple[int, int]:
+    """The size that `train` would take, for all alike: a multiple of every model's stride."""
+    strides = [parse_name(name, model_options(name, changes))[1].stride for name in models]
+    return natural_size(look_at(dataset.splits["train"]), math.lcm(*strides))
+
+
+def model_options(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """What the changes say of a model of this name: the fields that its family has."""
+    known = config.field_types(config_type(parse_name(name, {})[0]))
+    return {field: value for field, value in changes.get("model", {}).items() if field in known}
+
+
+def architecture(name: str, recipe: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The `model` of a recipe for a model of this name."""
+    return recipes.load(recipe, {"model": {"name": name, **model_options(name, changes)}}).model
+
+
+def skeleton(name: str, recipe: str, changes: dict[str, Any], image_size: tuple[int, int], num_classes: int) -> Model:
+    """A model without weights, to be counted; raises `UsageError` with its name where it cannot take the size."""
+    options = {field: value for field, value in architecture(name, recipe, changes).items() if field != "name"}
+    try:
+        with torch.device("meta"):
+            return create_model(name, num_classes, image_size, **options)
+    except UsageError as error:
+        height, width = image_size
+        raise UsageError(f"{name} cannot be compared at {height}×{width}: {error}") from error
+
+
+class Study:
+    """The cells of a question, and the order in which they are run."""
+
+    def __init__(self, question: Question, grid: Grid, dataset: Dataset) -> None:
+        self.question, self.grid, self.dataset = question, grid, dataset
+        self.found: dict[str, Found] = {}
+        """Model → the rate of its runs."""
+        self.found_before: dict[str, Found] = {}
+        """Model → the rate of its pre-training."""
+        self.outcomes: dict[str, Outcome] = {}
+        """Place of a cell → what became of it."""
+
+    @property
+    def middle(self) -> int:
+        """The size at which rates are searched: the upper one of two in the middle."""
+        return self.question.sizes[len(self.question.sizes) // 2]
+
+    # Cells
+
+    def recipe(self, model: str, data: str, budget: Budget, **changes: Any) -> Recipe:
+        """The recipe of a cell: the study's, for a model, with what makes the cell what it is."""
+        question = self.question
+        over = {name: value for name, value in question.changes.items() if name != "model"}
+        base = {
+            "data": data,
+            "model": architecture(model, question.first_recipe, question.changes),
+            "image_size": question.image_size,
+            "budget": {name: value for name, value in dataclasses.asdict(budget).items() if value},
+            "evaluation": {"every_steps": _NO_LOOKS},
+            "checkpoint": {"keep": 1},
+        }
+        name = changes.pop("recipe", question.recipe)
+        return recipes.load(name, config.merge(config.merge(over, base), changes))
+
+    def pretraining(self, model: str) -> Cell:
+        """The run that all others of a model begin with."""
+        recipe = self.recipe(model, self.question.pretrain, self.question.pretrain_budget, recipe="scratch")
+        return Cell(f"pretrain/{plain(model)}", f"{model}, pre-training on {self.question.pretrain}", recipe)
+
+    def start(self, model: str) -> str:
+        """The `init` of a model's runs."""
+        if not self.question.pretrain:
+            return "none"
+        return str((self.grid.folder / self.pretraining(model).place).resolve())
+
+    def cell(self, model: str, size: int, seed: int, share: float = 1.0) -> Cell:
+        """A cell of the grid; with a share of the budget below 1, one of the ladder."""
+        budget = self.question.budget if share == 1 else part_of(self.question.budget, share)
+        recipe = self.recipe(
+            model,
+            self.question.data,
+            budget,
+            init=self.start(model),
+            seed=seed,
+            train_images=size,
+            # All pictures are all pictures.
+            train_images_seed=seed if size else 0,
+        )
+        if size:
+            recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, size))
+        title = f"{model}, {f'{size:,}' if size else 'all'} pictures, seed {seed}"
+        room = "runs" if share == 1 else "compute"
+        part = "" if share == 1 else f"-{share:g}"
+        what = title if share == 1 else f"{title}, {share:g} of the budget"
+        return Cell(f"{room}/{plain(model)}-{size or 'all'}-{seed}{part}", what, recipe)
+
+    def tried(self, model: str) -> Recipe:
+        """What the search tries, but for its rate: the middle size, and validation."""
+        recipe, train = self.cell(model, self.middle, 0).recipe, self.dataset.splits["train"]
+        if {"validation", "test"} <= set(self.dataset.splits):
+            return recipe
+        left = len(train) - round(DEVELOPMENT * len(train))
+        few = recipe.train_images if recipe.train_images < left else 0
+        return dataclasses.replace(recipe, validation_share=DEVELOPMENT, train_images=few)
+
+    def tried_before(self, model: str) -> Recipe:
+        """The same of pre-training."""
+        recipe = self.pretraining(model).recipe
+        splits = self.grid.shelf.open(self.question.pretrain)[0].splits
+        enough = {"validation", "test"} <= set(splits)
+        return recipe if enough else dataclasses.replace(recipe, validation_share=DEVELOPMENT)
+
+    def rounds(self, factors: dict[str, float]) -> Iterator[list[Cell]]:
+        """The cells of the grid and of the ladder, seed by seed, so that whoever stops early has whole rounds.
+
+        `factors` are those of the models' rates; a model without one is left out.
+        """
+        question = self.question
+        models = [model for model in question.models if model in factors]
+
+        def rated(model: str, *which: Any) -> Cell:
+            cell = self.cell(model, *which)
+            return dataclasses.replace(cell, recipe=with_rate(cell.recipe, factors[model]))
+
+        for seed in range(question.seeds):
+            grid = [rated(model, size, seed) for size in question.sizes for model in models]
+            ladder = [rated(model, question.sizes[-1], seed, share) for share in LADDER for model in models]
+            yield [*grid, *ladder]
+
+    def ahead(self) -> tuple[list[Cell], list[Cell]]:
+        """What will be run, as far as it is known by now, and cells that cost as much as the others."""
+        known, like, factors = [], [], {}
+        for model in self.question.models if self.question.pretrain else ():
+            cells, others, factor = ahead(self.grid, f"search-pretrain/{plain(model)}", model, self.tried_before(model))
+            known, like, pretraining = known + cells, like + others, self.pretraining(model)
+            if factor is None:
+                like.append(pretraining)
+            else:
+                known.append(dataclasses.replace(pretraining, recipe=with_rate(pretraining.recipe, factor)))
+        for model in self.question.models:
+            cells, others, factor = ahead(self.grid, f"search/{plain(model)}", model, self.tried(model))
+            known, like = known + cells, like + others
+            if factor is not None:
+                factors[model] = factor
+        unknown = {model: 1.0 for model in self.question.models if model not in factors}
+        known += [cell for cells in self.rounds(factors) for cell in cells]
+        return known, [*like, *(cell for cells in self.rounds(unknown) for cell in cells)]
+
+    # Stages
+
+    def run(self, publish: Callable[["Study"], object]) -> None:
+        """Run what is not there; `publish` is called whenever a seed is complete."""
+        question = self.question
+        for model in question.models if question.pretrain else ():
+            where, title = f"search-pretrain/{plain(model)}", f"{model}, search before pre-training"
+            self.found_before[model] = found = search(self.grid, where, title, self.tried_before(model))
+            cell = self.pretraining(model)
+            [outcome] = self.grid.run([dataclasses.replace(cell, recipe=with_rate(cell.recipe, found.factor))])
+            if outcome.diverged:
+                raise UsageError(f"{model} cannot be pre-trained: {outcome.diverged}")
+            self.outcomes[cell.place] = outcome
+        for model in question.models:
+            self.found[model] = search(self.grid, f"search/{plain(model)}", f"{model}, search", self.tried(model))
+        for cells in self.rounds({model: found.factor for model, found in self.found.items()}):
+            for outcome in self.grid.run(cells):
+                self.outcomes[outcome.cell.place] = outcome
+            publish(self)
+
+
+def plain(model: str) -> str:
+    """A model's name as a part of a folder's."""
+    return model.replace("/", "-")
+
+
+def compare(
+    data: str,
+    models: tuple[str, ...],
+    sizes: tuple[str | int, ...],
+    out: Path,
+    *,
+    seeds: int = 3,
+    publish_run: Callable[[Path], object] | None = None,
+    publish: Callable[[Study], object] = lambda _: None,
+    **asked: Any,
+) -> Study:
+    """Run the study in `out`, or what is missing of it; the other arguments are those of `ask`.
+
+    `publish_run` writes the page of a run folder; `publish` that of the study.
+    """
+    grid = Grid(out, publish_run)
+    place = str(files.at_home(data).resolve()) if files.at_home(data).exists() else data
+    dataset, fingerprint = grid.shelf.open(place)
+    with held(out) as stored:
+        question = ask(data, models, sizes, seeds=seeds, dataset=dataset, stored=stored, **asked)
+        settings = question.settings(fingerprint)
+        if stored and stored["data_fingerprint"] != fingerprint:
+            raise UsageError(
+                f"{out} holds a study of other data ({stored['data']}), or {data} has changed since; choose another --out"
+            )
+        settle(out, stored, settings, free=("data", "models", "seeds"))
+        study = Study(question, grid, dataset)
+        tell_notices(dataset)
+        say(sentence(question))
+        grid.begin(*study.ahead())
+        study.run(publish)
+    return study
+
+
+def sentence(question: Question) -> str:
+    """What is about to be compared, in one line."""
+    budget = next(f"{value:g} {name}" for name, value in _named(question.budget))
+    start = f"pre-trained on {question.pretrain} for {next(f'{v:g} {n}' for n, v in _named(question.pretrain_budget))}"
+    height, width = question.image_size
+    return (
+        f"comparing {', '.join(question.models)} at {height}×{width}, {budget} a run, "
+        f"{start if question.pretrain else 'all from nothing'}"
+    )
+
+
+def _named(budget: Budget) -> Iterator[tuple[str, float]]:
+    for name in ("steps", "epochs", "minutes", "pflop"):
+        if value := getattr(budget, name):
+            yield name.replace("pflop", "PFLOP"), value

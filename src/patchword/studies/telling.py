@@ -1,0 +1,105 @@
+"""The answer of a comparison in sentences, from the figures of `study.json` alone. `**…**` stands around what matters most."""
+
+import math
+from typing import Any
+
+_POINTS = 100
+_SURE = 0.975
+"""A crossing in fewer of the resamples is doubtful, and none at all where more than the rest of them have one."""
+
+
+def headline(answer: dict[str, Any]) -> str:
+    """Who leads, by how much, how sure that is, and what the plain ViT (or the next) would need to be as good."""
+    lead, tested = answer["lead"], answer["data"]["splits"][answer["data"]["tested_on"]]
+    if lead is None:
+        return "Nothing can be compared yet: fewer than two models have an accuracy."
+    names = {row["name"]: called(row, answer["models"]) for row in answer["models"]}
+    first, second = lead["first"], lead["second"]
+    reached = {name: f"{_POINTS * value:.1f} %" for name, value in lead["values"].items()}
+    sentence = f"With your {answer['sizes'][-1]:,} training pictures and {budget(answer['question'])} a model, "
+    difference = lead["difference"]
+    points = f"{_POINTS * difference['value']:.1f} ± {_POINTS * (difference['high'] - difference['value']):.1f} points"
+    named = f"{reached[first]} of {tested:,} test pictures right"
+    if difference["low"] > 0:
+        sentence += f"**{names[first]} leads by {points}**: it names {named}, {names[second]} {reached[second]}"
+    else:
+        sentence += (
+            f"**no model leads for sure**: {names[first]} names {named}, {names[second]} {reached[second]}, "
+            f"a difference of {points}"
+        )
+    if difference["seeds"] == 1:
+        sentence += " (of a single seed: the chance of training is not in the interval)"
+    if need := _need(answer, names):
+        sentence += f"; {need}"
+    return f"{sentence}."
+
+
+def called(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """A model as a sentence names it: by its kind where no other is of that kind."""
+    alone = sum(other["kind"] == row["kind"] for other in rows) == 1
+    return f"the {row['kind']} ({row['name']})" if alone else row["name"]
+
+
+def budget(question: dict[str, Any]) -> str:
+    """What each model may cost, in words."""
+    [(name, value)] = question["budget"].items()
+    return f"{value:g} {name.replace('pflop', 'PFLOP')}"
+
+
+def _need(answer: dict[str, Any], names: dict[str, str]) -> str:
+    """How many pictures the plain ViT would need to be as good as the leader, or where it leads, the second."""
+    lead, needs = answer["lead"], {row["name"]: row for row in answer["lead"]["needs"]}
+    plain = [row["name"] for row in answer["models"] if row["kind"] == "plain ViT" and row["name"] in needs]
+    name = plain[0] if plain else lead["second"]
+    if name not in needs:
+        return ""
+    need, reach = needs[name], lead["reach"]
+    if need["never"]:
+        return f"{names[name]} would not come so far with any number of pictures, by its fitted curve"
+    if need["value"] > reach:
+        return f"{names[name]} would need more than {answer['lead']['reach'] / answer['sizes'][-1]:.0f} times as many"
+    return f"{names[name]} would need about {about(need['value'])}{between(need['low'], need['high'], reach)}"
+
+
+def crossings(answer: dict[str, Any]) -> list[str]:
+    """A sentence for each pair of models."""
+    names = {row["name"]: called(row, answer["models"]) for row in answer["models"]}
+    low, reach = answer["sizes"][0], 10 * answer["sizes"][-1]
+    lines = []
+    for row in answer["crossings"]:
+        before, after = names[row["before"]], names[row["after"]]
+        share = row["share"]
+        if row["size"] is None:
+            other = names[next(name for name in row["models"] if name != row["before"])]
+            doubt = (
+                f", though in {_POINTS * share:.0f} % of the resamples they cross" if (share or 0) > 1 - _SURE else ""
+            )
+            lines.append(
+                f"{_upper(before)} is ahead of {other} from {low:,} to {reach:,} pictures: no crossing in reach{doubt}."
+            )
+        else:
+            ends = between(row["low"], row["high"], reach)
+            doubt = f", in {_POINTS * share:.0f} % of the resamples" if share is not None and share < _SURE else ""
+            lines.append(f"{_upper(after)} overtakes {before} at about {about(row['size'])} pictures{ends}{doubt}.")
+    return lines
+
+
+def about(number: float) -> str:
+    """Two figures are all that a fitted curve can tell: 8,431 → 8,400."""
+    if number <= 0:
+        return "0"
+    unit = 10 ** max(0, math.floor(math.log10(number)) - 1)
+    return f"{round(number / unit) * unit:,.0f}"
+
+
+def between(low: float | None, high: float | None, reach: float) -> str:
+    """The interval of a number of pictures in brackets; open where it leaves the reach; nothing where nothing is known."""
+    if not low:
+        return "" if high is None else f" [{about(high)} or fewer]"
+    if high is None or high > reach:
+        return f" [{about(low)} or more]"
+    return f" [{about(low)}–{about(high)}]"
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,467 @@
+"""A comparison is fair, its figures are those of other hands, and its sentences say what the figures say."""
+
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import patchword
+from conftest import write_pictures
+from made import MODELS, TEST, TRAIN, made
+from patchword.core.errors import DataError, UsageError
+from patchword.data.sources import open_data
+from patchword.evaluation.answers import read_answers, write_answers
+from patchword.reports import run as pages
+from patchword.reports.study import command, warnings, write_study
+from patchword.studies import compare as studies
+from patchword.studies import telling
+from patchword.studies.answer import REACH, answer, write_answer
+from patchword.training import loop, prepare
+from patchword.training.recipe import Budget
+
+SMALL = {"model": {"depth": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 16, "units": [1]}, "batch_size": 8}
+
+
+def asked(data: Path, **changes: Any) -> studies.Question:
+    given: dict[str, Any] = {
+        "models": ("ViT-At/8", "BiT-R14x0.25"),
+        "sizes": ("12", "30", "all"),
+        "image_size": (16, 16),
+        "changes": SMALL,
+        "stored": {},
+    }
+    return studies.ask(str(data), dataset=open_data(data), **{**given, **changes})
+
+
+# The question
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"models": ("ViT-At/8",)}, "ViT-At/8 alone cannot be compared"),
+        ({"models": ()}, "no model alone cannot be compared"),
+        ({"models": ("ViT-At/8", "ViT-At/4", "ViT-At/8")}, "--models names ViT-At/8 twice"),
+        ({"models": ("ViT-At/8", "ViX-At/8")}, "unknown model 'ViX-At/8'; did you mean"),
+        (
+            {"models": ("BiT-R14x0.25", "ViT-At/5")},
+            "ViT-At/5 cannot be compared at 16×16: an image of 16×16 is not divided by",
+        ),
+        ({"sizes": ("73",)}, "--sizes 73 is more than the 72 training pictures of"),
+        ({"sizes": ("2",)}, "--sizes 2 is fewer than the 3 classes of"),
+        ({"sizes": ("12", "72", "all")}, "--sizes 12,72,all says a size twice"),
+        ({"sizes": ("twelve",)}, "--sizes 'twelve' is not a number of pictures or all"),
+        ({"sizes": ("0",)}, "--sizes '0' is not a number"),
+        ({"seeds": 0}, "--seeds 0 must be 1 or more"),
+        ({"changes": {"model": {"dept": 1}}}, "model.dept is a field of none of ViT-At/8, BiT-R14x0.25"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(pictures: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        asked(pictures, **changes)
+
+
+def test_data_without_test_or_of_several_labels_is_refused(pictures: Path) -> None:
+    dataset = open_data(pictures)
+    for wrong, sentence in (
+        (dataclasses.replace(dataset, splits={"train": dataset.splits["train"]}), "has no pictures to test on"),
+        (dataclasses.replace(dataset, multi_label=True), "has several labels a picture"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            studies.ask("x", ("ViT-At/8", "ViT-At/4"), ("all",), dataset=wrong, stored={})
+
+
+def test_what_is_left_open_is_chosen_once(pictures: Path) -> None:
+    """The size fits all models; the budget is 30 epochs of the dearest, three figures of it."""
+    models = ("ViT-At/6", "ViT-At/4", "BiT-R14x0.25")
+    first = asked(pictures, image_size=None, models=models)
+    assert first.image_size == (24, 24)
+    bones = [studies.skeleton(name, "scratch", SMALL, (24, 24), 3) for name in first.models]
+    dearest = max(studies.cost(each).forward_flops for each in bones)
+    assert first.budget.pflop == pytest.approx(30 * 72 * 3 * dearest / 1e15, rel=5e-3)
+    assert first.sizes == (12, 30, 0)
+    stored = first.settings("abc")
+    more = asked(pictures, image_size=None, models=(*models, "ViT-Fe/4"), stored=stored)
+    assert (more.budget, more.image_size) == (first.budget, first.image_size)
+    pretrained = asked(pictures, pretrain="formula:shapes-2x5", budget=Budget(pflop=0.25))
+    assert (pretrained.recipe, pretrained.pretrain_budget) == ("finetune", Budget(pflop=1.0))
+
+
+# The cells
+
+
+@pytest.fixture
+def toy(pictures: Path, tmp_path: Path) -> studies.Study:
+    grid = studies.Grid(tmp_path / "study")
+    dataset, _ = grid.shelf.open(str(pictures))
+    question = asked(pictures, budget=Budget(pflop=4e-5), seeds=3, sizes=("6", "30", "72"))
+    return studies.Study(question, grid, dataset)
+
+
+def pictures_of(study: studies.Study, model: str, size: int, seed: int) -> set[bytes]:
+    opened = prepare.open_training_data(study.cell(model, size, seed).recipe)
+    return set(opened.dataset.splits["train"].keys())
+
+
+def test_sizes_lie_in_one_another_and_are_the_same_for_all_models(toy: studies.Study) -> None:
+    for seed in range(3):
+        small, middle, whole = (pictures_of(toy, "ViT-At/8", size, seed) for size in toy.question.sizes)
+        assert (len(small), len(middle), len(whole)) == (6, 30, 72)
+        assert small < middle < whole
+        assert small == pictures_of(toy, "BiT-R14x0.25", 6, seed)
+        for part in (small, middle):
+            classes = [sum(name.split(b"/")[1] == each for name in part) for each in (b"ant", b"bee", b"cat")]
+            assert classes == [len(part) // 3] * 3
+    drawn = [pictures_of(toy, "ViT-At/8", 6, seed) for seed in range(3)]
+    assert len(set(map(frozenset, drawn))) == 3
+
+
+def test_the_cells_of_models_differ_in_nothing_but_model_and_rate(toy: studies.Study) -> None:
+    rounds = [next(toy.rounds({"ViT-At/8": 1.5, "BiT-R14x0.25": 0.5})) for _ in range(2)]
+    assert rounds[0] == rounds[1]
+    by_model = [
+        [cell.recipe for cell in rounds[0] if cell.recipe.model["name"] == name] for name in toy.question.models
+    ]
+    assert [len(each) for each in by_model] == [5, 5]
+    for one, other in zip(*by_model, strict=True):
+        assert (one.optimizer.lr, other.optimizer.lr) == (0.003, 0.001)
+        alike = [
+            dataclasses.replace(each, model={}, optimizer=dataclasses.replace(each.optimizer, lr=1.0, matrix_lr=1.0))
+            for each in (one, other)
+        ]
+        assert alike[0] == alike[1]
+    assert [cell.recipe.budget.pflop for cell in rounds[0][::2]] == [4e-5, 4e-5, 4e-5, 1e-5, 2e-5]
+    assert by_model[0][0].model == {"pool": "gap", "position": "sincos", "name": "ViT-At/8", **{
+        field: value for field, value in SMALL["model"].items() if field != "units"
+    }}  # fmt: skip
+    assert by_model[1][0].model == {"name": "BiT-R14x0.25", "units": [1]}
+
+
+def test_rates_are_chosen_on_validation_or_a_tenth_of_train(toy: studies.Study, tmp_path: Path) -> None:
+    assert toy.middle == 30
+    tried = toy.tried("ViT-At/8")
+    assert (tried.validation_share, tried.train_images, tried.seed) == (0.0, 30, 0)
+    write_pictures(tmp_path / "bare" / "train", ("ant", "bee"), 10)
+    write_pictures(tmp_path / "bare" / "test", ("ant", "bee"), 4, seed=1)
+    grid = studies.Grid(tmp_path / "other")
+    dataset, _ = grid.shelf.open(str(tmp_path / "bare"))
+    for sizes, few in ((("4", "10", "all"), 10), (("19", "all"), 0), (("all",), 0)):
+        study = studies.Study(asked(tmp_path / "bare", sizes=sizes), grid, dataset)
+        tried = study.tried("ViT-At/8")
+        assert (tried.validation_share, tried.train_images) == (0.1, few)
+        splits = prepare.open_training_data(tried).dataset.splits
+        assert len(splits["validation"]) == 2
+        assert not set(splits["train"].keys()) & set(splits["validation"].keys())
+
+
+# The command
+
+
+def test_compare_from_the_front_door(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With pre-training: all spend the same FLOPs there and here, to a step; more seeds go on from what is there."""
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
+    monkeypatch.setattr(pages, "write_report", lambda _: None)  # the runs' own pages take most of the time
+    arguments: dict[str, Any] = {
+        "models": ["ViT-At/8", "BiT-R14x0.25"],
+        "sizes": [12, "all"],
+        "image_size": 16,
+        "pflop": 4.4e-8,
+        "pretrain": "formula:shapes-2x10@16",
+        "pretrain_pflop": 8.8e-8,
+        "set": {f"model.{name}": value for name, value in SMALL["model"].items()} | {"batch_size": 8},
+    }
+    out = patchword.compare(pictures, out=tmp_path / "study", seeds=1, **arguments)
+    said = capsys.readouterr().err
+    assert "4.4e-08 PFLOP a run, pre-trained on formula:shapes-2x10@16 for 8.8e-08 PFLOP" in said
+    assert "With your 72 training pictures and 4.4e-08 PFLOP a model" in said
+    results = {
+        path.parent.relative_to(out).as_posix(): json.loads(path.read_text()) for path in out.rglob("result.json")
+    }
+    for room, budget in (("pretrain", 8.8e7), ("runs", 4.4e7)):
+        spent = [each["train_flops"] for place, each in results.items() if place.startswith(f"{room}/")]
+        assert len(spent) == (2 if room == "pretrain" else 4)
+        for flops in spent:
+            assert budget * 0.75 < flops <= budget
+    starts = {place: each["init"] for place, each in results.items() if place.startswith("runs/")}
+    for place, start in starts.items():
+        model = "ViT-At-8" if "ViT" in place else "BiT-R14x0.25"
+        assert f"/pretrain/{model} (" in start
+    floor = json.loads((out / "floor.json").read_text())
+    assert set(floor) == set(starts)
+    [first, *_] = json.loads((out / "study.json").read_text())["models"]
+    assert first["points"][0]["probe"] == floor["runs/ViT-At-8-12-0"]
+    page = (out / "report.html").read_text()
+    assert "Every model begins with weights of its own that were made on formula:shapes-2x10@16" in page
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    with pytest.raises(UsageError, match=r"holds another study \(sizes is \['all'\], not \[12, 'all'\]\)"):
+        patchword.compare(pictures, out=out, **{**arguments, "sizes": "all"})
+    with pytest.raises(UsageError, match=r"\(budget is \{'pflop': 3e-05\}, not \{'pflop': 4.4e-08\}\)"):
+        patchword.compare(pictures, out=out, **{**arguments, "pflop": 3e-5})
+    patchword.compare(pictures, out=out, seeds=2, **arguments)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(out.glob("runs/*/result.json"))) == 8
+    (pictures / "train/ant/000.png").unlink()
+    with pytest.raises(UsageError, match="holds a study of other data .* or .* has changed since"):
+        patchword.compare(pictures, out=out, seeds=2, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"pflop": 1, "minutes": 1}, "--pflop and --minutes exclude each other"),
+        ({"pflop": 0}, "pflop=0 must be greater than 0"),
+        ({"pretrain_pflop": 1}, "--pretrain DATA asks for it"),
+        ({"set": ["seed=1"]}, "--seeds alone is right"),
+        ({"set": ["train_images=5"]}, "--sizes alone is right"),
+        ({"set": ["model=ViT-Ti/16"]}, "--models alone is right"),
+    ],
+)
+def test_options_that_exclude_each_other(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        patchword.compare("nowhere", models="ViT-At/8,ViT-At/4", **options)
+
+
+# The figures
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> studies.Study:
+    return made(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="module")
+def table(study: studies.Study) -> dict[str, Any]:
+    return json.loads(json.dumps(answer(study)))
+
+
+def right(study: studies.Study, model: str, size: int, seed: int) -> np.ndarray:
+    folder = study.grid.folder / study.cell(model, size, seed).place
+    lines = [line.split(",") for line in (folder / "predictions.csv").read_text().splitlines()[1:]]
+    return np.array([line[1] == line[2] for line in lines])
+
+
+def test_means_are_students(study: studies.Study, table: dict[str, Any]) -> None:
+    assert table["sizes"] == [100, 300, 1000, TRAIN]
+    for row in table["models"]:
+        for point, size in zip(row["points"], study.question.sizes, strict=True):
+            values = [right(study, row["name"], size, seed).mean() for seed in range(3)]
+            low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+            assert point["values"] == pytest.approx(values)
+            assert (point["value"], point["low"], point["high"]) == pytest.approx((np.mean(values), low, high))
+    assert [point["share"] for point in table["models"][0]["compute"]] == [0.25, 0.5, 1.0]
+
+
+def test_the_lead_has_the_chance_of_seeds_and_of_pictures_in_it(study: studies.Study, table: dict[str, Any]) -> None:
+    lead = table["lead"]
+    assert (lead["first"], lead["second"]) == ("BiT-R14x0.25", "EfficientNet-Na")
+    pairs = np.array(
+        [right(study, lead["first"], 0, s).astype(int) - right(study, lead["second"], 0, s) for s in range(3)]
+    )
+    seeds = stats.t.ppf(0.975, 2) * stats.sem(pairs.mean(1))
+    pictures = 1.959964 * stats.sem(pairs.mean(0))
+    half = math.hypot(seeds, pictures)
+    found = lead["difference"]
+    assert (found["value"], found["low"], found["high"]) == pytest.approx(
+        (pairs.mean(), pairs.mean() - half, pairs.mean() + half), rel=1e-5
+    )
+
+
+def test_pairs_are_tested_on_the_same_pictures(study: studies.Study, table: dict[str, Any]) -> None:
+    assert len(table["tests"]) == 6 * 3
+    for row in table["tests"]:
+        one, other = (right(study, name, 0, row["seed"]) for name in row["models"])
+        counts = int((one & ~other).sum()), int((other & ~one).sum())
+        assert (row["only_first"], row["only_second"]) == counts
+        assert row["p"] == pytest.approx(stats.binomtest(counts[0], sum(counts)).pvalue)
+    seed = [row for row in table["tests"] if row["seed"] == 1]
+    least = min(seed, key=lambda row: row["p"])
+    assert least["p_corrected"] == pytest.approx(6 * least["p"]), "of a seed there are six pairs"
+
+
+def test_disagreements_are_right_always_and_wrong_always(study: studies.Study, table: dict[str, Any]) -> None:
+    found = table["disagreements"]
+    always = np.array([[right(study, name, 0, seed) for seed in range(3)] for name in MODELS])  # M×k×n
+    expected = np.asarray(always.all(1).any(0) & (~always).all(1).any(0))
+    assert (found["count"], found["of"], len(found["pictures"])) == (expected.sum(), TEST, 8)
+    for picture in found["pictures"]:
+        assert expected[int(picture["name"].split("/")[-1].removesuffix(".jpg"))]
+        assert picture["thumbnail"].startswith("data:image/jpeg;base64,")
+        assert set(picture["said"]) == set(MODELS)
+
+
+def test_fronts_hold_whom_nobody_beats(table: dict[str, Any]) -> None:
+    assert [row["name"] for row in table["fronts"]["seconds"]] == list(MODELS[:3])
+    points = [(p["flops"], p["value"]) for row in table["models"] for p in row["compute"]]
+    best = [max(value for cost, value in points if cost <= each) for each in (1e12, 2e12, 4e12)]
+    assert [row["value"] for row in table["fronts"]["flops"]] == best
+
+
+def test_answers_of_other_pictures_are_refused(tmp_path: Path) -> None:
+    study = made(tmp_path, seeds=1, sizes=(300, 0))
+    path = tmp_path / study.cell(MODELS[1], 0, 0).place / "predictions.csv"
+    given = read_answers(path)
+    write_answers(path, dataclasses.replace(given, pictures=("other.jpg", *given.pictures[1:])))
+    with pytest.raises(DataError, match="were tested on other pictures; the data set has changed between"):
+        study.outcomes.pop(study.cell(MODELS[2], 0, 0).place)
+        study.outcomes.pop(study.cell(MODELS[3], 0, 0).place)
+        answer(study)
+
+
+# The sentences
+
+
+def lead(table: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**table, "lead": {**table["lead"], **changes}}
+
+
+def test_the_headline(table: dict[str, Any]) -> None:
+    sure = {"value": 0.021, "low": 0.015, "high": 0.027, "seeds": 3}
+    need = {"name": MODELS[0], "value": 8431.0, "low": 5012.0, "high": 19870.0, "never": False}
+    told = telling.headline(lead(table, difference=sure, needs=[need]))
+    assert told.startswith(
+        "With your 3,067 training pictures and 0.004 PFLOP a model, **the ResNet (BiT-R14x0.25) leads by 2.1 ± 0.6 points**: "
+    )
+    assert told.endswith("; the plain ViT (ViT-Fe/16) would need about 8,400 [5,000–20,000].")
+    doubtful = {**sure, "low": -0.001}
+    assert "**no model leads for sure**: the ResNet" in telling.headline(lead(table, difference=doubtful))
+    single = telling.headline(lead(table, difference={**sure, "seeds": 1}))
+    assert "(of a single seed: the chance of training is not in the interval)" in single
+    for change, end in (
+        ({"never": True, "value": None}, "would not come so far with any number of pictures, by its fitted curve."),
+        ({"value": 40_000.0}, "would need more than 10 times as many."),
+        ({"high": None}, "would need about 8,400 [5,000 or more]."),
+        ({"low": None, "high": None}, "would need about 8,400."),
+    ):
+        assert telling.headline(lead(table, difference=sure, needs=[{**need, **change}])).endswith(end)
+    assert telling.headline(lead(table, needs=[])).endswith(" points.")
+    assert telling.headline({**table, "lead": None}).startswith("Nothing can be compared yet")
+
+
+def test_two_of_a_kind_are_called_by_name(table: dict[str, Any]) -> None:
+    rows = [{"name": "ViT-At/8", "kind": "plain ViT"}, {"name": "ViT-At/4", "kind": "plain ViT"}]
+    assert telling.called(rows[0], rows) == "ViT-At/8"
+    assert telling.called(rows[0], rows[:1]) == "the plain ViT (ViT-At/8)"
+
+
+def test_crossings_in_words(table: dict[str, Any]) -> None:
+    row = {"models": MODELS[:2], "before": MODELS[0], "after": MODELS[1], "size": 1234.0, "low": 800.0, "high": 2000.0}
+    told = {
+        (
+            1.0,
+        ): "The hybrid (C4x0.5+ViT-At/16) overtakes the plain ViT (ViT-Fe/16) at about 1,200 pictures [800–2,000].",
+        (0.61,): "pictures [800–2,000], in 61 % of the resamples.",
+    }
+    for (share,), sentence in told.items():
+        assert telling.crossings({**table, "crossings": [{**row, "share": share}]})[0].endswith(sentence)
+    none = {**row, "after": MODELS[0], "size": None, "low": None, "high": None}
+    [told_of_none] = telling.crossings({**table, "crossings": [{**none, "share": 0.0}]})
+    assert told_of_none == (
+        "The plain ViT (ViT-Fe/16) is ahead of the hybrid (C4x0.5+ViT-At/16) from 100 to 30,670 pictures: no crossing in reach."
+    )
+    [doubt] = telling.crossings({**table, "crossings": [{**none, "share": 0.4}]})
+    assert doubt.endswith("no crossing in reach, though in 40 % of the resamples they cross.")
+    assert [telling.about(number) for number in (0, 7.4, 94.6, 1250, 8431, 123456)] == [
+        "0", "7", "95", "1,200", "8,400", "120,000",
+    ]  # fmt: skip
+    assert telling.between(None, 150.0, 1e4) == " [150 or fewer]"
+
+
+# The page
+
+
+class Texts(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_is_one_file_of_figures_without_scripts(study: studies.Study, tmp_path: Path) -> None:
+    page = write_study(write_answer(study)).read_text()
+    again = write_study(study.grid.folder).read_text()
+    assert page == again, "the same study.json, the same bytes"
+    tags = Texts(page).tags
+    assert not [tag for tag, _ in tags if tag == "script"]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
+    assert sum(tag == "svg" and each.get("class") == "plot" for tag, each in tags) == 3
+    for variable in ("--series-0", "--series-3"):
+        assert f"var({variable})" in page
+    assert "#0000" not in page.partition("</style>")[2]
+    for name in MODELS:
+        assert name in page
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seeds": 1}, {"sizes": (0,)}, {"models": MODELS[:2]}, {"seeds": 1, "sizes": (300, 0)}]
+)
+def test_less_makes_a_shorter_page(tmp_path: Path, changes: dict[str, Any]) -> None:
+    study = made(tmp_path, **changes)
+    page = write_study(write_answer(study)).read_text()
+    assert ("There is one size only" in page) == (changes.get("sizes") == (0,))
+    text = re.sub(r"<[^>]*>", " ", page.partition("</style>")[2])
+    assert not re.search(r"\b(nan|None|inf)\b", text)
+
+
+def test_a_study_on_its_way_says_so(tmp_path: Path) -> None:
+    study = made(tmp_path)
+    for place in [place for place in study.outcomes if place.startswith("runs/") and "-2" in place[-2:]]:
+        del study.outcomes[place]
+    lost = study.cell(MODELS[1], 300, 0).place
+    study.outcomes[lost] = dataclasses.replace(study.outcomes[lost], diverged="training diverged in step 3")
+    table = answer(study)
+    assert table["status"] == "on its way"
+    told = warnings(table_as_read(study))
+    assert told[0] == "The study is on its way: what is not there yet is missing below."
+    assert any(line.startswith("C4x0.5+ViT-At/16: training diverged in 1 of its runs") for line in told)
+    assert any(
+        line
+        == "EfficientNet-Na: the best learning rate was the last of those tried, 0.01; one beyond it may be better."
+        for line in told
+    )
+    assert len(table["models"][1]["points"][1]["values"]) == 1, "what diverged is averaged over nowhere"
+
+
+def table_as_read(study: studies.Study) -> dict[str, Any]:
+    from patchword.reports.run import read_fields
+
+    return read_fields(write_answer(study) / "study.json")
+
+
+def test_tuning_below_the_probe_is_flagged(table: dict[str, Any], study: studies.Study) -> None:
+    read = table_as_read(study)
+    assert not any("probe" in line for line in warnings(read))
+    read["models"][2]["points"][0]["probe"] = 0.9
+    assert any(
+        "with 100 pictures, tuning all of it (39.2\u202f%) ends below a linear probe" in line for line in warnings(read)
+    )
+
+
+def test_the_shown_command_asks_the_same(study: studies.Study, tmp_path: Path) -> None:
+    words = command(table_as_read(study), Path("studies/x"))
+    assert " ".join(words) == (
+        "patchword compare photos/clothing --models ViT-Fe/16,C4x0.5+ViT-At/16,BiT-R14x0.25,EfficientNet-Na "
+        "--sizes 100,300,1000,all --seeds 3 --image-size 64x64 --pflop 0.004 --out studies/x"
+    )
+
+
+def test_curves_go_as_far_as_they_are_believed(table: dict[str, Any]) -> None:
+    for row in table["models"]:
+        assert row["curve"][0]["size"] == pytest.approx(100)
+        assert row["curve"][-1]["size"] == pytest.approx(REACH * TRAIN)
+        for point in row["curve"]:
+            expected = 1 - (row["law"]["a"] * point["size"] ** -row["law"]["b"] + row["law"]["c"])
+            assert point["value"] == pytest.approx(expected)
+            assert point["low"] <= point["high"]

@@ -1,0 +1,99 @@
+"""What studies ask of a run: shared pictures, other subsets, a choice that leaves test alone, an answer to each picture."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from patchword.core.errors import DataError, UsageError
+from patchword.data.dataset import Split
+from patchword.evaluation.answers import read_answers, write_answers
+from patchword.training import prepare
+from patchword.training import run as runs
+from patchword.training import shelf as shelves
+from patchword.training.run import run
+from tiny import tiny
+from victims import weights_hash
+
+NAMES = ("ant", "bee", "cat")
+
+
+def test_where_there_is_no_test_split_validation_stands_in_for_it(pictures: Path, tmp_path: Path) -> None:
+    shutil.rmtree(pictures / "test")
+    folder = run(tiny(pictures, validation_share=0.25), tmp_path / "shared")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["data"]["splits"] == {"train": 54, "test": 15, "validation": 18}
+    assert (result["split"], result["n"]) == ("test", 15)
+
+
+def test_what_is_chosen_by_validation_does_not_look_at_test(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    look = runs.predict
+    monkeypatch.setattr(
+        runs, "predict", lambda model, split, **rest: (seen.append(len(split)), look(model, split, **rest))[1]
+    )
+    folder = run(tiny(pictures, evaluation={"final": "validation"}), tmp_path / "trial")
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["split"], result["n"]) == ("validation", 15)
+    assert set(seen) == {15}
+    shutil.rmtree(pictures / "validation")
+    with pytest.raises(UsageError, match="has no validation pictures; validation_share takes some of train"):
+        run(tiny(pictures, evaluation={"final": "validation"}), tmp_path / "none")
+
+
+def test_the_answers_are_those_that_were_counted(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "test" / "bee" / "000.png").write_bytes(b"no picture")
+    folder = run(tiny(pictures), tmp_path / "run")
+    answers, figures = read_answers(folder / "predictions.csv"), json.loads((folder / "evaluation.json").read_text())
+    assert (len(answers.pictures), int(answers.right.sum())) == (21, figures["correct"])
+    assert answers.pictures[7:9] == ("test/bee/000.png", "test/bee/001.png")
+    assert (answers.predicted[7], answers.confidence[7]) == (None, 0)
+    counted = [[0] * 3 for _ in range(3)]
+    for label, said in zip(answers.labels, answers.predicted, strict=True):
+        if said is not None:
+            counted[NAMES.index(label)][NAMES.index(said)] += 1
+    assert counted == figures["confusion"]
+    write_answers(tmp_path / "again.csv", answers)
+    assert (tmp_path / "again.csv").read_bytes() == (folder / "predictions.csv").read_bytes()
+    for damaged in ("picture,label\n", "picture,label,predicted,confidence\na,b,c\n", 'picture,"', "\0"):
+        (tmp_path / "again.csv").write_text(damaged)
+        with pytest.raises(DataError, match="is no table of answers"):
+            read_answers(tmp_path / "again.csv")
+
+
+def test_pictures_are_chosen_by_another_number(pictures: Path, tmp_path: Path) -> None:
+    """Of the same share of each class, and those of a smaller part lie in a larger one of the same number."""
+
+    def chosen(count: int, number: int) -> Split:
+        recipe = tiny(pictures, train_images=count, train_images_seed=number)
+        return prepare.open_training_data(recipe).dataset.splits["train"]
+
+    names = {key: set(chosen(*key).keys()) for key in ((15, 0), (30, 0), (15, 1), (30, 1))}
+    assert names[15, 0] < names[30, 0]
+    assert names[15, 1] < names[30, 1]
+    assert not names[15, 1] <= names[30, 0]
+    assert [chosen(30, number).counts().tolist() for number in (0, 1)] == [[10, 10, 10]] * 2
+
+
+@pytest.mark.parametrize("in_memory", ["auto", "no"])
+def test_runs_that_share_a_shelf_are_those_that_do_not(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: str
+) -> None:
+    decoded: list[str] = []
+    fill = shelves.filled
+    monkeypatch.setattr(shelves, "filled", lambda name, *rest: (decoded.append(name), fill(name, *rest))[1])
+    shelf, alone = shelves.Shelf(), {"train_images": 30, "train_images_seed": 1, "loading": {"in_memory": in_memory}}
+    for number, changes in enumerate(({"loading": {"in_memory": in_memory}}, alone)):
+        runs.run(tiny(pictures, **changes), tmp_path / f"shared-{number}", shelf=shelf)
+    assert decoded == (["train", "validation", "test"] if in_memory == "auto" else [])
+    folder = run(tiny(pictures, **alone), tmp_path / "alone")
+    assert weights_hash(folder) == weights_hash(tmp_path / "shared-1")
+    assert (folder / "evaluation.json").read_bytes() == (tmp_path / "shared-1" / "evaluation.json").read_bytes()
+    # Nor does a run that was begun beside others see another content when it goes on alone.
+    states = [
+        json.loads(next(at.glob("checkpoints/*/state.json")).read_text()) for at in (folder, tmp_path / "shared-1")
+    ]
+    assert states[0]["content"] == states[1]["content"]
