@@ -27,6 +27,7 @@ PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 @pytest.fixture
 def beside_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_pictures(tmp_path / "photos", ("cat", "dog"), 12, side=32)
     (tmp_path / "new-picture.jpg").write_bytes((tmp_path / "photos/cat/000.png").read_bytes())
     torch.manual_seed(0)
