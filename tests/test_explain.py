@@ -123,6 +123,25 @@ def test_every_family_is_explained(family: str, pair: list[Path], tmp_path: Path
     rows = patchword.explain(tmp_path / "model", pair, out=tmp_path / "out")
     page = page_of(tmp_path / "out")
     assert "Is it true?" in page.text
+    told = json.loads((tmp_path / "out/check.json").read_text())
+    assert told["map"] in page.text
+    assert [each["figure"] for each in told["figures"]] == [
+        "energy",
+        "pointing",
+        "deletion",
+        "insertion",
+        "flip",
+        "shift",
+    ]
+    energy, deletion = told["figures"][0], told["figures"][2]
+    assert (energy["n"], deletion["n"]) == (64, 2)
+    assert set(energy["controls"]) == {"random", "centre", "untrained"}
+    for control in energy["controls"].values():
+        assert control["gain"] == pytest.approx(energy["value"] - control["value"])
+        assert control["beaten"] == (control["gain_ci95"][0] > 0)
+        low, high = control["gain_ci95"]
+        assert low < control["gain"] < high
+    assert deletion["controls"]["random"]["beaten"] is None
     assert "Filters" in page.text
     attends = model.has_attention
     assert ("Positions" in page.text) == ("Attention by layer" in page.text) == attends
@@ -208,7 +227,7 @@ def test_on_a_fine_grid_patches_ask_together() -> None:
     model = create_model("ViT-At/4", 2, (64, 48), embed_dim=8, mlp_dim=8, depth=11, num_heads=1).eval()
     torch.nn.init.normal_(model.get_parameter("blocks.10.attention.qkv.weight"))
     pixels = np.random.default_rng(0).integers(0, 255, (1, 64, 48, 3), dtype=np.uint8)
-    [seen] = look(model, pixels)
+    [seen] = list(look(model, pixels))
     assert seen.between is not None
     assert seen.between.shape == (11, 192, 16, 12)
     exact = list(attend(model, as_images(model, pixels)).between_patches())[10][0]

@@ -8,6 +8,7 @@ Letters: B images or n of them, h×w places of a map, H×W pixels.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ FEWEST = 8
 """Of fewer pictures no interval is given: a bootstrap over them would be a guess."""
 _RESAMPLES = 2000
 _STEPS = 8
+_SERIES = 4  # a map and its three controls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,20 @@ class Figure:
         _, interval = self.gain(control)
         return None if interval is None else interval[0] > 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the figure with its interval, and of each control its own and what is gained over it."""
+        controls = {}
+        for name in self.controls:
+            gain, interval = self.gain(name)
+            controls[name] = {
+                "value": self.control(name),
+                "gain": gain,
+                "gain_ci95": interval,
+                "beaten": self.beats(name),
+            }
+        own = {"figure": self.name, "n": len(self.values), "high_is_good": self.high_is_good, "value": self.value}
+        return {**own, "value_ci95": mean_interval(self.values), "controls": controls}
+
 
 def mean_interval(values: np.ndarray) -> list[float] | None:
     """The 95 % percentile interval of a mean over resampled pictures, from a fixed seed; None for fewer than 8 of them."""
@@ -93,7 +109,12 @@ def centre_maps(like: Tensor) -> Tensor:
 
 
 def deletion_and_insertion(
-    model: Model, images: Tensor, maps: Tensor, classes: Tensor, untrained: Tensor | None = None
+    model: Model,
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    untrained: Tensor | None = None,
+    on_picture: Callable[[], None] = lambda: None,
 ) -> tuple[Figure, Figure]:
     """How fast the class of an image goes when what its map points to is taken away, and how fast it comes (arXiv 1806.07421).
 
@@ -101,7 +122,8 @@ def deletion_and_insertion(
     an eighth of them at a time. Deleted ones get the mean colour of their picture; what is inserted comes into a blurred
     one. The figure is the area under the probability of the class, 0 to 1.
     """
-    found = {name: _areas(model, images, each, classes) for name, each in _with_controls(maps, untrained).items()}
+    controls = _with_controls(maps, untrained)
+    found = {name: _areas(model, images, each, classes, on_picture) for name, each in controls.items()}
     return _figure("deletion", False, found, 0), _figure("insertion", True, found, 1)
 
 
@@ -133,7 +155,12 @@ def agreement(mapper: Mapper, images: Tensor) -> tuple[Figure, Figure]:
 
 
 def check(
-    model: Model, choice: Choice, images: Tensor, classes: Tensor | None, known: tuple[np.ndarray, np.ndarray]
+    model: Model,
+    choice: Choice,
+    images: Tensor,
+    classes: Tensor | None,
+    known: tuple[np.ndarray, np.ndarray],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Figure]:
     """All figures of a model's maps: of B×C×H×W for the classes B, and localisation on `known_objects`.
 
@@ -142,12 +169,13 @@ def check(
     pixels, masks = known
     drawn, new = as_images(model, pixels), untrained(model)
     theirs = named(model, drawn) if model.num_classes else None
-    figures: list[Figure] = [
-        *localisation(choice.of(model, drawn, theirs), masks, choice.of(new, drawn, theirs)),
-    ]
+    figures = [*localisation(choice.of(model, drawn, theirs), masks, choice.of(new, drawn, theirs))]
+    total = 1 + _SERIES * len(images)
+    on_progress(1, total)
     if len(images) and classes is not None:
         maps, before = choice.of(model, images, classes), choice.of(new, images, classes)
-        figures += deletion_and_insertion(model, images, maps, classes, before)
+        done = iter(range(2, total + 1))
+        figures += deletion_and_insertion(model, images, maps, classes, before, lambda: on_progress(next(done), total))
     if len(images) > 1:
         figures += agreement(lambda those: choice.of(model, those, classes), images)
     return figures
@@ -215,7 +243,9 @@ def _figure(name: str, high_is_good: bool, found: dict[str, tuple[np.ndarray, np
     return Figure(name, high_is_good, found[""][which], controls)
 
 
-def _areas(model: Model, images: Tensor, maps: Tensor, classes: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _areas(
+    model: Model, images: Tensor, maps: Tensor, classes: Tensor, on_picture: Callable[[], None]
+) -> tuple[np.ndarray, np.ndarray]:
     """The areas under deletion and insertion, B each; one picture at a time."""
     device, chunk = next(model.parameters()).device, comfortable_batch(model)
     size = (images.shape[2], images.shape[3])
@@ -232,6 +262,7 @@ def _areas(model: Model, images: Tensor, maps: Tensor, classes: Tensor) -> tuple
                 said = [model.probabilities(batch.to(device)) for batch in series.split(chunk)]
                 curve = torch.cat(said)[:, int(classes[number])].double().cpu().numpy()
                 areas[row, number] = (curve[1:] + curve[:-1]).mean() / 2
+            on_picture()
     return areas[0], areas[1]
 
 

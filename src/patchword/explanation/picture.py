@@ -5,6 +5,7 @@ Letters: B pictures, L layers, H heads, h×w patches, H×W pixels, K classes.
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -67,14 +68,12 @@ class Look:
         return {name: np.asarray(value) for name, value in fields.items() if value is not None}
 
 
-def look(model: Model, pixels: np.ndarray, also: int | None = None) -> list[Look]:
+def look(model: Model, pixels: np.ndarray, also: int | None = None) -> Iterator[Look]:
     """Look at uint8 B×H×W×C, one picture after the other; `also` is a class that maps are for beside the likeliest three."""
     images = as_images(model, pixels)
     colours = feature_colours(model, images)
-    return [
-        dataclasses.replace(_look(model, each, image[None], also), colours=colour)
-        for each, image, colour in zip(pixels, images, colours, strict=True)
-    ]
+    for each, image, colour in zip(pixels, images, colours, strict=True):
+        yield dataclasses.replace(_look(model, each, image[None], also), colours=colour)
 
 
 def _look(model: Model, pixels: np.ndarray, image: Tensor, also: int | None) -> Look:

@@ -1,6 +1,7 @@
 """`patchword explain`: a saved model, some pictures → where it looks on each, as pictures, arrays and a page."""
 
 import dataclasses
+import functools
 import io
 import re
 from pathlib import Path
@@ -12,14 +13,18 @@ from patchword.verbs.options import Images, LayerName, ModelSource, Name, OtherD
 from patchword.verbs.pictures import fitted, picture_files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
+    from patchword.core.progress import Progress
     from patchword.explanation.attention import Layer
     from patchword.explanation.maps import Choice
     from patchword.explanation.picture import Look
     from patchword.models.contract import Model
     from patchword.reports.explain import Atlas, Beside, Facts, Neighbour, Says, Shown, Subject
 
+_CHECK = "check.json"
 _PER_PAGE = 8
 _MOST_NEIGHBOURS = 1000
 _NEAREST = 6
@@ -59,11 +64,12 @@ def explain(
         label: The class that maps are for; what the model says of each picture if not given.
         beside: A second model (as the first), whose map of each picture is put beside.
         data: Pictures as for train, among which the nearest neighbours are looked for; 1,000 of them at most.
-        check: Measure whether the maps are true, on the first eight pictures and on 64 drawn ones whose objects are known;
-            --no-check saves that time.
+        check: Measure whether the maps are true, on the first eight pictures and on 64 drawn ones whose objects are known, and
+            write the figures to check.json; --no-check saves that time.
     """
     import numpy as np
 
+    from patchword.core import files
     from patchword.core.progress import Progress
     from patchword.core.runtime import versions
     from patchword.explanation import maps
@@ -86,14 +92,23 @@ def explain(
         for number in range(count):
             first, last = number * _PER_PAGE, min((number + 1) * _PER_PAGE, len(rows))
             pixels = _read(loaded, rows[first:last])
-            looks = look(loaded, np.stack(list(pixels.values())), wanted) if pixels else []
             page, shown = folder / pages.page_name(number), []
-            for place, seen in zip(pixels, looks, strict=True):
+            looks: list[Look] = []
+            seeing = look(loaded, np.stack(list(pixels.values())), wanted) if pixels else iter(())
+            for place, seen in zip(pixels, seeing, strict=True):
+                looks.append(seen)
                 row = rows[first + place]
                 row |= _write(folder, f"{first + place + 1:03d}-{Path(row['image']).stem[:80]}", seen, subject, wanted)
                 row["page"] = page
                 shown.append(_shown(row, seen, wanted, other, known))
-            facts = _facts(loaded, subject.choice, looks, wanted, check, known) if number == 0 else None
+                progress.update(first + place + 1)
+            facts = None
+            if number == 0:
+                tell = functools.partial(_tell_check, progress, last)
+                facts = _facts(loaded, subject.choice, looks, wanted, known, tell if check else None)
+            if facts is not None and facts.truth:
+                figures = [figure.to_dict() for figure in facts.truth]
+                files.write_json(folder / _CHECK, {"map": subject.choice.words, "figures": figures})
             bad = [(Path(row["image"]).name, row["error"]) for row in rows[first:last] if "error" in row]
             pages.write_page(
                 folder, subject, shown, bad, facts, number=number, count=count, version=versions()["patchword"]
@@ -191,6 +206,10 @@ def _write(folder: Path, stem: str, seen: "Look", subject: "Subject", wanted: in
     }
 
 
+def _tell_check(progress: "Progress", explained: int, done: int, total: int) -> None:
+    progress.update(explained, f"checking {done}/{total}")
+
+
 def _place(seen: "Look", wanted: int | None) -> int:
     """Of the class that maps are for, among those of the look."""
     return seen.classes.index(wanted) if wanted is not None else 0
@@ -217,10 +236,13 @@ def _facts(
     choice: "Choice",
     looks: "list[Look]",
     wanted: int | None,
-    check: bool,
     known: "_Known | None",
+    tell: "Callable[[int, int], None] | None",
 ) -> "Facts":
-    """What there is to say of the model itself; what needs pictures is of those of the first page."""
+    """What there is to say of the model itself; what needs pictures is of those of the first page.
+
+    Whether the maps are true is measured where there is somebody to `tell` how far it has come.
+    """
     import math
 
     import numpy as np
@@ -238,12 +260,12 @@ def _facts(
         images = as_images(model, np.stack([seen.pixels for seen in looks]))
     filters, explained = embeddings.principal_filters(model)
     truth: list[faithfulness.Figure] = []
-    if check and all(side in faithfulness.SIDES for side in model.image_size):
+    if tell is not None and all(side in faithfulness.SIDES for side in model.image_size):
         classes = None
         if model.num_classes:
             classes = torch.tensor([seen.classes[_place(seen, wanted)] for seen in looks], dtype=torch.int64)
         known_objects = faithfulness.known_objects(model.image_size, model.in_channels)
-        truth = faithfulness.check(model, choice, images, classes, known_objects)
+        truth = faithfulness.check(model, choice, images, classes, known_objects, tell)
     facts = Facts(
         truth=tuple(truth),
         filters=filters,
