@@ -169,6 +169,7 @@ def test_models_lists_what_can_be_made(capsys: pytest.CaptureFixture[str]) -> No
 OPTIONS = {
     "train": "epochs help image-size init minutes model no-restart out pflop recipe restart seed set steps",
     "compare": "help image-size minutes models out pflop pretrain pretrain-pflop recipe seeds set sizes",
+    "paper": "data help minutes out scale seeds",
     "evaluate": "help mirror no-mirror out split",
     "predict": "features help no-features out top",
     "data check": "decode help no-decode",
