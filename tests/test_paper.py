@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +271,7 @@ def patchword_paper(*arguments: Any, **options: Any) -> Path:
 # Claims
 
 
-def measured(name: str, values: dict[str, list[float | None]], scale: Any = JUDGED) -> list[Measured]:
+def measured(name: str, values: Mapping[str, Sequence[float | None]], scale: Any = JUDGED) -> list[Measured]:
     """The arms of an experiment with values by their labels; those not named have the mean of nothing special, 0.5."""
     arms = paper.EXPERIMENTS[name].arms(scale)
     assert set(values) <= {arm.label for arm in arms}
