@@ -171,6 +171,7 @@ OPTIONS = {
     "explain": "beside check data head help label layer map no-check out",
     "evaluate": "few-shot help mirror neighbours no-mirror no-neighbours no-probe out probe split",
     "compare": "help image-size minutes models out pflop pretrain pretrain-pflop recipe seeds set sizes",
+    "paper": "data help minutes out scale seeds",
     "predict": "features help no-features out top",
     "data check": "decode help no-decode",
     "data pack": "help quality shard-size side",

@@ -59,9 +59,7 @@ def test_the_object_of_a_location_is_in_the_picture_there() -> None:
     assert isinstance(part.items, Asked)
     row = int(part.rows[3]) if part.rows is not None else 3
     [only] = part.items.objects(row)
-    picture = part.read(3)
-    assert isinstance(picture, np.ndarray)
-    assert picture.shape == (64, 64, 3)
+    assert np.asarray(part.read(3)).shape == (64, 64, 3)
     _, label, instance = part.name(3).split(":")
     owner = scene(0, int(label), int(instance), SIZE).owner
     places = np.argwhere(owner == 0).mean(0)

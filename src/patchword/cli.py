@@ -22,6 +22,7 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("predict", "predict", "predict MODEL IMAGE…", "name what is on pictures"),
     "explain": Verb("explain", "explain", "explain MODEL IMAGE…", "show where a model looks, as a page"),
     "compare": Verb("compare", "compare", "compare DATA --models A,B", "set models side by side on your own pictures"),
+    "paper": Verb("paper", "paper", "paper NAME [MODEL]", "run an experiment of the paper, or judge its claims"),
     "data check": Verb("data", "check", "data check DATA", "look at a data set before training on it"),
     "data pack": Verb(
         "data", "pack", "data pack DATA SHARDS", "write a data set as tar shards, for sets that are large"

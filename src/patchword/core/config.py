@@ -1,6 +1,7 @@
 """Strict configuration: plain values ↔ frozen dataclasses. Unknown fields and wrong types are errors that help."""
 
 import dataclasses
+import functools
 import math
 import tomllib
 import types
@@ -78,6 +79,7 @@ def _in_words(expected: Any) -> str:
     return names.get(expected, getattr(expected, "__name__", str(expected)))
 
 
+@functools.cache  # looking them up takes a millisecond, which a study of a thousand recipes pays for each of their parts
 def field_types(kind: type) -> dict[str, Any]:
     """Field name → declared type."""
     hints = get_type_hints(kind)

@@ -3,6 +3,8 @@
 A model's place in the study decides both, so that it looks the same in every figure; `key` is the marker for the text beside.
 """
 
+import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,6 +40,12 @@ _MARKERS = (
     ("P", "M3.4.9h3.2v2.5h2.5v3.2H6.6v2.5H3.4V6.6H.9V3.4h2.5z"),
 )
 _BOTTOM, _TOP = 40, 12
+# Of a figure of dots, in its units: a row's height, where the dots begin at most, and the signs that there is room for before.
+_ROW, _LABELS, _LONGEST = 21, 200, 27
+_DOTS = (
+    ".dots text { fill: var(--ink); font-size: 11.5px } .dots .label { text-anchor: end } "
+    ".dots .tick { fill: var(--muted); text-anchor: middle } .dots .none { fill: var(--muted) }"
+)
 
 
 class Reading(NamedTuple):
@@ -115,6 +123,90 @@ def accuracy_against_cost(series: Sequence[Series], front: Points, label: str, n
     return svg[0]
 
 
+def accuracy_over(series: Sequence[Series], label: str, name: str, *, logarithmic: bool) -> Markup:
+    """Values in 0…1 over an axis of numbers; each series' points are joined."""
+    with drawing(name, f"Accuracy over {label}") as (figure, svg):
+        panel = _panel(figure)
+        if logarithmic:
+            panel.set_xscale("log")
+        for each in series:
+            points = [(point.x, point.value) for point in each.points]
+            panel.plot(*zip(*points, strict=True), color=SERIES[each.place % len(SERIES)], linewidth=1.2, alpha=0.7)
+            _points(panel, each)
+        _share_heights(panel, series)
+        if logarithmic:
+            _number_axis(panel, label)
+        else:
+            _whole_axis(panel, label)
+    return svg[0]
+
+
+class Row(NamedTuple):
+    """A line of a figure of dots."""
+
+    label: str
+    place: int
+    """Of its series: the colour."""
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def dots(rows: Sequence[Row], title: str) -> Markup:
+    """A dot with its interval for each row, in 0…1, on an axis of percent; labels are other people's text, and are escaped."""
+    known = [row for row in rows if row.value is not None]
+    ends = [end for row in known for end in (row.low, row.value, row.high) if end is not None and 0 <= end <= 1]
+    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    low, high = max(0.0, low - 0.08 * (high - low) - 0.005), min(1.0, high + 0.08 * (high - low) + 0.005)
+    height = _ROW * len(rows) + 34
+    left = min(_LABELS, 24 + 7 * max((min(len(row.label), _LONGEST) for row in rows), default=0))
+    parts = [
+        Markup('<svg class="plot dots" viewBox="0 0 {} {}" role="img"><title>{}</title>').format(WIDTH, height, title)
+    ]
+
+    def across(value: float) -> float:
+        return round(left + (min(max(value, low), high) - low) / (high - low) * (WIDTH - left - 16), 1)
+
+    for tick in _ticks(low, high):
+        x = across(tick)
+        parts.append(
+            Markup(
+                '<path d="M{0} 6V{1}" stroke="var(--rule)"/><text x="{0}" y="{2}" class="tick">{3:g} %</text>'
+            ).format(x, height - 22, height - 8, round(100 * tick, 6))
+        )
+    for number, row in enumerate(rows):
+        y = 6 + _ROW * number + _ROW / 2
+        label = row.label if len(row.label) <= _LONGEST else row.label[: _LONGEST - 1] + "…"
+        parts.append(Markup('<text x="{}" y="{}" class="label">{}</text>').format(left - 10, y + 4, label))
+        if row.value is None:
+            parts.append(Markup('<text x="{}" y="{}" class="none">missing</text>').format(left + 6, y + 4))
+            continue
+        tint = colour(row.place)
+        if row.low is not None and row.high is not None:
+            parts.append(
+                Markup('<path d="M{} {}H{}" stroke="var({})" stroke-width="1.4"/>').format(
+                    across(row.low), y, across(row.high), tint
+                )
+            )
+        parts.append(Markup('<circle cx="{}" cy="{}" r="4" fill="var({})"/>').format(across(row.value), y, tint))
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round shares, three to seven of them."""
+    step = next(step for step in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / step <= 6)
+    return [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def standalone(svg: Markup, style: str) -> str:
+    """A figure of a page as a file of its own: with the page's colours, for light and dark, and a font."""
+    roots = re.findall(r":root \{[^}]*\}", style)
+    dark = f"@media (prefers-color-scheme: dark) {{ {roots[1]} }}" if len(roots) > 1 else ""
+    own = f"{roots[0]} {dark} svg {{ background: var(--paper); font: 11.5px sans-serif }} {_DOTS}"
+    head, rest = str(svg).split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{own}</style>{rest}\n'
+
+
 def _panel(figure: "Figure") -> "Axes":
     box = (LEFT / WIDTH, _BOTTOM / HEIGHT, (WIDTH - LEFT - RIGHT) / WIDTH, (HEIGHT - _BOTTOM - _TOP) / HEIGHT)
     return figure.add_axes(box)
@@ -150,4 +242,13 @@ def _number_axis(panel: "Axes", label: str) -> None:
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.xaxis.set_minor_locator(LogLocator(base=10, subs=()))
+    panel.set_xlabel(label, labelpad=3)
+
+
+def _whole_axis(panel: "Axes", label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    low, high = panel.get_xlim()
+    panel.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     panel.set_xlabel(label, labelpad=3)

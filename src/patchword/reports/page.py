@@ -28,7 +28,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for write in (number, percent, decimal, duration, flops, storage, count, moment, middle_cut):
+    for write in (number, percent, decimal, duration, flops, storage, count, moment, middle_cut, points):
         environment.filters[write.__name__] = write
     environment.globals["thin"] = THIN
     return environment
@@ -44,6 +44,11 @@ def percent(value: float | None, decimals: int = 1, unit: bool = True) -> str:
     if value is None:
         return "–"
     return f"{100 * value:.{decimals}f}" + (f"{THIN}%" if unit else "")
+
+
+def points(value: float | None, decimals: int = 1) -> str:
+    """A difference of shares in percentage points, with its sign: +2.1, −0.3."""
+    return "–" if value is None else f"{100 * value:+.{decimals}f}".replace("-", "−")
 
 
 def decimal(value: float | None, decimals: int = 3) -> str:

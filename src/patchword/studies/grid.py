@@ -130,7 +130,7 @@ class Grid:
         kind = dataclasses.replace(
             recipe,
             seed=0,
-            init="none",
+            init=recipe.init if "name" not in recipe.model else "none",
             budget=Budget(steps=1),
             optimizer=dataclasses.replace(recipe.optimizer, lr=1e-3, matrix_lr=1e-3),
             evaluation=dataclasses.replace(recipe.evaluation, final="test"),

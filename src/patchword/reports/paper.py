@@ -1,0 +1,123 @@
+"""What an experiment of the paper, or all its claims, came to → a page, an SVG, and for the claims a table in Markdown."""
+
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from patchword.core.files import write_text
+from patchword.reports import charts, page
+from patchword.reports.run import read_fields
+
+_WORDS = {"holds": "holds", "does not hold": "against", "undecided": "open", "not judged": "open"}
+
+
+def write_paper(path: Path) -> Path:
+    """Write the page of a `NAME.json` beside it, with its figure where it has one; the same file gives the same bytes."""
+    answer = read_fields(path)
+    if answer["name"] == "claims":
+        return _write_claims(path, answer)
+    if answer["name"] == "table1":
+        content = page.render("table1.html.j2", title=answer["title"], description=answer["source"], answer=answer)
+        write_text(path.with_suffix(".html"), content)
+        return path.with_suffix(".html")
+    places = {name: place for place, name in enumerate(dict.fromkeys(row["series"] for row in answer["arms"]))}
+    ours = _figure(answer, answer["arms"], places, "ours")
+    their_places = {
+        name: place for place, name in enumerate(dict.fromkeys(row["series"] for row in answer["published"]))
+    }
+    theirs = _figure(answer, [_published(row) for row in answer["published"]], their_places, "theirs")
+    content = page.render(
+        "paper.html.j2",
+        title=answer["title"],
+        description=answer["question"],
+        answer=answer,
+        places=places,
+        their_places=their_places,
+        key=charts.key,
+        ours=ours,
+        theirs=theirs,
+        expected={row["label"]: row for row in answer["published"]},
+        verdict_class=_WORDS,
+    )
+    write_text(path.with_suffix(".html"), content)
+    if ours is not None:
+        style = importlib.resources.files("patchword.reports").joinpath("templates/style.css").read_text("utf-8")
+        write_text(path.with_suffix(".svg"), charts.standalone(ours, style))
+    return path.with_suffix(".html")
+
+
+def _published(row: dict[str, Any]) -> dict[str, Any]:
+    """A published figure as an arm has it, in 0…1."""
+    value, spread = row["value"] / 100, row["spread"]
+    ends = (None, None) if spread is None else (value - spread / 100, value + spread / 100)
+    return {**row, "value": value, "low": ends[0], "high": ends[1]}
+
+
+def _figure(answer: dict[str, Any], rows: list[dict[str, Any]], places: dict[str, int], name: str) -> Markup | None:
+    if not rows:
+        return None
+    if answer["figure"] == "bars":
+        lines = [charts.Row(r["label"], places[r["series"]], r["value"], r["low"], r["high"]) for r in rows]
+        return charts.dots(lines, f"{answer['title']}: {answer['measures']}")
+    series = []
+    for label, place in places.items():
+        points = [
+            charts.Reading(row["x"], row["value"], row["low"], row["high"])
+            for row in rows
+            if row["series"] == label and row["value"] is not None and row["x"] is not None
+        ]
+        if points:
+            series.append(charts.Series(place, sorted(points)))
+    xs = [point.x for each in series for point in each.points]
+    if not xs:
+        return None
+    axis = answer["axis"] if name == "ours" else answer["axis"].replace("PFLOP", "exaFLOP")
+    wide = min(xs) > 0 and max(xs) / min(xs) > 5
+    return charts.accuracy_over(series, axis, f"{answer['name']} {name}", logarithmic=wide)
+
+
+def _write_claims(path: Path, answer: dict[str, Any]) -> Path:
+    counts: dict[str, int] = {}
+    for row in answer["claims"]:
+        counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    content = page.render(
+        "claims.html.j2",
+        title=f"{len(answer['claims'])} claims of the paper",
+        description=told,
+        answer=answer,
+        headline=_headline(answer, told),
+        verdict_class=_WORDS,
+    )
+    write_text(path.with_suffix(".html"), content)
+    write_text(path.with_suffix(".md"), claims_table(answer))
+    return path.with_suffix(".html")
+
+
+def _headline(answer: dict[str, Any], told: str) -> Markup:
+    if not answer["verdicts"]:
+        return Markup("At this scale nothing is judged: it shows that every experiment runs.")
+    return Markup("Of {} claims: <strong>{}</strong>.").format(len(answer["claims"]), told)
+
+
+def claims_table(answer: dict[str, Any]) -> str:
+    """The claims as a table in Markdown, with every verdict as it came out."""
+    lines = ["| claim | measured | differences, points [95 %] | seeds | verdict |", "|---|---|---|---|---|"]
+    for row in answer["claims"]:
+        parts = "; ".join(f"{part['what']}: {difference(part)}" for part in row["parts"]) or row["why"]
+        note = f" {row['note']}" if row["note"] else ""
+        measured = f"{row['statistic']}; `patchword paper {row['experiment']}`"
+        lines.append(
+            f"| {row['statement']} ({row['source']}) | {measured} | {parts}{note} | {row['seeds']} | {row['verdict']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def difference(part: dict[str, Any]) -> str:
+    """A difference of accuracies in points, with its interval."""
+    if part["value"] is None:
+        return "none"
+    between = "" if part["low"] is None else f" [{page.points(part['low'])}, {page.points(part['high'])}]"
+    return f"{page.points(part['value'])}{between}"

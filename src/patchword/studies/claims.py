@@ -1,0 +1,322 @@
+"""The paper's testable statements, each with its experiment, its statistic and its verdict.
+
+A statement is about differences between arms: each is taken seed by seed, so that what makes a seed hard for both sides is not in
+it, and has Student's 95 % interval. *Holds*: every difference lies above zero (or, where two are said to be alike, within the
+margin). *Does not hold*: one of them lies on the other side. *Undecided*: the interval says neither; more seeds may.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from patchword.studies.experiment import Measured, Scale, grouped
+from patchword.studies.statistics import Estimate, crossing, fit_power_law, mean_interval
+
+Verdict = Literal["holds", "does not hold", "undecided", "not judged"]
+MARGIN = 0.01
+"""Accuracies that differ by less, in 0…1, count as alike."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One difference of a claim."""
+
+    what: str
+    """`2-D − 1-D`, as a reader subtracts."""
+    estimate: Estimate
+    alike: bool = False
+    """Whether it should be near zero, and not above it."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the interval says of this difference."""
+        low, high = self.estimate.low, self.estimate.high
+        if math.isnan(self.estimate.value):
+            return "undecided"
+        if self.alike:
+            if low > -MARGIN and high < MARGIN:
+                return "holds"
+            return "does not hold" if low > MARGIN or high < -MARGIN else "undecided"
+        return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A statement of the paper."""
+
+    key: str
+    statement: str
+    source: str
+    experiment: str
+    statistic: str
+    """What is compared, in words."""
+    parts: Callable[[Sequence[Measured], Scale], list[Part]]
+    note: Callable[[Sequence[Measured], Scale], str] = lambda measured, scale: ""
+    """What else the experiment says about it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A claim with what came of it."""
+
+    claim: Claim
+    verdict: Verdict
+    parts: tuple[Part, ...]
+    note: str
+
+    @property
+    def width(self) -> float:
+        """The widest half interval of what is undecided, infinite after a single seed: where another seed helps most."""
+        return max((part.estimate.half for part in self.parts if part.verdict == "undecided"), default=0.0)
+
+
+def judge(claim: Claim, measured: Sequence[Measured], scale: Scale) -> Judged:
+    """The verdict on a claim; none at a scale that is not meant for it."""
+    parts = tuple(claim.parts(measured, scale))
+    verdicts = [part.verdict for part in parts]
+    verdict: Verdict = "undecided"
+    if not scale.verdicts:
+        verdict = "not judged"
+    elif "does not hold" in verdicts:
+        verdict = "does not hold"
+    elif verdicts and all(each == "holds" for each in verdicts):
+        verdict = "holds"
+    return Judged(claim, verdict, parts, claim.note(measured, scale))
+
+
+def difference(first: Sequence[float | None], second: Sequence[float | None]) -> Estimate:
+    """first − second over the seeds that have both; not a number where none has."""
+    pairs = [one - other for one, other in zip(first, second, strict=True) if one is not None and other is not None]
+    return mean_interval(pairs) if pairs else Estimate(math.nan, -math.inf, math.inf)
+
+
+def _by_label(measured: Sequence[Measured]) -> dict[str, Measured]:
+    return {each.arm.label: each for each in measured}
+
+
+def _mean_of(arms: Sequence[Measured]) -> list[float | None]:
+    """Seed by seed, the mean over arms; None where one is missing."""
+    rows = zip(*(each.values for each in arms), strict=True)
+    return [
+        None if any(value is None for value in row) else float(np.mean([v for v in row if v is not None]))
+        for row in rows
+    ]
+
+
+def _best_of(arms: Sequence[Measured]) -> list[float | None]:
+    """The values of the arm with the highest mean: chosen by all seeds together, so that no seed chooses its luck."""
+    known = [each for each in arms if each.known]
+    if not known:
+        return list(arms[0].values)
+    return list(max(known, key=lambda each: float(np.mean(each.known))).values)
+
+
+# The experiments' differences
+
+
+def _pretraining(measured: Sequence[Measured], scale: Scale) -> list[Part]:
+    """The largest set against none, for each model."""
+    parts = []
+    for model, arms in grouped(measured).items():
+        estimate = difference(arms[-1].values, arms[0].values)
+        parts.append(Part(f"{model}: all − nothing", estimate))
+    return parts
+
+
+def _large_gains(measured: Sequence[Measured], scale: Scale) -> list[Part]:
+    """What the largest set gives over the smallest, for the large model less for the small one."""
+    arms = grouped(measured)
+    gains = {}
+    for role in ("plain", "large"):
+        row = arms[scale.models[role]]
+        gains[role] = [
+            None if one is None or other is None else one - other
+            for one, other in zip(row[-1].values, row[1].values, strict=True)
+        ]
+    names = scale.models["large"], scale.models["plain"]
+    return [Part(f"gain of {names[0]} − gain of {names[1]}", difference(gains["large"], gains["plain"]))]
+
+
+def _few_and_many(measured: Sequence[Measured], scale: Scale) -> list[Part]:
+    """Best ResNet less best ViT on the fewest pictures, and the other way round on all."""
+    arms = grouped(measured)
+    vits = [arms[scale.models[role]] for role in ("plain", "large")]
+    nets = [arms[scale.models[role]] for role in ("resnet", "resnet-large")]
+    few = difference(_best_of([row[0] for row in nets]), _best_of([row[0] for row in vits]))
+    many = difference(_best_of([row[-1] for row in vits]), _best_of([row[-1] for row in nets]))
+    return [Part("fewest pictures: best ResNet − best ViT", few), Part("all pictures: best ViT − best ResNet", many)]
+
+
+def _where_they_cross(measured: Sequence[Measured], scale: Scale) -> str:
+    """The fitted crossing of the plain ViT and the smaller ResNet."""
+    arms = grouped(measured)
+    laws = []
+    for role in ("resnet", "plain"):
+        row = arms[scale.models[role]]
+        sizes = [each.arm.x or 0.0 for each in row]
+        errors = [[math.nan if value is None else 1 - value for value in each.values] for each in row]
+        table = np.array(errors)
+        seen = np.isfinite(table).any(axis=1)
+        if seen.sum() < 2:
+            return ""
+        laws.append(fit_power_law(np.array(sizes)[seen], table[seen]))
+    found = crossing(*laws)
+    names = scale.models["resnet"], scale.models["plain"]
+    if found.size is None:
+        return f"The fitted curves of {names[0]} and {names[1]} do not cross in reach: {names[found.leads_before]} is ahead."
+    ends = f" [{found.low or 0:,.0f}–{found.high:,.0f}]" if found.high is not None else ""
+    return f"The fitted curves of {names[0]} and {names[1]} cross at {found.size:,.0f} pictures{ends}."
+
+
+def _at_shares(measured: Sequence[Measured], scale: Scale, role: str) -> list[Measured]:
+    return grouped(measured)[scale.models[role]]
+
+
+def _hybrids(measured: Sequence[Measured], scale: Scale) -> list[Part]:
+    """At the two smallest budgets: the hybrid less the best plain ViT, and less the best ResNet."""
+    hybrid = _at_shares(measured, scale, "hybrid")
+    parts = []
+    for index in (0, 1):
+        for word, roles in (("ViT", ("plain", "large")), ("ResNet", ("resnet", "resnet-large"))):
+            others = [_at_shares(measured, scale, role)[index] for role in roles]
+            what = f"{hybrid[index].arm.x:g} of the budget: hybrid − best {word}"
+            parts.append(Part(what, difference(hybrid[index].values, _best_of(others))))
+    return parts
+
+
+def _computes(measured: Sequence[Measured], scale: Scale) -> list[Part]:
+    """At equal compute, over all budgets: the best ViT less the best ResNet. Better at equal compute is as good for less."""
+    count = len(_at_shares(measured, scale, "plain"))
+    vits, nets = [], []
+    for index in range(count):
+        for found, roles in ((vits, ("plain", "large")), (nets, ("resnet", "resnet-large"))):
+            arms = [_at_shares(measured, scale, role)[index] for role in roles]
+            found.append(Measured(arms[0].arm, tuple(_best_of(arms))))
+    return [Part("mean over budgets: best ViT − best ResNet", difference(_mean_of(vits), _mean_of(nets)))]
+
+
+def _positions(measured: Sequence[Measured], scale: Scale) -> list[Part]:
+    arms = _by_label(measured)
+    told = arms["1-D"].values
+    parts = [Part("1-D − none", difference(told, arms["no positions"].values))]
+    return parts + [
+        Part(f"{label} − 1-D", difference(arms[label].values, told), alike=True) for label in ("2-D", "relative")
+    ]
+
+
+def _higher(measured: Sequence[Measured], scale: Scale) -> list[Part]:
+    low, high = measured
+    return [Part(f"{high.arm.label} − {low.arm.label}", difference(high.values, low.values))]
+
+
+def _adam(measured: Sequence[Measured], scale: Scale) -> list[Part]:
+    return [
+        Part(f"{model}: Adam − SGD", difference(adam.values, sgd.values))
+        for model, (adam, sgd) in grouped(measured).items()
+    ]
+
+
+def _masks(measured: Sequence[Measured], scale: Scale) -> list[Part]:
+    arms = _by_label(measured)
+    masked = arms["masked patches"].values
+    return [
+        Part("masked − nothing", difference(masked, arms["from nothing"].values)),
+        Part("supervised − masked", difference(arms["supervised"].values, masked)),
+    ]
+
+
+def _patches(measured: Sequence[Measured], scale: Scale) -> list[Part]:
+    """Each against the next larger."""
+    return [
+        Part(f"{small.arm.label} − {large.arm.label}", difference(small.values, large.values))
+        for small, large in itertools.pairwise(measured)
+    ]
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        key="pretraining",
+        statement="Pre-training beats none.",
+        source="section 4.3",
+        experiment="fig3",
+        statistic="accuracy after tuning: pre-trained on all pictures less from nothing, for each model",
+        parts=_pretraining,
+    ),
+    Claim(
+        key="large-models",
+        statement="More pre-training data helps a large model more than a small one.",
+        source="section 4.3, Figure 3",
+        experiment="fig3",
+        statistic="what the largest set gives over the smallest: the large ViT's less the small one's",
+        parts=_large_gains,
+    ),
+    Claim(
+        key="crossing",
+        statement="On little pre-training data the ResNet leads, on more the ViT does.",
+        source="section 4.3, Figure 4",
+        experiment="fig4",
+        statistic="few-shot accuracy: the best ResNet less the best ViT on the fewest pictures, and the other way round on all",
+        parts=_few_and_many,
+        note=_where_they_cross,
+    ),
+    Claim(
+        key="hybrids",
+        statement="Hybrids lead at small compute.",
+        source="section 4.4, Figure 5",
+        experiment="fig5",
+        statistic="accuracy after tuning at the two smallest budgets: the hybrid less the best ViT and the best ResNet",
+        parts=_hybrids,
+    ),
+    Claim(
+        key="compute",
+        statement="A ViT needs less compute than a ResNet for equal accuracy.",
+        source="section 4.4, Figure 5",
+        experiment="fig5",
+        statistic="accuracy after tuning at equal compute, mean over budgets: the best ViT less the best ResNet",
+        parts=_computes,
+    ),
+    Claim(
+        key="positions",
+        statement="No position embedding is clearly worse; 1-D, 2-D and relative ones are alike.",
+        source="appendix D.4, Table 8",
+        experiment="position",
+        statistic="accuracy: 1-D less none; 2-D and relative less 1-D, alike within a point",
+        parts=_positions,
+    ),
+    Claim(
+        key="resolution",
+        statement="A higher resolution at fine-tuning helps.",
+        source="section 3.2",
+        experiment="resolution",
+        statistic="accuracy after tuning for as many steps: the higher resolution less that of pre-training",
+        parts=_higher,
+    ),
+    Claim(
+        key="adam",
+        statement="Pre-training with Adam beats SGD for ResNets.",
+        source="appendix D.1, Table 7",
+        experiment="adam-vs-sgd",
+        statistic="accuracy after tuning: pre-trained with Adam less with SGD, each at its own rate",
+        parts=_adam,
+    ),
+    Claim(
+        key="masked",
+        statement="Masked patch prediction beats nothing and loses to supervision.",
+        source="section 4.6",
+        experiment="masked",
+        statistic="accuracy after tuning: masked less nothing, supervised less masked",
+        parts=_masks,
+    ),
+    Claim(
+        key="patches",
+        statement="Smaller patches are better at equal model size.",
+        source="section 4.2, Table 5",
+        experiment="patch",
+        statistic="accuracy after as many looks at each picture: each patch less the next larger",
+        parts=_patches,
+    ),
+)

@@ -1,0 +1,94 @@
+"""`patchword paper`: the paper's tables and figures as experiments, at three scales, and verdicts on its claims."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from patchword.core.errors import UsageError, nearest
+from patchword.verbs.options import Number, Target, Whole, argument
+
+if TYPE_CHECKING:
+    Experiment = str
+    Weights = str | Path | None
+    Places = str | Sequence[str] | Mapping[str, str]
+else:
+    Experiment = Annotated[str, tyro.conf.Positional, argument("NAME")]
+    Weights = Annotated[str | None, tyro.conf.Positional, argument("[MODEL]", constructor=str)]
+    Places = Annotated[tuple[str, ...], argument("TASK=DATA")]
+
+
+def paper(
+    name: Experiment,
+    model: Weights = None,
+    *,
+    scale: Literal["smoke", "laptop", "full"] = "laptop",
+    seeds: Whole = None,
+    minutes: Number = None,
+    data: Places = (),
+    out: Target = None,
+) -> Path:
+    """Run an experiment of the paper, and set what comes of it beside what was published; its page is returned.
+
+    Every run is an ordinary run folder, and is made once for all experiments of a scale; the same command goes on where it was
+    ended. What it costs is said first.
+
+    Args:
+        name: table1, table2, fig2, fig3, fig4, fig5, position, patch, resolution, adam-vs-sgd, masked, vtab, vtab-lite, or
+            claims, all ten of them with verdicts.
+        model: For vtab and vtab-lite, whose weights: a run or model folder, or weights of others.
+        scale: smoke proves the machinery in minutes, laptop asks small models within hours, full is the paper's own protocol.
+        seeds: How often each arm is run; the scale's number if not given.
+        minutes: For claims, go on with more seeds where a verdict is least certain, for so long.
+        data: For vtab, where the data of a task is, such as dmlab=photos/dmlab; may be given several times.
+        out: The folder; studies/paper-SCALE if not given.
+    """
+    from patchword.core import config
+    from patchword.core.progress import say
+    from patchword.reports.paper import write_paper
+    from patchword.reports.run import write_report
+    from patchword.studies import paper as papers
+    from patchword.studies import reproduce, vtab
+    from patchword.verbs.train import assignments
+    from patchword.weights.io import load_model
+
+    known = (*papers.EXPERIMENTS, *papers.OTHERS)
+    if name not in known:
+        raise UsageError(f"the paper has no {name!r}; {nearest(name, known)}")
+    of_weights = name in ("vtab", "vtab-lite")
+    for wrong, sentence in (
+        (of_weights and model is None, f"{name} measures somebody's weights; patchword paper {name} MODEL is right"),
+        (not of_weights and model is not None, f"{name} trains its own models; vtab and vtab-lite take a MODEL"),
+        (minutes is not None and name != "claims", "--minutes is for claims; the other experiments have their seeds"),
+        (seeds is not None and name in ("claims", "table1"), f"--seeds is not for {name}"),
+        (seeds is not None and seeds < 1, f"--seeds {seeds} must be 1 or more"),
+        (bool(data) and name != "vtab", "--data says where tasks of vtab are"),
+    ):
+        if wrong:
+            raise UsageError(sentence)
+    folder = Path(out) if out is not None else Path("studies") / f"paper-{scale}"
+    if name == "table1":
+        page = write_paper(reproduce.table1(folder))
+    elif name == "claims":
+        path = reproduce.run_claims(
+            papers.SCALES[scale], folder, minutes=minutes, publish_run=write_report, publish=write_paper
+        )
+        page = path.with_suffix(".html")
+    else:
+        if of_weights:
+            places = {task: str(place) for task, place in config.parse_assignments(assignments(data)).items()}
+            for task in places:
+                if task not in vtab.FACTS:
+                    raise UsageError(f"--data {task}=…: VTAB has no such task; {nearest(task, vtab.FACTS)}")
+            source = Path(str(model))
+            weights = str(source.resolve()) if source.exists() else str(model)
+            asked = vtab.experiment(load_model(weights), weights, lite=name == "vtab-lite", data=places)
+        else:
+            asked = papers.experiment(name)
+        path = reproduce.run_one(
+            asked, papers.SCALES[scale], folder, seeds=seeds, publish_run=write_report, publish=write_paper
+        )
+        page = path.with_suffix(".html")
+    say(f"the page is {page}")
+    return page
