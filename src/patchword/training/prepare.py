@@ -1,5 +1,6 @@
 """Everything that is decided before the first step: the data, the model, and what the recipe leaves open."""
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from patchword.core import config
-from patchword.core.errors import DataError, UsageError
+from patchword.core.errors import DataError, PatchwordError, UsageError
 from patchword.core.picture import DecodeError
 from patchword.core.preprocessing import Preprocessing
 from patchword.core.processes import Processes
@@ -32,7 +33,7 @@ from patchword.models.names import create_model, parse_name
 from patchword.models.vit import ViT
 from patchword.training.choice import SMALL_PICTURE, choose_model
 from patchword.training.objectives import UNLABELLED, Distillation, Objective, Sigmoid, Softmax, start_at_prior
-from patchword.training.recipe import Balance, Recipe, loads
+from patchword.training.recipe import Balance, Recipe, load
 from patchword.training.shelf import Shelf, filled
 from patchword.training.tune import tune
 from patchword.weights import hub, shipped
@@ -208,9 +209,12 @@ def decide_start(
 
 def published_weights(model: str, stored: Path | None) -> str | None:
     """The address of the hub's weights of a model, if it is at hand; or where a run with a recipe `stored` began, if there."""
+    if model not in hub.PUBLISHED:
+        return None
     if stored is not None and stored.is_file():
-        began = loads(stored.read_text("utf-8"), str(stored)).init
-        return began if began == hub.PUBLISHED.get(model) else None
+        with contextlib.suppress(PatchwordError):  # what is wrong with the folder is said where it is taken
+            began = load(str(stored)).init
+            return began if began == hub.PUBLISHED[model] else None
     return hub.at_hand(model)
 
 

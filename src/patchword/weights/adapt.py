@@ -106,7 +106,7 @@ def _with_patch(model: Model, patch_size: int, image_size: tuple[int, int]) -> t
     # Whether the image that is to come can be cut so is known before any work.
     build_model({**model.architecture, **fields}, model.preprocessing.with_image_size(image_size))
     kernels = model.patch_embed.weight.detach().unflatten(1, (model.in_channels, old, old))
-    changed = {FIRST["vit"]: resize_projection(kernels, patch_size).flatten(1)}
+    changed = {FIRST["vit"][0]: resize_projection(kernels, patch_size).flatten(1)}
     preprocessing = model.preprocessing.with_image_size((model.grid[0] * patch_size, model.grid[1] * patch_size))
     change = f"patch size {by((old, old))} → {by((patch_size, patch_size))}, projection resampled"
     return _rebuilt(model, changed, preprocessing, fields), change
