@@ -315,11 +315,23 @@ def test_gradcam_of_an_average_and_a_linear_layer_is_in_closed_form(family: str)
     places = features.shape[2] * features.shape[3]
     expected = (weight * features).sum(1).clamp_min(0) / places
     assert expected.any()
-    torch.testing.assert_close(gradcam(model, batch, classes), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradcam(model, batch, classes, "encoded"), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(gradcam(model, batch), gradcam(model, batch, model(batch).argmax(1)))
-    inner = gradcam(model, batch, classes, layer="stem")
-    assert inner.shape[1] > expected.shape[1]
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_gradcam_takes_the_last_map_that_has_places_enough() -> None:
+    """At 44×28 stage 2 has 6×4 places, too few; at 64×64 it has 8×8; at 16×16 the stem has the most, 4×4, as stage 1 has."""
+    for size, layer, shape in (
+        ((44, 28), "stage1/unit1", (11, 7)),
+        ((64, 64), "encoded", (8, 8)),
+        ((16, 16), "stage1/unit1", (4, 4)),
+    ):
+        model = small("bit", image_size=size)
+        batch = images(model)
+        found = gradcam(model, batch)
+        assert found.shape[1:] == shape
+        torch.testing.assert_close(found, gradcam(model, batch, layer=layer))
 
 
 @pytest.mark.parametrize("family", ["hybrid", "early-conv"])

@@ -11,6 +11,8 @@ from patchword.evaluation.predict import comfortable_batch, evaluating
 from patchword.explanation.attention import frozen
 from patchword.models.contract import Model
 
+_PLACES = 6
+"""Across the shorter side; at 224 px the last map of a ResNet has 7."""
 _SMALLER = 16
 """All activations are kept for the backward pass, so fewer images go through at once than in evaluation."""
 
@@ -19,8 +21,10 @@ def gradcam(model: Model, images: Tensor, classes: Tensor | None = None, layer: 
     """B×C×H×W and classes B → B×h×w, 0 where nothing spoke for the class of the image (None: the one that it is named).
 
     (Σ_c α_c A_c)⁺ with α_c the mean over places of ∂ logit / ∂A_c (equations 1 and 2). A is the last feature map that
-    convolutions made: `encoded` of a ResNet or EfficientNet, the stem's last of a hybrid; or the `layer` of that name in
-    `model.walk`. Raises `UsageError` for a model without convolutions or without a head, and for a layer that is no feature map.
+    convolutions made (`encoded` of a ResNet or EfficientNet, the stem's last of a hybrid); on small images, where that
+    has hardly a place, the last of those that have 6 across their shorter side, or the most; or the `layer` of that name
+    in `model.walk`. Raises `UsageError` for a model without convolutions or without a head, and for a layer that is no
+    feature map.
     """
     if not model.num_classes:
         raise UsageError(f"{model.name} has no head, so nothing in it speaks for a class")
@@ -37,12 +41,13 @@ def gradcam(model: Model, images: Tensor, classes: Tensor | None = None, layer: 
 def _maps(model: Model, images: Tensor, classes: Tensor | None, layer: str | None) -> Tensor:
     # Weights are frozen: it is for this copy that a graph is kept at all.
     images = images.detach().clone().requires_grad_()
-    kept, offered, last = None, [], images
+    kept, most, offered, last = None, 0, [], images
     for name, last in model.walk(images):
         if last.ndim == 4:
             offered.append(name)
-            if layer in (None, name):
-                kept = last
+            places = min(*last.shape[2:], _PLACES)
+            if name == layer or (layer is None and places >= most):
+                kept, most = last, places
     if kept is None:
         if not offered:
             raise UsageError(

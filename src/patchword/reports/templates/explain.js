@@ -82,7 +82,7 @@ function view(box) {
     }
     const [kind, number] = state.map.split(":");
     if (kind === "class") return [unpack(data.classes, Number(number)), `What spoke for ${data.names[number]}: rollout weighted by its gradient.`];
-    if (kind === "gradcam") return [unpack(data.gradcam, Number(number)), `Grad-CAM: what spoke for ${data.names[number]} in the last convolutions.`];
+    if (kind === "gradcam") return [unpack(data.gradcam, Number(number)), `Grad-CAM: what spoke for ${data.names[number]} in the convolutions.`];
     if (kind === "rollout") {
       const last = Math.min(state.layer, data.rollouts.shape[0] - 1);
       return [unpack(data.rollouts, last), `Rollout through ${last ? `layers 0 to ${last}` : "layer 0"}: where what ${data.asker} has then came from.`];
