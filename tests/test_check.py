@@ -69,7 +69,9 @@ def test_warnings_say_what_follows(photos: Path) -> None:
     ]
     for number in range(1, 10):
         write(photos / "train" / "ant" / f"more{number}.png", 3, 3 + number)
-    assert check(photos).warnings[-1].startswith("imbalance: ant has 20 training pictures, bee has 2;")
+    warning = check(photos).warnings[-1]
+    assert warning.startswith("imbalance: ant has 20 training pictures, bee has 2;")
+    assert warning.endswith("--set balance.sampling=1 draws all classes alike in training")
 
 
 def test_conflicting_labels(tmp_path: Path) -> None:

@@ -296,5 +296,6 @@ def _warnings(report: Report) -> Iterator[str]:
     if train[largest] >= IMBALANCE * max(1, train[smallest]):
         yield (
             f"imbalance: {largest} has {train[largest]:,} training pictures, {smallest} has {train[smallest]:,}; "
-            "accuracy will say little about the small classes, look at each class's own figures"
+            "accuracy will say little about the small classes, the balanced accuracy and each class's own figures more; "
+            "--set balance.sampling=1 draws all classes alike in training"
         )

@@ -55,9 +55,9 @@ def draw(labels: np.ndarray, num_classes: int, shots: int, seed: int) -> np.ndar
     Raises `DataError` for a class that has not so many.
     """
     generator = np.random.default_rng(seed)
+    by_class, ends = np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=num_classes))
     drawn = []
-    for number in range(num_classes):
-        members = np.flatnonzero(labels == number)
+    for number, members in enumerate(np.split(by_class, ends[:-1])):
         if len(members) < shots:
             raise DataError(
                 f"class {number} has {len(members):,} training pictures, fewer than {shots:,} shots; {len(members):,} or "

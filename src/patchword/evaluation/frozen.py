@@ -57,7 +57,7 @@ def measure_features(
         return Features(values, labels, {int(rows[index]): why for index, why in found.unreadable.items()})
 
     # What is never drawn need not be looked at.
-    few = None if probe or neighbours else _drawn(dataset.splits["train"].labels, known, few_shot)
+    few = None if probe or neighbours or not few_shot else _drawn(dataset.splits["train"].labels, known, few_shot)
     train, test = seen("train", few), seen(split)
     test.labels[list(test.unreadable)] = -1
     if train.unreadable:
@@ -90,9 +90,8 @@ def check(dataset: Dataset, split: str, few_shot: Sequence[int]) -> None:
         )
     if few_shot and min(few_shot) < 1:
         raise UsageError(f"shots={min(few_shot)} must be 1 or more")
-    labels = dataset.splits["train"].labels
-    for number in np.unique(labels) if few_shot else ():
-        if (count := int((labels == number).sum())) < max(few_shot):
+    for number, count in zip(*np.unique(dataset.splits["train"].labels, return_counts=True), strict=True):
+        if few_shot and count < max(few_shot):
             raise DataError(
                 f"{dataset.location}: class {dataset.classes[number]!r} has {count:,} training pictures, fewer than "
                 f"{max(few_shot):,} shots; {count:,} shots or fewer are right"

@@ -187,8 +187,8 @@ def head_figures(model: Model, images: Tensor) -> HeadFigures:
             walked = vit.walk(_on_device(vit, batch), attention=True)
             weights = (value for name, value in walked if name.endswith("/attention") and name != "pool/attention")
             for layer, each in enumerate(weights):
-                distance[layer] += attention_distance(each, between).double().sum(0).cpu()
-                entropy[layer] += attention_entropy(each).double().sum(0).cpu()
+                distance[layer] += attention_distance(each, between).cpu().double().sum(0)
+                entropy[layer] += attention_entropy(each).cpu().double().sum(0)
     return HeadFigures((distance / len(images)).numpy(), (entropy / len(images)).numpy())
 
 

@@ -251,7 +251,7 @@ def _areas(
     size = (images.shape[2], images.shape[3])
     areas = np.zeros((2, len(images)))
     with evaluating(model), torch.inference_mode():
-        for number, (image, each) in enumerate(zip(images, enlarge(maps, size), strict=True)):
+        for number, (image, each) in enumerate(zip(images.cpu(), enlarge(maps, size), strict=True)):
             rank = _ranks(each)
             steps = torch.arange(_STEPS + 1)[:, None, None] * rank.numel() // _STEPS
             taken = (rank < steps)[:, None]
