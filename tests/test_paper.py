@@ -262,6 +262,7 @@ def test_vtab_of_somebodys_weights(
     assert [row["value"] for row in told["groups"]] == [None] * 3
     assert len(told["groups"][0]["missing"]) == 3
     assert out == tmp_path / "out/vtab-lite.html"
+    assert f"patchword paper vtab-lite {tmp_path / 'weights'} --scale smoke" in out.read_text()
     # Other weights at the same place are another start.
     torch_bytes = next(iter(model.parameters())).detach().numpy()
     torch_bytes += 1

@@ -270,6 +270,10 @@ def ten_page(ten: Path) -> Elements:
     return read(ten)
 
 
+def test_points_have_a_sign_and_no_negative_zero() -> None:
+    assert [page.points(value) for value in (0.0214, -0.003, -0.0001, None)] == ["+2.1", "−0.3", "+0.0", "–"]
+
+
 def test_the_result_is_the_first_sentence(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     edit(run / "evaluation.json", majority=0.196)

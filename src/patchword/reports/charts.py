@@ -165,7 +165,7 @@ def dots(rows: Sequence[Row], title: str) -> Markup:
     ]
 
     def across(value: float) -> float:
-        return round(left + (min(max(value, low), high) - low) / (high - low) * (WIDTH - left - 16), 1)
+        return round(left + (min(max(value, low), high) - low) / (high - low) * (WIDTH - left - 24), 1)
 
     for tick in _ticks(low, high):
         x = across(tick)

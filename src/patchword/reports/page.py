@@ -48,7 +48,8 @@ def percent(value: float | None, decimals: int = 1, unit: bool = True) -> str:
 
 def points(value: float | None, decimals: int = 1) -> str:
     """A difference of shares in percentage points, with its sign: +2.1, −0.3."""
-    return "–" if value is None else f"{100 * value:+.{decimals}f}".replace("-", "−")
+    # Adding zero makes +0.0 of what rounds to −0.0.
+    return "–" if value is None else f"{round(100 * value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
 
 
 def decimal(value: float | None, decimals: int = 3) -> str:

@@ -171,6 +171,8 @@ class Experiment:
     """What the published values are, in words."""
     fold: Callable[[list[Measured]], list[Measured]] = lambda measured: measured
     """What is shown of what was measured."""
+    weights: str = ""
+    """Whose they are that it is about, where it trains no models of its own."""
     axis: str = ""
     """What stands under a figure of lines."""
     over_compute: bool = False

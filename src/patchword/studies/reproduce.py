@@ -182,6 +182,7 @@ def write(
         "title": asked.title,
         "question": asked.question,
         "source": asked.source,
+        "weights": asked.weights,
         "figure": asked.figure,
         "axis": asked.axis,
         "measures": asked.measures(scale),
@@ -192,7 +193,7 @@ def write(
         "published_is": asked.published_is,
         "claims": [as_row(each) for each in claims],
         "missing": dict(lacking),
-        **_circumstances(scale),
+        **_circumstances(scale, models=not asked.weights),
     }
     path = folder / f"{asked.name}.json"
     files.write_json(path, content)
@@ -275,12 +276,12 @@ def _plain(estimate: Estimate) -> dict[str, float | None]:
     return {name: end if math.isfinite(end) else None for name, end in ends.items()}
 
 
-def _circumstances(scale: Scale) -> dict[str, Any]:
+def _circumstances(scale: Scale, *, models: bool = True) -> dict[str, Any]:
     return {
         "scale": scale.name,
         "verdicts": scale.verdicts,
-        "models": dict(scale.models),
-        "sets": dict(scale.sets),
+        "models": dict(scale.models) if models else {},
+        "sets": dict(scale.sets) if models else {},
         "versions": versions(),
         "device": describe_device(torch.device("cpu")),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
