@@ -1,8 +1,10 @@
+import functools
 import io
 import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from patchword.core.picture import DecodeError
 from patchword.core.preprocessing import Preprocessing
 from patchword.data.augment import Augment
 from patchword.data.dataset import Arrays, Split
+from patchword.data.feed import Feed, Stop
 from patchword.data.loader import Batch, TrainLoader, evaluation_batches
 from patchword.data.plan import Plan
 from patchword.data.store import Store
@@ -291,6 +294,30 @@ def test_a_killed_worker_is_a_fault() -> None:
     os.kill(worker.pid or 0, signal.SIGKILL)
     with pytest.raises(FaultError, match="worker process"):
         list(itertools.islice(batches, 40))
+
+
+def _killed_at(call: int, step: int, stop: Stop) -> int:
+    """From the second step on, the process dies at this call or return within a look at `stop`."""
+    if step:
+        counted = itertools.count(1)
+        sys.setprofile(lambda *event: next(counted) == call and os.kill(os.getpid(), signal.SIGKILL))
+        stop.is_set()
+        sys.setprofile(None)
+    return step
+
+
+def test_a_worker_killed_while_it_looks_whether_to_stop_takes_nobody_along() -> None:
+    feeds = [Feed(functools.partial(_killed_at, call), range(3), workers=1) for call in range(1, 13)]
+    ends: list[object] = []
+    for feed in feeds:
+        try:
+            ends.append(list(feed))
+        except FaultError as error:
+            ends.append("died" if "worker process" in str(error) else error)
+        feed.close()
+    deaths = ends.count("died")
+    assert deaths >= 3
+    assert ends == ["died"] * deaths + [[0, 1, 2]] * (12 - deaths)
 
 
 class Slow(Encoded):

@@ -1,5 +1,6 @@
 """Work done ahead of its consumer, in a thread or in worker processes, with nothing left behind when it ends."""
 
+import ctypes
 import multiprocessing
 import queue
 import signal
@@ -9,6 +10,8 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.context import DefaultContext
+from multiprocessing.sharedctypes import RawValue
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
@@ -27,6 +30,23 @@ class Stop(Protocol):
     """What tells long work that it is no longer wanted: an event of a thread or of processes."""
 
     def is_set(self) -> bool: ...
+
+
+class _Flag:
+    """An event of processes that a killed one cannot take along.
+
+    The event of `multiprocessing` looks at itself under a lock: who is killed while looking keeps it, and everybody else
+    waits forever. This is one byte of shared memory.
+    """
+
+    def __init__(self) -> None:
+        self._byte = RawValue(ctypes.c_bool, False)
+
+    def is_set(self) -> bool:
+        return self._byte.value
+
+    def set(self) -> None:
+        self._byte.value = True
 
 
 class _Raised:
@@ -48,7 +68,7 @@ class Feed(Generic[T]):
         """How long the consumer has waited so far."""
         self._ready: queue.SimpleQueue[T | _Raised] = queue.SimpleQueue()
         self._places = threading.Semaphore(AHEAD)
-        stop, begun = (multiprocessing.Event() if workers else threading.Event()), threading.Event()
+        stop, begun = (_Flag() if workers else threading.Event()), threading.Event()
         thread = threading.Thread(
             target=_produce,
             args=(build, steps, workers, stop, begun, self._places, self._ready),
@@ -160,6 +180,7 @@ class _Processes:
                 prefetch_factor=AHEAD,
                 collate_fn=_as_it_is,
                 worker_init_fn=_leave_signals_to_the_parent,
+                multiprocessing_context=_Context(multiprocessing.get_context()),
                 generator=torch.Generator(),  # else starting processes would advance the model's random numbers
             )
         self.results: Iterator[Any] | None = iter(loader)
@@ -195,6 +216,13 @@ class _Results(Dataset):
     def __getitem__(self, step: int) -> Any:
         result = _attempt(self.build, step, self.stop)
         return _Raised(_portable(result.error)) if isinstance(result, _Raised) else result
+
+
+class _Context(DefaultContext):
+    """The usual way of starting processes, with a flag where the DataLoader wants an event."""
+
+    def Event(self) -> Any:
+        return _Flag()
 
 
 def _as_it_is(result: Any) -> Any:
