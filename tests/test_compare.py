@@ -343,6 +343,8 @@ def test_the_headline(table: dict[str, Any]) -> None:
     ):
         assert telling.headline(lead(table, difference=sure, needs=[{**need, **change}])).endswith(end)
     assert telling.headline(lead(table, needs=[])).endswith(" points.")
+    apart = {"value": None, "low": None, "high": None, "seeds": 0}
+    assert "but no seed has both: **nothing is sure**." in telling.headline(lead(table, difference=apart))
     assert telling.headline({**table, "lead": None}).startswith("Nothing can be compared yet")
 
 

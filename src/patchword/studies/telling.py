@@ -18,8 +18,11 @@ def headline(answer: dict[str, Any]) -> str:
     reached = {name: f"{_POINTS * value:.1f} %" for name, value in lead["values"].items()}
     sentence = f"With your {answer['sizes'][-1]:,} training pictures and {budget(answer['question'])} a model, "
     difference = lead["difference"]
-    points = f"{_POINTS * difference['value']:.1f} ± {_POINTS * (difference['high'] - difference['value']):.1f} points"
     named = f"{reached[first]} of {tested:,} test pictures right"
+    if difference["value"] is None:
+        sentence += f"{names[first]} names {named}, {names[second]} {reached[second]}, but no seed has both: **nothing is sure**"
+        return f"{sentence}."
+    points = f"{_POINTS * difference['value']:.1f} ± {_POINTS * (difference['high'] - difference['value']):.1f} points"
     if difference["low"] > 0:
         sentence += f"**{names[first]} leads by {points}**: it names {named}, {names[second]} {reached[second]}"
     else:
