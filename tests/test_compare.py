@@ -182,7 +182,7 @@ def test_compare_from_the_front_door(
     out = patchword.compare(pictures, out=tmp_path / "study", seeds=1, **arguments)
     said = capsys.readouterr().err
     assert "4.4e-08 PFLOP a run, pre-trained on formula:shapes-2x10@16 for 8.8e-08 PFLOP" in said
-    assert "With your 72 training pictures and 4.4e-08 PFLOP a model" in said
+    assert "With your 72 training pictures and 0.044 GFLOP a model" in said
     results = {
         path.parent.relative_to(out).as_posix(): json.loads(path.read_text()) for path in out.rglob("result.json")
     }
@@ -343,6 +343,8 @@ def test_the_headline(table: dict[str, Any]) -> None:
     ):
         assert telling.headline(lead(table, difference=sure, needs=[{**need, **change}])).endswith(end)
     assert telling.headline(lead(table, needs=[])).endswith(" points.")
+    apart = {"value": None, "low": None, "high": None, "seeds": 0}
+    assert "but no seed has both: **nothing is sure**." in telling.headline(lead(table, difference=apart))
     assert telling.headline({**table, "lead": None}).startswith("Nothing can be compared yet")
 
 
@@ -353,7 +355,8 @@ def test_two_of_a_kind_are_called_by_name(table: dict[str, Any]) -> None:
 
 
 def test_crossings_in_words(table: dict[str, Any]) -> None:
-    row = {"models": MODELS[:2], "before": MODELS[0], "after": MODELS[1], "size": 1234.0, "low": 800.0, "high": 2000.0}
+    row: dict[str, Any] = {"models": MODELS[:2], "before": MODELS[0], "after": MODELS[1], "alike": False}
+    row |= {"size": 1234.0, "low": 800.0, "high": 2000.0}
     told = {
         (
             1.0,
@@ -367,6 +370,8 @@ def test_crossings_in_words(table: dict[str, Any]) -> None:
     assert told_of_none == (
         "The plain ViT (ViT-Fe/16) is ahead of the hybrid (C4x0.5+ViT-At/16) from 100 to 30,670 pictures: no crossing in reach."
     )
+    [same] = telling.crossings({**table, "crossings": [{**none, "share": 0.0, "alike": True}]})
+    assert same == "The plain ViT (ViT-Fe/16) and the hybrid (C4x0.5+ViT-At/16) are alike at every size."
     [doubt] = telling.crossings({**table, "crossings": [{**none, "share": 0.4}]})
     assert doubt.endswith("no crossing in reach, though in 40 % of the resamples they cross.")
     assert [telling.about(number) for number in (0, 7.4, 94.6, 1250, 8431, 123456)] == [

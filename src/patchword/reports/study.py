@@ -37,6 +37,8 @@ def write_study(folder: Path) -> Path:
         tests=_tests(answer),
         disagreements=_disagreements(answer),
         warnings=warnings(answer),
+        budget=telling.budget(answer["question"]),
+        pretrain_budget=telling.budget(answer["question"], "pretrain_budget") if answer["question"]["pretrain"] else "",
         command=command(answer, folder),
     )
     write_text(folder / PAGE, content)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 _POINTS = 100
+_LEAST_PFLOP = 1e-3
 _SURE = 0.975
 """A crossing in fewer of the resamples is doubtful, and none at all where more than the rest of them have one."""
 
@@ -18,8 +19,11 @@ def headline(answer: dict[str, Any]) -> str:
     reached = {name: f"{_POINTS * value:.1f} %" for name, value in lead["values"].items()}
     sentence = f"With your {answer['sizes'][-1]:,} training pictures and {budget(answer['question'])} a model, "
     difference = lead["difference"]
-    points = f"{_POINTS * difference['value']:.1f} ± {_POINTS * (difference['high'] - difference['value']):.1f} points"
     named = f"{reached[first]} of {tested:,} test pictures right"
+    if difference["value"] is None:
+        sentence += f"{names[first]} names {named}, {names[second]} {reached[second]}, but no seed has both: **nothing is sure**"
+        return f"{sentence}."
+    points = f"{_POINTS * difference['value']:.1f} ± {_POINTS * (difference['high'] - difference['value']):.1f} points"
     if difference["low"] > 0:
         sentence += f"**{names[first]} leads by {points}**: it names {named}, {names[second]} {reached[second]}"
     else:
@@ -29,7 +33,7 @@ def headline(answer: dict[str, Any]) -> str:
         )
     if difference["seeds"] == 1:
         sentence += " (of a single seed: the chance of training is not in the interval)"
-    if need := _need(answer, names):
+    elif need := _need(answer, names):
         sentence += f"; {need}"
     return f"{sentence}."
 
@@ -40,10 +44,12 @@ def called(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return f"the {row['kind']} ({row['name']})" if alone else row["name"]
 
 
-def budget(question: dict[str, Any]) -> str:
-    """What each model may cost, in words."""
-    [(name, value)] = question["budget"].items()
-    return f"{value:g} {name.replace('pflop', 'PFLOP')}"
+def budget(question: dict[str, Any], which: str = "budget") -> str:
+    """What each model may cost, in words; or what its pre-training may."""
+    [(name, value)] = question[which].items()
+    if name != "pflop":
+        return f"{value:g} {name}"
+    return f"{value:g} PFLOP" if value >= _LEAST_PFLOP else f"{1e6 * value:g} GFLOP"
 
 
 def _need(answer: dict[str, Any], names: dict[str, str]) -> str:
@@ -69,6 +75,9 @@ def crossings(answer: dict[str, Any]) -> list[str]:
     for row in answer["crossings"]:
         before, after = names[row["before"]], names[row["after"]]
         share = row["share"]
+        if row["alike"]:
+            lines.append(f"{_upper(before)} and {names[row['models'][1]]} are alike at every size.")
+            continue
         if row["size"] is None:
             other = names[next(name for name in row["models"] if name != row["before"])]
             doubt = (
