@@ -1,0 +1,78 @@
+"""`python -m bench.estimates`: how near the estimate of a run's time comes to the truth; the table goes to docs/evaluation.md.
+
+Each model is estimated and then run for STEPS=60 steps on Fashion-MNIST and on DATA=… (a folder; $PATCHWORD_DATA/clothing if
+there is one). With CLOCK=thread both are told by the time of the thread that computes, which other work on the machine
+does not touch; without, by the clock on the wall. ONLY=… takes models whose names hold it.
+"""
+
+import datetime
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, MARK = ROOT / "docs/evaluation.md", "estimates"
+MODELS: list[tuple[str, int, dict[str, Any]]] = [
+    ("ViT-Fe/8", 64, {}),
+    ("ViT-Pi/8", 64, {"loading": {"in_memory": "no"}}),
+    ("C3+ViT-Fe/8", 64, {}),
+    ("R5+ViT-Fe/4", 32, {}),
+    ("BiT-R14x0.5", 64, {"threads": 1}),
+    ("EfficientNet-B0", 64, {"threads": 1}),
+]
+"""Name, image side and what else is wanted; the networks of one replica compute on one thread, whose time then is all of it."""
+
+
+def main() -> None:
+    """Estimate, run, print and publish."""
+    if os.environ.get("CLOCK") == "thread":
+        time.perf_counter = time.thread_time
+    steps, only = int(os.environ.get("STEPS", "60")), os.environ.get("ONLY", "")
+    rows = []
+    for data in sets():
+        for name, side, more in MODELS:
+            if only in name:
+                rows.append(row(data, name, side, more, steps))
+                print(rows[-1], flush=True)
+    from bench.page import put
+
+    by_thread = os.environ.get("CLOCK") == "thread"
+    command = f"{'CLOCK=thread ' if by_thread else ''}python -m bench.estimates"
+    clock = "the computing thread's own time" if by_thread else "the clock on the wall"
+    put(
+        PAGE,
+        MARK,
+        f"`{command}` of {datetime.date.today():%Y-%m-%d}, {steps} steps, by {clock}: seconds of training, looks and "
+        "saving, as estimated and as they were:\n\n| model | data | estimated | true | ratio |\n|---|---|---|---|---|\n"
+        + "".join(line + "\n" for line in rows),
+    )
+
+
+def sets() -> list[str]:
+    """The data sets that are here."""
+    beside = Path(os.environ.get("PATCHWORD_DATA", "")) / "clothing"
+    place = os.environ.get("DATA", str(beside) if beside.is_dir() else "")
+    return ["fashion-mnist", *([place] if place else [])]
+
+
+def row(data: str, name: str, side: int, more: dict[str, Any], steps: int) -> str:
+    """A line of the table."""
+    from patchword.core import config, files
+    from patchword.training import recipe as recipes
+    from patchword.training.estimate import estimate
+    from patchword.training.run import run
+
+    wanted = {"data": data, "model": {"name": name}, "image_size": [side, side], "budget": {"steps": steps}}
+    recipe = recipes.load("scratch", config.merge(wanted, more))
+    found = estimate(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        truth = files.read_json(run(recipe, Path(folder) / "run") / "result.json")["seconds"]
+    return (
+        f"| {name} | {Path(data).name}, {side} px | {found.training:.1f} | {truth:.1f} | {found.training / truth:.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
