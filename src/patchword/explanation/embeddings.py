@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchword.core.errors import UsageError
+from patchword.core.errors import DivergedError, UsageError
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch
 from patchword.evaluation.predict import comfortable_batch, evaluating, look_at_all
@@ -95,12 +95,15 @@ def feature_colours(model: Model, images: Tensor) -> np.ndarray:
     """B×C×H×W → float32 B×h×w×3 in 0…1: the first three principal components of the last feature map as red, green and blue.
 
     They are those of all the images together, so that one colour means one thing; the outermost hundredths are cut off.
+    Raises `DivergedError` for features that are not finite.
     """
     device = next(model.parameters()).device
     with evaluating(model), torch.inference_mode():
         parts = [model.feature_map(batch.to(device)).float().cpu() for batch in images.split(comfortable_batch(model))]
     maps = torch.cat(parts).permute(0, 2, 3, 1).numpy()
     rows = maps.reshape(-1, maps.shape[-1])
+    if not np.isfinite(rows).all():
+        raise DivergedError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
     found = principal_components(rows, 3).project(rows)
     low, high = np.percentile(found, [1, 99], axis=0)
     colours = np.zeros((len(rows), 3))

@@ -71,6 +71,7 @@ class Look:
 def look(model: Model, pixels: np.ndarray, also: int | None = None) -> Iterator[Look]:
     """Look at uint8 B×H×W×C, one picture after the other; `also` is a class that maps are for beside the likeliest three."""
     images = as_images(model, pixels)
+    # Of the encoded features, so that the weights that all the others go through are known to be sound.
     colours = feature_colours(model, images)
     for each, image, colour in zip(pixels, images, colours, strict=True):
         yield dataclasses.replace(_look(model, each, image[None], also), colours=colour)
