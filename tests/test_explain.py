@@ -333,10 +333,11 @@ def test_names_of_any_bytes_and_any_length(vit: Model, tmp_path: Path) -> None:
 
 
 def test_spoiled_weights_are_one_sentence(vit: Model, pair: list[Path], tmp_path: Path) -> None:
-    with torch.no_grad():
-        vit.get_parameter("blocks.1.mlp.fc1.weight")[0, 0] = math.nan
-    with pytest.raises(DivergedError, match="gives outputs that are not finite: its weights have been spoiled"):
-        patchword.explain(vit, pair, out=tmp_path / "out")
+    for name in ("head.bias", "blocks.1.mlp.fc1.bias"):
+        with torch.no_grad():
+            vit.get_parameter(name)[0] = math.nan
+        with pytest.raises(DivergedError, match="gives outputs that are not finite: its weights have been spoiled"):
+            patchword.explain(vit, pair, out=tmp_path / "out")
 
 
 def test_many_pictures_come_page_by_page(tmp_path: Path) -> None:

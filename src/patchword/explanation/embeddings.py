@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchword.core.errors import DivergedError, UsageError
+from patchword.core.errors import UsageError
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch
-from patchword.evaluation.predict import comfortable_batch, evaluating, look_at_all
+from patchword.evaluation.predict import check_finite, comfortable_batch, evaluating, look_at_all
 from patchword.explanation.attention import attentive
 from patchword.models.contract import Model
 from patchword.models.hybrid import StemmedViT
@@ -102,8 +102,7 @@ def feature_colours(model: Model, images: Tensor) -> np.ndarray:
         parts = [model.feature_map(batch.to(device)).float().cpu() for batch in images.split(comfortable_batch(model))]
     maps = torch.cat(parts).permute(0, 2, 3, 1).numpy()
     rows = maps.reshape(-1, maps.shape[-1])
-    if not np.isfinite(rows).all():
-        raise DivergedError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
+    check_finite(model, rows)
     found = principal_components(rows, 3).project(rows)
     low, high = np.percentile(found, [1, 99], axis=0)
     colours = np.zeros((len(rows), 3))

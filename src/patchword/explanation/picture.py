@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchword.evaluation.predict import evaluating
+from patchword.evaluation.predict import check_finite, evaluating
 from patchword.explanation.attention import attend, class_rollout
 from patchword.explanation.embeddings import feature_colours
 from patchword.explanation.gradcam import gradcam
@@ -71,7 +71,6 @@ class Look:
 def look(model: Model, pixels: np.ndarray, also: int | None = None) -> Iterator[Look]:
     """Look at uint8 B×H×W×C, one picture after the other; `also` is a class that maps are for beside the likeliest three."""
     images = as_images(model, pixels)
-    # Of the encoded features, so that the weights that all the others go through are known to be sound.
     colours = feature_colours(model, images)
     for each, image, colour in zip(pixels, images, colours, strict=True):
         yield dataclasses.replace(_look(model, each, image[None], also), colours=colour)
@@ -83,6 +82,7 @@ def _look(model: Model, pixels: np.ndarray, image: Tensor, also: int | None) -> 
     if model.num_classes:
         with evaluating(model), torch.inference_mode():
             probabilities = model.probabilities(image)[0].float().cpu().numpy()
+        check_finite(model, probabilities)
         best = np.argsort(-probabilities, kind="stable")[:TOP].tolist()
         classes = tuple(best if also is None or also in best else [*best, also])
     chosen = torch.tensor([classes], dtype=torch.int64)
