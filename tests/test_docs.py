@@ -27,7 +27,9 @@ def test_every_promise_names_a_test_that_exists() -> None:
 
 def test_the_table_of_rooms_names_files_that_exist() -> None:
     page = (ROOT / "docs/architecture.md").read_text("utf-8")
-    for path in set(re.findall(r"`((?:core|models|data|weights|evaluation|training|reports|verbs)/\w+\.py)`", page)):
+    for path in set(
+        re.findall(r"`((?:core|models|data|weights|evaluation|explanation|training|reports|verbs)/\w+\.py)`", page)
+    ):
         assert (ROOT / "src/patchword" / path).is_file(), path
     for path in set(re.findall(r"`((?:tests|tools|bench)/[\w.]+)`", page)):
         assert (ROOT / path).exists(), path

@@ -4,6 +4,8 @@ import base64
 import hashlib
 import io
 import json
+import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import patchword
 from browser import Browser, browser
 from conftest import write_pictures
 from patchword import cli
-from patchword.core.errors import UsageError
+from patchword.core.errors import DivergedError, UsageError
 from patchword.data.decode import decode
 from patchword.data.sources import open_data
 from patchword.evaluation.mistakes import thumbnail
@@ -314,6 +316,28 @@ def test_what_can_be_explained_is(
     rows = patchword.explain(vit, [tmp_path / "none.jpg"], out=tmp_path / "other")
     assert rows == [{"image": str(tmp_path / "none.jpg"), "error": "cannot be read (No such file or directory)"}]
     assert "None of the pictures of this page can be explained." in page_of(tmp_path / "other").text
+
+
+def test_names_of_any_bytes_and_any_length(vit: Model, tmp_path: Path) -> None:
+    made = photo(tmp_path / "a.png").read_bytes()
+    names = [b"\xff\xfe.png", "🦜".encode() * 62 + b".png", b"-.png", b"a\nb.png"]
+    paths = [Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)) for name in names]
+    for path in paths:
+        path.write_bytes(made)
+    rows = patchword.explain(vit, paths, out=tmp_path / "out", check=False)
+    assert all("error" not in row for row in rows)
+    assert len(list((tmp_path / "out").glob("*.npz"))) == 4
+    text = page_of(tmp_path / "out").text
+    assert "\\xff\\xfe.png" in text
+    assert "🦜🦜" in text
+
+
+def test_spoiled_weights_are_one_sentence(vit: Model, pair: list[Path], tmp_path: Path) -> None:
+    for name in ("head.bias", "blocks.1.mlp.fc1.bias"):
+        with torch.no_grad():
+            vit.get_parameter(name)[0] = math.nan
+        with pytest.raises(DivergedError, match="gives outputs that are not finite: its weights have been spoiled"):
+            patchword.explain(vit, pair, out=tmp_path / "out")
 
 
 def test_many_pictures_come_page_by_page(tmp_path: Path) -> None:

@@ -278,7 +278,10 @@ def test_a_map_no_better_than_chance_is_called_so() -> None:
     said = truth_of(tuple(figures), Choice("rollout"))
     assert said["fails"]
     assert "That is no better than chance: these maps do not show where objects are." in said["sentence"]
-    assert "no more than random pixels do." in said["sentence"]
+    assert (
+        "On the 20 pictures here, what it points to did not decide the answer more than random pixels."
+        in said["sentence"]
+    )
     assert "say little of it." in said["sentence"]
     verdicts = {row["name"]: row["verdict"] for row in said["rows"]}
     assert verdicts["Deletion"] == verdicts["Points at the object"]

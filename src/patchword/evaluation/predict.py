@@ -62,9 +62,14 @@ def predict(
         threads=threads,
     )
     logits = world.add(logits)  # each row is zeros everywhere but in one process
-    if not np.isfinite(logits).all():
-        raise DivergedError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
+    check_finite(model, logits)
     return Predictions(logits, split.labels, unreadable)
+
+
+def check_finite(model: Model, outputs: np.ndarray) -> None:
+    """Raise `DivergedError` where a number that the model gave is none to work with."""
+    if not np.isfinite(outputs).all():
+        raise DivergedError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
 
 
 def look_at_all(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from patchword.core.errors import UsageError
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch
-from patchword.evaluation.predict import comfortable_batch, evaluating, look_at_all
+from patchword.evaluation.predict import check_finite, comfortable_batch, evaluating, look_at_all
 from patchword.explanation.attention import attentive
 from patchword.models.contract import Model
 from patchword.models.hybrid import StemmedViT
@@ -97,12 +97,14 @@ def feature_colours(model: Model, images: Tensor) -> np.ndarray:
     """B×C×H×W → float32 B×h×w×3 in 0…1: the first three principal components of the last feature map as red, green and blue.
 
     They are those of all the images together, so that one colour means one thing; the outermost hundredths are cut off.
+    Raises `DivergedError` for features that are not finite.
     """
     device = next(model.parameters()).device
     with evaluating(model), torch.inference_mode():
         parts = [model.feature_map(batch.to(device)).float().cpu() for batch in images.split(comfortable_batch(model))]
     maps = torch.cat(parts).permute(0, 2, 3, 1).numpy()
     rows = maps.reshape(-1, maps.shape[-1])
+    check_finite(model, rows)
     found = principal_components(rows, 3).project(rows)
     low, high = np.percentile(found, [1, 99], axis=0)
     colours = np.zeros((len(rows), 3))

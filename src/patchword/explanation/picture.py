@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchword.evaluation.predict import evaluating
+from patchword.evaluation.predict import check_finite, evaluating
 from patchword.explanation.attention import attend, class_rollout
 from patchword.explanation.embeddings import feature_colours
 from patchword.explanation.gradcam import gradcam
@@ -82,6 +82,7 @@ def _look(model: Model, pixels: np.ndarray, image: Tensor, also: int | None) -> 
     if model.num_classes:
         with evaluating(model), torch.inference_mode():
             probabilities = model.probabilities(image)[0].float().cpu().numpy()
+        check_finite(model, probabilities)
         best = np.argsort(-probabilities, kind="stable")[:TOP].tolist()
         classes = tuple(best if also is None or also in best else [*best, also])
     chosen = torch.tensor([classes], dtype=torch.int64)

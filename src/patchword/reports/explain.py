@@ -334,9 +334,10 @@ def _sentence(truth: dict[str, Figure], choice: Choice) -> tuple[str, bool]:
     elif {"pointing", "energy"} <= {*lost["centre"]}:
         said.append("It does not beat the blob: an object is often in the middle anyway.")
     if {"deletion", "insertion"} <= {*lost["random"]}:
-        said.append("What it points to decides the answer no more than random pixels do.")
+        pictures = page.count(len(truth["deletion"].values), "picture")
+        said.append(f"On the {pictures} here, what it points to did not decide the answer more than random pixels.")
     elif {"deletion", "insertion"} <= {*lost["untrained"]}:
-        said.append("What it points to decides the answer no more than what an untrained network points to.")
+        said.append("What it points to did not decide the answer more than what an untrained network points to.")
     if lost["others"]:
         said.append(
             "Maps of different pictures are as alike as those of a picture and its copy, so they say little of it."

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,6 +32,7 @@ _NEAREST = 6
 _SAID = 5
 _ON_THE_MAP = 196
 _MAP_TILE = 36
+_LONGEST_STEM = 40  # signs of up to four bytes: a name has 255, and one that is being written some more
 
 
 def explain(
@@ -98,7 +100,8 @@ def explain(
             for place, seen in zip(pixels, seeing, strict=True):
                 looks.append(seen)
                 row = rows[first + place]
-                row |= _write(folder, f"{first + place + 1:03d}-{Path(row['image']).stem[:80]}", seen, subject, wanted)
+                stem = f"{first + place + 1:03d}-{Path(row['image']).stem[:_LONGEST_STEM]}"
+                row |= _write(folder, stem, seen, subject, wanted)
                 row["page"] = page
                 shown.append(_shown(row, seen, wanted, other, known))
                 progress.update(first + place + 1)
@@ -109,7 +112,7 @@ def explain(
             if facts is not None and facts.truth:
                 figures = [figure.to_dict() for figure in facts.truth]
                 files.write_json(folder / _CHECK, {"map": subject.choice.words, "figures": figures})
-            bad = [(Path(row["image"]).name, row["error"]) for row in rows[first:last] if "error" in row]
+            bad = [(_name(row), row["error"]) for row in rows[first:last] if "error" in row]
             pages.write_page(
                 folder, subject, shown, bad, facts, number=number, count=count, version=versions()["patchword"]
             )
@@ -134,7 +137,7 @@ def _layer(layer: str | int | None) -> "Layer | None":
     """A number, or `pool`; what the command line gives is a word."""
     if layer is None or isinstance(layer, int) or layer == "pool":
         return layer  # pyright: ignore[reportReturnType] (a literal that has just been compared)
-    if not layer.isascii() or not layer.isdecimal():
+    if not re.fullmatch(r"[0-9]{1,9}", layer):
         raise UsageError(f"--layer {layer!r} is not a whole number from 0, or pool")
     return int(layer)
 
@@ -210,6 +213,11 @@ def _tell_check(progress: "Progress", explained: int, done: int, total: int) -> 
     progress.update(explained, f"checking {done}/{total}")
 
 
+def _name(row: dict[str, Any]) -> str:
+    """Of the picture, for people; names on Linux may hold bytes of no alphabet."""
+    return os.fsencode(Path(row["image"]).name).decode("utf-8", "backslashreplace")
+
+
 def _place(seen: "Look", wanted: int | None) -> int:
     """Of the class that maps are for, among those of the look."""
     return seen.classes.index(wanted) if wanted is not None else 0
@@ -221,7 +229,7 @@ def _shown(
     from patchword.reports.explain import Shown
 
     return Shown(
-        name=Path(row["image"]).name,
+        name=_name(row),
         look=seen,
         map=row["map"],
         place=_place(seen, wanted),
