@@ -36,7 +36,7 @@ def patchword(contents: list[bytes]) -> Iterator[Tensor]:
     """What `TrainLoader` does for a batch that it streams."""
     from patchword.core.preprocessing import Preprocessing
     from patchword.data.augment import Augment
-    from patchword.data.part import open_picture
+    from patchword.data.decoding.part import open_picture
 
     preprocessing = Preprocessing(image_size=(SIDE, SIDE), mean=MEAN, std=STD)
     augment = Augment(crop="random-resized", crop_area=AREA)

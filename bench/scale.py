@@ -120,7 +120,7 @@ def measure(counts: tuple[int, ...] = COUNTS) -> list[dict[str, Any]]:
 def _write(folder: Path, count: int) -> Path:
     from PIL import Image
 
-    from patchword.data import tar
+    from patchword.data.shards import tar
 
     folder.mkdir()
     chance = np.random.default_rng(0)

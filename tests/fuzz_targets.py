@@ -34,7 +34,7 @@ import mutations
 from patchword.core.errors import PatchwordError
 from patchword.core.picture import DecodeError
 from patchword.data import check as checks
-from patchword.data.decode import decode, header
+from patchword.data.decoding.decode import decode, header
 from patchword.data.sources import open_data
 from patchword.models.contract import Model
 from patchword.models.names import create_model

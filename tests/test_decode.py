@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from patchword.core.preprocessing import Preprocessing
-from patchword.data import decode as module
-from patchword.data.decode import PIXEL_LIMIT, DecodeError, decode, header
+from patchword.data.decoding import decode as module
+from patchword.data.decoding.decode import PIXEL_LIMIT, DecodeError, decode, header
 
 KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 

@@ -22,7 +22,7 @@ from patchword.core import config
 from patchword.core.errors import FaultError, UsageError
 from patchword.data.augment import Augment
 from patchword.data.dataset import Dataset, Split
-from patchword.data.decode import decode
+from patchword.data.decoding.decode import decode
 from patchword.data.duplicates import Duplicates
 from patchword.data.loader import Batch
 from patchword.data.mixing import erase, mix

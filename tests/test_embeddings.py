@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from patchword.core.errors import UsageError
-from patchword.data.decode import decode
+from patchword.data.decoding.decode import decode
 from patchword.data.sources import open_data
 from patchword.explanation.embeddings import (
     feature_colours,

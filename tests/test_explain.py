@@ -20,7 +20,7 @@ from browser import Browser, browser
 from conftest import write_pictures
 from patchword import cli
 from patchword.core.errors import DivergedError, UsageError
-from patchword.data.decode import decode
+from patchword.data.decoding.decode import decode
 from patchword.data.sources import open_data
 from patchword.evaluation.mistakes import thumbnail
 from patchword.explanation import attention as attending

@@ -21,12 +21,12 @@ import patchword as pw
 from patchword import cli
 from patchword.core.errors import DataError, UsageError
 from patchword.data import formula as formulas
-from patchword.data import fractals, shapes
+from patchword.data.drawing import fractals, shapes
+from patchword.data.drawing.shapes import Object, class_parts
+from patchword.data.drawing.textures import PATTERNS, Dice, clouds, direction
 from patchword.data.duplicates import find_duplicates
 from patchword.data.formula import KINDS, Drawn, Formula, parse_formula
-from patchword.data.shapes import Object, class_parts
 from patchword.data.sources import open_data
-from patchword.data.textures import PATTERNS, Dice, clouds, direction
 
 PINNED = {
     ("fractals", 0, 0, 0, (32, 32)): "9a8924b8de0baddb",

@@ -14,8 +14,8 @@ import mutations
 from fuzz_targets import TARGETS, Cases, Target, tiny_recipe
 from patchword.core import files
 from patchword.core.errors import DataError, PatchwordError, UsageError, one_line
-from patchword.data import matlab
-from patchword.data.decode import decode, header
+from patchword.data.decoding.decode import decode, header
+from patchword.data.formats import matlab
 from patchword.data.sources import open_data
 from patchword.models.contract import Model
 from patchword.models.names import create_model

@@ -191,7 +191,7 @@ def test_a_jpeg_that_ends_early_has_no_weight_wherever_its_crop_is(workers: int)
 
 
 def test_closing_ends_a_batch_while_its_parts_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from patchword.data.part import Part, Undecoded
+    from patchword.data.decoding.part import Part, Undecoded
 
     original, started, parts = Undecoded.part, threading.Event(), []
 

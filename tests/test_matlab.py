@@ -9,7 +9,7 @@ import scipy.io
 from scipy.io import loadmat, savemat
 
 from patchword.core.errors import DataError
-from patchword.data import matlab
+from patchword.data.formats import matlab
 
 THEIRS = sorted((Path(scipy.io.__file__).parent / "matlab/tests/data").glob("test*.mat"))
 

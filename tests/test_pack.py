@@ -18,14 +18,14 @@ from conftest import write_pictures
 from patchword import cli
 from patchword.core import files
 from patchword.core.errors import DataError, FaultError, UsageError
-from patchword.data import pack as packing
-from patchword.data import tar
 from patchword.data.check import check
 from patchword.data.dataset import Dataset
-from patchword.data.decode import decode
-from patchword.data.manifest import read_manifest
-from patchword.data.pack import escaped, pack
-from patchword.data.places import Folder
+from patchword.data.decoding.decode import decode
+from patchword.data.shards import pack as packing
+from patchword.data.shards import tar
+from patchword.data.shards.manifest import read_manifest
+from patchword.data.shards.pack import escaped, pack
+from patchword.data.shards.places import Folder
 from patchword.data.sources import open_data
 
 NOISE = np.random.default_rng(3).integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -193,7 +193,7 @@ _PACK = """
 import os, signal, sys
 from pathlib import Path
 from patchword.core import files
-from patchword.data.pack import pack
+from patchword.data.shards.pack import pack
 left = int(sys.argv[3])
 rename = os.replace
 def replace(old, new):
@@ -393,7 +393,7 @@ def test_hostile_manifests(tmp_path: Path) -> None:
 def test_an_address_uses_the_index_that_was_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
-    from patchword.data import shards
+    from patchword.data.shards import find as shards
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_pictures(tmp_path / "set", ("ant", "bee"), 20)

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from patchword.data import jpeg
-from patchword.data.decode import DecodeError, decode
-from patchword.data.part import Part, Undecoded, open_picture
-from patchword.data.resize import resized
+from patchword.data.decoding import jpeg
+from patchword.data.decoding.decode import DecodeError, decode
+from patchword.data.decoding.part import Part, Undecoded, open_picture
+from patchword.data.decoding.resize import resized
 
 HEIGHT, WIDTH = 149, 211  # primes: no multiple of a JPEG's blocks
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ import pytest
 from scipy.io import savemat
 
 from patchword.core.errors import DataError
-from patchword.data import named
 from patchword.data.dataset import Dataset
-from patchword.data.published import FLOWERS
+from patchword.data.formats import named
+from patchword.data.formats.published import FLOWERS
 from patchword.data.sources import open_data
 from patchword.data.splits import CARVED, TRAIN_AND_TEST, TRAIN_AND_VALIDATION
 

@@ -27,14 +27,14 @@ from hypothesis import strategies as st
 from conftest import write_pictures
 from patchword.core.errors import DataError, FaultError, PatchwordError, UsageError
 from patchword.core.preprocessing import Preprocessing
-from patchword.data import places, tar
 from patchword.data.augment import Augment
 from patchword.data.dataset import Dataset
-from patchword.data.decode import DecodeError, decode
+from patchword.data.decoding.decode import DecodeError, decode
 from patchword.data.duplicates import find_duplicates
-from patchword.data.index import open_index
 from patchword.data.loader import TrainLoader
-from patchword.data.shards import Shards
+from patchword.data.shards import places, tar
+from patchword.data.shards.find import Shards
+from patchword.data.shards.index import open_index
 from patchword.data.sources import open_data
 from patchword.data.splits import CARVED, GIVEN
 from test_sources import png, write_parquet
@@ -453,7 +453,7 @@ def test_a_shard_that_changes_while_it_is_open(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_written_the_index_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from patchword.data import index
+    from patchword.data.shards import index
 
     write_tar(tmp_path / "train-0.tar", *samples("a", "b"))
     original = index.new_file

@@ -14,7 +14,7 @@ from PIL import Image
 
 from patchword.core.errors import DataError
 from patchword.data.dataset import FILE_LIMIT, Dataset, Files, Names
-from patchword.data.decode import DecodeError, decode
+from patchword.data.decoding.decode import DecodeError, decode
 from patchword.data.sources import open_data
 from patchword.data.splits import CARVED, GIVEN, TOO_FEW, TRAIN_AND_TEST, TRAIN_AND_VALIDATION
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from patchword.data import store as module
 from patchword.data.dataset import Arrays, Files, Names, Split
-from patchword.data.decode import DecodeError, decode
+from patchword.data.decoding.decode import DecodeError, decode
 from patchword.data.store import Store, estimated_bytes, in_order, worthwhile_threads
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 from conftest import write_pictures
 from patchword.core.errors import DataError, UsageError
 from patchword.data import vtab
-from patchword.data.outlines import KINDS
+from patchword.data.drawing.outlines import KINDS
+from patchword.data.drawing.shapes import objects, scene
 from patchword.data.questions import COUNTS, QUESTIONS, SIZE, Asked
-from patchword.data.shapes import objects, scene
 from patchword.data.sources import open_data
 from patchword.training import prepare
 from tiny import tiny

@@ -16,9 +16,9 @@ import numpy as np
 
 from patchword.core.errors import DataError
 from patchword.core.files import check_regular
-from patchword.data import matlab
 from patchword.data.assemble import Found, Part
 from patchword.data.dataset import Arrays
+from patchword.data.formats import matlab
 
 _MOST_BYTES = 2**31
 """None of these sets has a file of 2 GiB, so what would unpack to more is a bomb."""

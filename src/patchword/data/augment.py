@@ -15,9 +15,9 @@ import numpy as np
 
 from patchword.core.errors import UsageError
 from patchword.core.preprocessing import Preprocessing
-from patchword.data.part import Part
+from patchword.data.decoding.part import Part
+from patchword.data.decoding.resize import resized
 from patchword.data.plan import uniform
-from patchword.data.resize import resized
 
 if TYPE_CHECKING:
     import torch

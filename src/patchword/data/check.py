@@ -11,10 +11,10 @@ from patchword.core.picture import DecodeError
 from patchword.core.progress import size
 from patchword.core.runtime import available_memory
 from patchword.data.dataset import Dataset, Split
-from patchword.data.decode import decode, header
+from patchword.data.decoding.decode import decode, header
 from patchword.data.duplicates import Duplicates, find_duplicates
-from patchword.data.manifest import verify
-from patchword.data.shards import Shards
+from patchword.data.shards.find import Shards
+from patchword.data.shards.manifest import verify
 from patchword.data.sources import open_data
 from patchword.data.store import MEMORY_SHARE, MOST_BAD, in_order, worthwhile_threads
 

@@ -15,9 +15,9 @@ from patchword.core import files
 from patchword.core.errors import DataError, PatchwordError
 from patchword.core.picture import DecodeError
 from patchword.data.dataset import Dataset, Files, Notice, Split
+from patchword.data.formats.named import cache
 from patchword.data.formula import Drawn
-from patchword.data.named import cache
-from patchword.data.shards import Shards
+from patchword.data.shards.find import Shards
 
 _VERSION = 1
 # Where a picture stays that lies in two splits: as far as possible from training.

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchword.core.errors import DataError, UsageError, nearest
-from patchword.data import fractals, shapes
 from patchword.data.assemble import Found, Part
+from patchword.data.drawing import fractals, shapes
 
 PREFIX = "formula:"
 MOST_PICTURES = 100_000_000

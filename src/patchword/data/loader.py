@@ -16,9 +16,9 @@ from patchword.core.errors import DataError
 from patchword.core.picture import DecodeError
 from patchword.core.preprocessing import Preprocessing
 from patchword.data.augment import Augment, Partial, Pictures, fit_all
-from patchword.data.decode import decode
+from patchword.data.decoding.decode import decode
+from patchword.data.decoding.part import Part, Undecoded, open_picture
 from patchword.data.feed import Feed, Stop
-from patchword.data.part import Part, Undecoded, open_picture
 from patchword.data.plan import BalancedPlan, Plan
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Tasks about pictures of shapes whose answers are known exactly: how many, how far apart, where, which way, how large.
 
 They stand in for VTAB's structured tasks where its data is not: the pictures are drawn, and each answer is as frequent as any
-other. A picture is one of `formula:shapes` at 64×64 (`data/shapes.py`); one that a question does not fit is passed over.
+other. A picture is one of `formula:shapes` at 64×64 (`data/drawing/shapes.py`); one that a question does not fit is passed over.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from collections.abc import Callable
 import numpy as np
 
 from patchword.core.errors import DataError, nearest
-from patchword.data import shapes
 from patchword.data.assemble import Found, Part
-from patchword.data.outlines import KINDS
+from patchword.data.drawing import shapes
+from patchword.data.drawing.outlines import KINDS
 
 SIZE = (64, 64)
 COUNTS = {"train": 800, "validation": 200, "test": 1000}

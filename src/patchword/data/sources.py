@@ -7,16 +7,16 @@ import numpy as np
 
 from patchword.core import files
 from patchword.core.errors import DataError
-from patchword.data import named
 from patchword.data.assemble import Found, assemble
 from patchword.data.dataset import Dataset, Files, Names, Notice, Split
-from patchword.data.folder import find_folders, list_folder
+from patchword.data.formats import named
+from patchword.data.formats.folder import find_folders, list_folder
+from patchword.data.formats.parquet import find_parquet, find_parquet_address, find_parquets
+from patchword.data.formats.published import find_published
+from patchword.data.formats.table import find_table
 from patchword.data.formula import find_formula, is_formula
-from patchword.data.parquet import find_parquet, find_parquet_address, find_parquets
-from patchword.data.places import is_address
-from patchword.data.published import find_published
-from patchword.data.shards import find_address, find_tar, find_tars
-from patchword.data.table import find_table
+from patchword.data.shards.find import find_address, find_tar, find_tars
+from patchword.data.shards.places import is_address
 from patchword.data.vtab import is_vtab, open_vtab
 
 __all__ = ["Dataset", "Notice", "Split", "open_data", "open_pictures"]

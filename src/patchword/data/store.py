@@ -12,7 +12,7 @@ import numpy as np
 from patchword.core.errors import FaultError
 from patchword.core.picture import DecodeError
 from patchword.data.dataset import Split
-from patchword.data.decode import decode, header
+from patchword.data.decoding.decode import decode, header
 
 MEMORY_SHARE = 0.25
 """Decoded pictures are kept in memory when all splits take at most this share of what is free."""

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from patchword.core.errors import DataError, nearest
-from patchword.data import named
 from patchword.data.assemble import assemble
 from patchword.data.dataset import Dataset, Split
+from patchword.data.formats import named
 from patchword.data.questions import QUESTIONS, find_question
 from patchword.data.splits import first_of
 

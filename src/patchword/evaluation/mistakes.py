@@ -9,7 +9,7 @@ from PIL import Image
 
 from patchword.core.picture import DecodeError
 from patchword.data.dataset import Split
-from patchword.data.decode import decode
+from patchword.data.decoding.decode import decode
 from patchword.evaluation.metrics import Predictions, softmax
 
 _SIDE = 112

@@ -15,7 +15,7 @@ from patchword.core.processes import Processes
 from patchword.core.progress import Progress
 from patchword.core.runtime import MOST_REPLICAS, Crew
 from patchword.data.dataset import Split
-from patchword.data.decode import decode
+from patchword.data.decoding.decode import decode
 from patchword.data.loader import Batch, evaluation_batches
 from patchword.data.store import Store
 from patchword.evaluation.metrics import Predictions

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchword.data.decode import decode
+from patchword.data.decoding.decode import decode
 from patchword.data.formula import SIDES, find_formula
 from patchword.evaluation.predict import comfortable_batch, evaluating
 from patchword.explanation.maps import Choice, as_images, enlarge, named
@@ -196,7 +196,7 @@ def untrained(model: Model) -> Model:
 def known_objects(
     size: tuple[int, int], channels: int, classes: int = 64, each: int = 1, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Shapes on textured ground (`data/shapes.py`): uint8 n×H×W×C, and bool n×H×W that is true on the objects.
+    """Shapes on textured ground (`data/drawing/shapes.py`): uint8 n×H×W×C, and bool n×H×W that is true on the objects.
 
     The first `each` test pictures of the first classes, none of which is in the train split of any `formula:shapes-…`.
     """

@@ -7,7 +7,7 @@ import numpy as np
 from patchword.core.errors import UsageError
 from patchword.core.picture import DecodeError
 from patchword.data.dataset import Split
-from patchword.data.decode import decode
+from patchword.data.decoding.decode import decode
 from patchword.evaluation.mistakes import thumbnail
 from patchword.explanation.maps import as_images, choose
 from patchword.explanation.overlay import overlay

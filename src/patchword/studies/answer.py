@@ -16,7 +16,7 @@ from patchword.core import files
 from patchword.core.errors import DataError
 from patchword.core.picture import DecodeError
 from patchword.core.runtime import describe_device, versions
-from patchword.data.decode import decode
+from patchword.data.decoding.decode import decode
 from patchword.evaluation.answers import Answers, read_answers
 from patchword.evaluation.metrics import Z95
 from patchword.evaluation.mistakes import thumbnail

@@ -19,7 +19,7 @@ from patchword.core.processes import Processes
 from patchword.core.progress import Progress, say, size
 from patchword.core.runtime import MOST_REPLICAS, available_memory, choose_device
 from patchword.data.dataset import Dataset, Split
-from patchword.data.decode import header
+from patchword.data.decoding.decode import header
 from patchword.data.duplicates import find_duplicates, without_leaks
 from patchword.data.join import together
 from patchword.data.plan import evened

@@ -41,7 +41,7 @@ def pack(data: Data, shards: Shards, *, side: Whole = None, quality: int = 90, s
         shard_size: The size of a shard in MB (10^6 bytes).
     """
     from patchword.core.progress import Progress
-    from patchword.data import pack as packing
+    from patchword.data.shards import pack as packing
 
     with Progress("packing", 0) as progress:
 

@@ -351,7 +351,7 @@ class _Known:
         """The nearest to a picture, the nearest first."""
         import torch
 
-        from patchword.data.decode import decode
+        from patchword.data.decoding.decode import decode
         from patchword.evaluation.mistakes import thumbnail
         from patchword.explanation.embeddings import nearest as nearest_rows
         from patchword.explanation.maps import as_images
@@ -371,7 +371,7 @@ class _Known:
         """Thumbnails of some of them by their features."""
         import numpy as np
 
-        from patchword.data.decode import decode
+        from patchword.data.decoding.decode import decode
         from patchword.explanation.embeddings import picture_map
         from patchword.reports.explain import Atlas
 

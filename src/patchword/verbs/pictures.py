@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def picture_files(images: "str | Path | Sequence[str | Path]") -> list[Path]:
     """The files themselves, and those in folders in order; raises for an empty folder and for none at all."""
-    from patchword.data.decode import SUFFIXES
+    from patchword.data.decoding.decode import SUFFIXES
 
     paths: list[Path] = []
     for image in [images] if isinstance(images, str | Path) else images:
@@ -33,7 +33,7 @@ def picture_files(images: "str | Path | Sequence[str | Path]") -> list[Path]:
 
 def fitted(path: Path, model: "Model") -> "np.ndarray":
     """The file as the model's input, uint8 H×W×C; raises `DecodeError`."""
-    from patchword.data.decode import DecodeError, decode
+    from patchword.data.decoding.decode import DecodeError, decode
 
     try:
         content = path.read_bytes()

@@ -19,13 +19,13 @@ from patchword.core.errors import DataError, FaultError, UsageError
 from patchword.core.picture import DecodeError
 from patchword.core.progress import say
 from patchword.core.runtime import only_writer
-from patchword.data import tar
 from patchword.data.dataset import Dataset, Split
-from patchword.data.decode import decode, format_of, header
-from patchword.data.manifest import FORMAT, MANIFEST, Manifest, check_shards, read_manifest
-from patchword.data.places import Entry, Folder, is_address
-from patchword.data.samples import make_index
-from patchword.data.shards import INDEX
+from patchword.data.decoding.decode import decode, format_of, header
+from patchword.data.shards import tar
+from patchword.data.shards.find import INDEX
+from patchword.data.shards.manifest import FORMAT, MANIFEST, Manifest, check_shards, read_manifest
+from patchword.data.shards.places import Entry, Folder, is_address
+from patchword.data.shards.samples import make_index
 from patchword.data.sources import open_data
 from patchword.data.store import in_order, worthwhile_threads
 

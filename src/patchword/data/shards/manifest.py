@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from patchword.core.errors import DataError
-from patchword.data.places import Entry, Place, copy, safe_name, whole
+from patchword.data.shards.places import Entry, Place, copy, safe_name, whole
 from patchword.data.splits import SPLITS
 
 MANIFEST = "dataset.json"

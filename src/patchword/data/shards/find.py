@@ -18,15 +18,15 @@ from patchword.core.errors import DataError, FaultError
 from patchword.core.files import new_file
 from patchword.core.picture import DecodeError
 from patchword.core.progress import say
-from patchword.data import tar
 from patchword.data.assemble import Found, Part
 from patchword.data.dataset import FILE_LIMIT, Notice
-from patchword.data.folder import list_folder
-from patchword.data.index import Index, map_array, open_index
-from patchword.data.manifest import MANIFEST, Manifest, check_shards, read_manifest
-from patchword.data.named import cache
-from patchword.data.places import Entry, Folder, Place, Remote, copy
-from patchword.data.samples import make_index
+from patchword.data.formats.folder import list_folder
+from patchword.data.formats.named import cache
+from patchword.data.shards import tar
+from patchword.data.shards.index import Index, map_array, open_index
+from patchword.data.shards.manifest import MANIFEST, Manifest, check_shards, read_manifest
+from patchword.data.shards.places import Entry, Folder, Place, Remote, copy
+from patchword.data.shards.samples import make_index
 from patchword.data.splits import SPLIT_NAMES, SPLITS
 
 INDEX = "shards.index"

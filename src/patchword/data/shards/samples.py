@@ -17,12 +17,12 @@ import numpy as np
 
 from patchword.core.errors import DataError
 from patchword.core.progress import Progress
-from patchword.data import tar
 from patchword.data.assemble import in_order
-from patchword.data.decode import SUFFIXES
-from patchword.data.index import IndexWriter, Shard
-from patchword.data.manifest import Manifest
-from patchword.data.places import Entry, Place
+from patchword.data.decoding.decode import SUFFIXES
+from patchword.data.shards import tar
+from patchword.data.shards.index import IndexWriter, Shard
+from patchword.data.shards.manifest import Manifest
+from patchword.data.shards.places import Entry, Place
 
 _PICTURE_ENDINGS = frozenset(suffix[1:].encode() for suffix in SUFFIXES)
 _LABELS = {b"cls": 3, b"json": 2, b"txt": 1}

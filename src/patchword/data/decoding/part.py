@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from patchword.core.picture import orientation
-from patchword.data.decode import decode, opened, shrunk
-from patchword.data.jpeg import upper_rows
+from patchword.data.decoding.decode import decode, opened, shrunk
+from patchword.data.decoding.jpeg import upper_rows
 
 __all__ = ["Box", "Part", "Undecoded", "open_picture"]
 

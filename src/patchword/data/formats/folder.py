@@ -10,7 +10,7 @@ import numpy as np
 from patchword.core.errors import DataError
 from patchword.data.assemble import Found, Part
 from patchword.data.dataset import Files, Names, Notice
-from patchword.data.decode import SUFFIXES
+from patchword.data.decoding.decode import SUFFIXES
 from patchword.data.splits import SPLIT_NAMES
 
 _SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)

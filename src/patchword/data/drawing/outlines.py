@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchword.data.textures import direction
+from patchword.data.drawing.textures import direction
 
 # The fractions of its multiples spread evenly: the first of Roberts' two numbers, shapes.py has the second.
 _SPREAD = 0.7548776662466927

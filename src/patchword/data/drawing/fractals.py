@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from patchword.data.drawing.textures import GROUND_DRAWS, Dice, colour, direction, ground, to_pixels
 from patchword.data.plan import shuffled
-from patchword.data.textures import GROUND_DRAWS, Dice, colour, direction, ground, to_pixels
 
 VERSION = 1
 """Of the drawing: raised whenever a picture changes, so that fingerprints do, too."""

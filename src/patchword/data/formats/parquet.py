@@ -19,9 +19,9 @@ from patchword.core.picture import DecodeError
 from patchword.data.arrays import CIFAR10
 from patchword.data.assemble import Found
 from patchword.data.dataset import Notice
-from patchword.data.places import Folder, Place, Ranged, Remote
+from patchword.data.formats.table import Rows, find_columns
+from patchword.data.shards.places import Folder, Place, Ranged, Remote
 from patchword.data.splits import SPLIT_NAMES
-from patchword.data.table import Rows, find_columns
 
 if TYPE_CHECKING:
     import pyarrow.parquet

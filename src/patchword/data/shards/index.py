@@ -21,7 +21,7 @@ import numpy as np
 from patchword.core.errors import DataError
 from patchword.core.files import new_file
 from patchword.data import splits as splitting
-from patchword.data.places import Entry, safe_name
+from patchword.data.shards.places import Entry, safe_name
 
 _MAGIC = b"patchword index 1\n"
 _LARGEST_HEADER = 2**28

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchword.data.outlines import KINDS, distance, outline
-from patchword.data.textures import GROUND_DRAWS, LATTICE, PATTERNS, Dice, colour, direction, ground, to_pixels
+from patchword.data.drawing.outlines import KINDS, distance, outline
+from patchword.data.drawing.textures import GROUND_DRAWS, LATTICE, PATTERNS, Dice, colour, direction, ground, to_pixels
 
 VERSION = 1
 """Of the drawing: raised whenever a picture changes, so that fingerprints do, too."""

@@ -13,11 +13,11 @@ import numpy as np
 
 from patchword.core.errors import DataError
 from patchword.core.files import check_regular
-from patchword.data import matlab
 from patchword.data.arrays import as_published, find_cifar, find_idx, find_stl10, find_svhn, place_of
 from patchword.data.assemble import Found, Part
 from patchword.data.dataset import Files, Names, Notice
-from patchword.data.folder import find_folders, list_folder
+from patchword.data.formats import matlab
+from patchword.data.formats.folder import find_folders, list_folder
 
 # The authors number their classes and name them on the data set's page, in this order.
 FLOWERS = tuple(

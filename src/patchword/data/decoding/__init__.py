@@ -1,0 +1,1 @@
+"""Bytes of a picture → its pixels, or those of a part."""

@@ -1,0 +1,1 @@
+"""Fractals and shapes, drawn by formulas."""

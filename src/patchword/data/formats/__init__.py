@@ -1,0 +1,1 @@
+"""Where pictures and labels are found: folders, tables, sets with a name."""

@@ -1,0 +1,1 @@
+"""Pictures in tar archives, here and at addresses."""
