@@ -22,10 +22,10 @@ from patchword.data.loader import Batch
 from patchword.models.contract import Model
 from patchword.models.names import create_model
 from patchword.models.vit import ViT
+from patchword.training.machine import comfortable_micro_batch
 from patchword.training.objectives import Softmax
 from patchword.training.optimizer import OptimizerConfig, build_optimizer
 from patchword.training.passes import Passes
-from patchword.training.prepare import comfortable_micro_batch
 from patchword.training.recipe import Recipe
 from patchword.training.step import train_step
 from patchword.weights.io import save_model

@@ -14,10 +14,10 @@ from patchword.data.dataset import Arrays, Split
 from patchword.data.loader import TrainLoader
 from patchword.data.store import Store
 from patchword.training import recipe as recipes
+from patchword.training.machine import comfortable_micro_batch
 from patchword.training.objectives import Softmax
 from patchword.training.optimizer import build_optimizer
 from patchword.training.passes import Passes
-from patchword.training.prepare import comfortable_micro_batch
 from patchword.training.step import train_step
 
 _PICTURES = 4096

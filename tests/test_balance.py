@@ -23,9 +23,9 @@ from patchword.data.plan import BalancedPlan, Plan, evened, shuffled
 from patchword.data.sources import open_data
 from patchword.data.store import Store
 from patchword.models.names import create_model
-from patchword.training import prepare
 from patchword.training import recipe as recipes
-from patchword.training.objectives import Distillation, Softmax
+from patchword.training import start
+from patchword.training.objectives import Distillation, Softmax, choose
 from patchword.training.passes import Passes
 from patchword.training.recipe import Balance, Recipe
 from patchword.training.run import run
@@ -133,12 +133,12 @@ def test_the_loader_draws_by_the_plan_and_leaves_out_what_cannot_be_read() -> No
 
 def test_weights_are_powers_of_the_sizes_and_one_on_average() -> None:
     counts = torch.tensor([8, 2, 0])
-    assert prepare.class_weights(counts, Balance(class_weights=1.0)).tolist() == pytest.approx([0.625, 2.5, 5.0])
-    halved = prepare.class_weights(counts, Balance(class_weights=0.5))
+    assert choose.class_weights(counts, Balance(class_weights=1.0)).tolist() == pytest.approx([0.625, 2.5, 5.0])
+    halved = choose.class_weights(counts, Balance(class_weights=0.5))
     assert (halved[1] / halved[0]).item() == pytest.approx(2)
     assert ((8 * halved[0] + 2 * halved[1]) / 10).item() == pytest.approx(1)
     # Where pictures are drawn evenly to the half, what is left of the imbalance is weighed.
-    both = prepare.class_weights(counts, Balance(class_weights=0.5, sampling=0.5))
+    both = choose.class_weights(counts, Balance(class_weights=0.5, sampling=0.5))
     assert ((2 * both[0] + both[1]) / 3).item() == pytest.approx(1)
     assert (both[1] / both[0]).item() == pytest.approx(2)
 
@@ -233,7 +233,7 @@ def test_the_head_of_a_sigmoid_begins_at_what_is_drawn(uneven: Path) -> None:
     dataset = open_data(uneven)
     for sampling, expected in ((0.0, 3 / 33), (1.0, 1 / 3)):
         recipe = tiny(uneven, objective="sigmoid", balance={"sampling": sampling})
-        prepared = prepare.prepare_model(recipe, dataset)
+        prepared = start.prepare_model(recipe, dataset)
         assert torch.sigmoid(prepared.model.get_parameter("head.bias"))[2].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -257,8 +257,8 @@ def test_several_labels_and_none_are_refused(uneven: Path) -> None:
     several = dataclasses.replace(open_data(uneven), multi_label=True)
     recipe = recipes.load("scratch", {"balance": {"sampling": 1.0}})
     with pytest.raises(UsageError, match="several labels a picture; balance needs one label"):
-        prepare.check_objective(recipe, "sigmoid", several)
+        choose.check_objective(recipe, "sigmoid", several)
     teacher = {"weights": "x", "unlabelled": "y"}
     recipe = recipes.load("scratch", {"balance": {"sampling": 1.0}, "teacher": teacher})
     with pytest.raises(UsageError, match=r"needs a label for every picture; teacher.unlabelled has none"):
-        prepare.check_objective(recipe, "softmax", open_data(uneven))
+        choose.check_objective(recipe, "softmax", open_data(uneven))

@@ -23,7 +23,8 @@ from patchword.reports.study import command, warnings, write_study
 from patchword.studies import compare as studies
 from patchword.studies import telling
 from patchword.studies.answer import REACH, answer, write_answer
-from patchword.training import loop, prepare
+from patchword.training import loop
+from patchword.training.pictures import open_training_data
 from patchword.training.recipe import Budget
 
 SMALL = {"model": {"depth": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 16, "units": [1]}, "batch_size": 8}
@@ -106,7 +107,7 @@ def toy(pictures: Path, tmp_path: Path) -> studies.Study:
 
 
 def pictures_of(study: studies.Study, model: str, size: int, seed: int) -> set[bytes]:
-    opened = prepare.open_training_data(study.cell(model, size, seed).recipe)
+    opened = open_training_data(study.cell(model, size, seed).recipe)
     return set(opened.dataset.splits["train"].keys())
 
 
@@ -156,7 +157,7 @@ def test_rates_are_chosen_on_validation_or_a_tenth_of_train(toy: studies.Study, 
         study = studies.Study(asked(tmp_path / "bare", sizes=sizes), grid, dataset)
         tried = study.tried("ViT-At/8")
         assert (tried.validation_share, tried.train_images) == (0.1, few)
-        splits = prepare.open_training_data(tried).dataset.splits
+        splits = open_training_data(tried).dataset.splits
         assert len(splits["validation"]) == 2
         assert not set(splits["train"].keys()) & set(splits["validation"].keys())
 

@@ -32,13 +32,14 @@ from patchword.models.contract import Model
 from patchword.models.cost import cost
 from patchword.models.layers import Dropout
 from patchword.models.names import create_model
-from patchword.training import loop, prepare, shelf
+from patchword.training import loop, shelf
 from patchword.training import recipe as recipes
 from patchword.training import run as runs
 from patchword.training.choice import choose_model
 from patchword.training.objectives import Objective, Softmax
 from patchword.training.optimizer import OptimizerConfig, build_optimizer
 from patchword.training.passes import Passes
+from patchword.training.pictures import open_training_data
 from patchword.training.recipe import Budget, Recipe, Regularization
 from patchword.training.step import train_step
 from patchword.weights.folder import read_tensors
@@ -551,8 +552,10 @@ def test_duplicates_are_looked_for_below_a_hundred_thousand(
     dataset = Dataset("many", "many", ("a",), False, {"train": train, "test": test}, "given")
     calls: list[Dataset] = []
     monkeypatch.setattr(shelf, "open_data", lambda _: dataset)
-    monkeypatch.setattr(prepare, "find_duplicates", lambda given, **_: (calls.append(given), Duplicates(()))[1])
-    opened = prepare.open_training_data(recipes.load("scratch", {"data": "many", "loading": {"duplicates": wanted}}))
+    monkeypatch.setattr(
+        "patchword.training.pictures.find_duplicates", lambda given, **_: (calls.append(given), Duplicates(()))[1]
+    )
+    opened = open_training_data(recipes.load("scratch", {"data": "many", "loading": {"duplicates": wanted}}))
     assert calls == ([dataset] if looked else [])
     assert (opened.duplicates == "no exact duplicates") == looked
 

@@ -9,9 +9,9 @@ import pytest
 from patchword.core.errors import DataError, UsageError
 from patchword.data.dataset import Split
 from patchword.evaluation.answers import read_answers, write_answers
-from patchword.training import prepare
 from patchword.training import run as runs
 from patchword.training import shelf as shelves
+from patchword.training.pictures import open_training_data
 from patchword.training.run import run
 from tiny import tiny
 from victims import weights_hash
@@ -69,7 +69,7 @@ def test_pictures_are_chosen_by_another_number(pictures: Path, tmp_path: Path) -
 
     def chosen(count: int, number: int) -> Split:
         recipe = tiny(pictures, train_images=count, train_images_seed=number)
-        return prepare.open_training_data(recipe).dataset.splits["train"]
+        return open_training_data(recipe).dataset.splits["train"]
 
     names = {key: set(chosen(*key).keys()) for key in ((15, 0), (30, 0), (15, 1), (30, 1))}
     assert names[15, 0] < names[30, 0]

@@ -28,7 +28,7 @@ from patchword.models import chance
 from patchword.models.chance import Chance
 from patchword.models.cost import cost
 from patchword.models.names import create_model
-from patchword.training import checkpoint, loop, prepare
+from patchword.training import checkpoint, loop, machine
 from patchword.training import recipe as recipes
 from patchword.training import run as runs
 from patchword.training.objectives import Objective, Sigmoid, Softmax
@@ -422,7 +422,7 @@ def test_a_place_that_cannot_be_read_is_not_blamed_on_the_learning_rate(
 def test_memory_is_counted_before_anything_is_tried(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "available_memory", lambda: 100_000)
+    monkeypatch.setattr(machine, "available_memory", lambda: 100_000)
     monkeypatch.setattr(loop, "seconds_per_step", lambda *_: pytest.fail("a step was tried"))
     with pytest.raises(UsageError, match="training would need about .* of memory, of which 100 kB are free"):
         run(tiny(pictures, budget={"minutes": 1.0}, loading={"in_memory": "yes"}), tmp_path / "out")
@@ -712,12 +712,12 @@ def test_weights_are_shared_out_where_one_device_has_no_room(monkeypatch: pytest
     averaged = dataclasses.replace(Recipe(device="cpu"), regularization=recipes.Regularization(average_decay=0.9))
     needed = 20 * cost(model).params
     for free, wanted in ((int(needed * 2 / 0.8) - 10**4, True), (int(needed * 2 / 0.8) + 10**4, False)):
-        monkeypatch.setattr(prepare, "available_memory", lambda free=free: free)
-        assert prepare.shards(averaged, cost(model), world) == wanted
-        assert not prepare.shards(averaged, cost(model), Processes())
+        monkeypatch.setattr(machine, "available_memory", lambda free=free: free)
+        assert machine.shards(averaged, cost(model), world) == wanted
+        assert not machine.shards(averaged, cost(model), Processes())
         for told in ("yes", "no"):
             asked = dataclasses.replace(averaged, compute=recipes.Compute(sharded=told))
-            assert prepare.shards(asked, cost(model), world) == (told == "yes")
+            assert machine.shards(asked, cost(model), world) == (told == "yes")
 
 
 def test_a_gpu_without_room_gets_smaller_parts_and_the_same_pictures() -> None:

@@ -14,7 +14,7 @@ from patchword.data.drawing.outlines import KINDS
 from patchword.data.drawing.shapes import objects, scene
 from patchword.data.questions import COUNTS, QUESTIONS, SIZE, Asked
 from patchword.data.sources import open_data
-from patchword.training import prepare
+from patchword.training.pictures import open_training_data
 from tiny import tiny
 
 
@@ -84,9 +84,7 @@ def test_a_set_becomes_800_and_200(tmp_path: Path) -> None:
     assert again.fingerprint() == task.fingerprint()
     # All thousand are learned from in the end.
     recipe = tiny(Path("x"), learn_validation=True, loading={"duplicates": "no"}, evaluation={"final": "test"})
-    opened = prepare.open_training_data(
-        recipe.__class__(**{**vars(recipe), "data": f"vtab:cifar100={tmp_path / 'bare'}"})
-    )
+    opened = open_training_data(recipe.__class__(**{**vars(recipe), "data": f"vtab:cifar100={tmp_path / 'bare'}"}))
     assert {name: len(split) for name, split in opened.dataset.splits.items()} == {"train": 1000, "test": 6}
 
 
@@ -148,8 +146,8 @@ def test_what_is_no_task_or_not_there_is_one_sentence(tmp_path: Path, monkeypatc
 
 def test_validation_is_learned_only_where_there_is_some(pictures: Path) -> None:
     with pytest.raises(UsageError, match="learn_validation=true and validation_share exclude each other"):
-        prepare.open_training_data(tiny(pictures, learn_validation=True, validation_share=0.1))
-    opened = prepare.open_training_data(tiny(pictures, learn_validation=True, loading={"duplicates": "no"}))
+        open_training_data(tiny(pictures, learn_validation=True, validation_share=0.1))
+    opened = open_training_data(tiny(pictures, learn_validation=True, loading={"duplicates": "no"}))
     assert {name: len(split) for name, split in opened.dataset.splits.items()} == {"train": 87, "test": 21}
     given = open_data(pictures).splits
     whole = {*given["train"].keys(), *given["validation"].keys()}

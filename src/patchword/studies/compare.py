@@ -27,7 +27,7 @@ from patchword.models.names import config_type, create_model, parse_name
 from patchword.studies.grid import Cell, Grid, Outcome, held, settle
 from patchword.studies.search import Found, ahead, part_of, search, with_rate
 from patchword.training import recipe as recipes
-from patchword.training.prepare import look_at, natural_size
+from patchword.training.pictures import look_at, natural_size
 from patchword.training.recipe import Budget, Recipe
 from patchword.training.run import tell_notices
 

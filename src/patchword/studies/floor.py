@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchword.core import files
 from patchword.core.errors import DataError
-from patchword.training.prepare import open_training_data
+from patchword.training.pictures import open_training_data
 from patchword.weights.io import load_model
 
 if TYPE_CHECKING:

@@ -17,8 +17,10 @@ from patchword.core.runtime import StopFlag, keep_memory
 from patchword.data.dataset import Dataset
 from patchword.evaluation.speed import seconds_per_image
 from patchword.models.cost import exaflops, tpu_core_days
-from patchword.training import checkpoint, loop, prepare
+from patchword.training import checkpoint, loop
 from patchword.training.checkpoint import State
+from patchword.training.objectives import choose
+from patchword.training.pictures import fill_stores, held_in_memory
 from patchword.training.recipe import Recipe
 from patchword.training.run import Run, settle
 from patchword.training.shelf import Shelf
@@ -61,7 +63,7 @@ class Estimate:
     flops_per_image: float
     """Of training."""
     memory: int
-    """Bytes beside Python and torch, as `prepare.memory_needed` counts them, and the decoded pictures."""
+    """Bytes beside Python and torch, as `machine.memory_needed` counts them, and the decoded pictures."""
 
     @property
     def training(self) -> float:
@@ -112,7 +114,7 @@ class _Trial(Run):
 
     def estimated(self, opening: float) -> Estimate:
         whole = self.dataset
-        fits = prepare.held_in_memory(self.recipe, whole, self.model.in_channels, self.world, self.shelf)
+        fits = held_in_memory(self.recipe, whole, self.model.in_channels, self.world, self.shelf)
         held = dataclasses.replace(self.recipe.loading, in_memory="yes" if fits else "no")
         self.recipe = dataclasses.replace(self.recipe, loading=held)
         asking = self.pretend_to_ask()
@@ -159,15 +161,13 @@ class _Trial(Run):
             return 0.0
         teacher = load_teacher(self.recipe.teacher, classes).to(self.recipe.device)
         unsure = torch.full((len(train), len(classes)), 1 / len(classes))
-        self.objective = prepare.make_objective(self.recipe, self.model, self.dataset, unsure)
+        self.objective = choose.make_objective(self.recipe, self.model, self.dataset, unsure)
         return len(train) * seconds_per_image(teacher, seconds=1.0)
 
     def decode(self) -> float:
         """Seconds a picture, on all cores; they are held from here on."""
         began = time.perf_counter()
-        self.stores = prepare.fill_stores(
-            self.dataset, self.model.in_channels, None
-        )  # a shelf would decode all of them
+        self.stores = fill_stores(self.dataset, self.model.in_channels, None)  # a shelf would decode all of them
         return (time.perf_counter() - began) / sum(map(len, self.dataset.splits.values()))
 
     def look(self, name: str) -> float:

@@ -35,9 +35,10 @@ from patchword.evaluation.predict import predict
 from patchword.explanation.gallery import add_maps
 from patchword.models.contract import Model
 from patchword.models.cost import Cost, cost
-from patchword.training import loop, prepare, run_folder, unlabelled
+from patchword.training import loop, machine, run_folder, start, unlabelled
 from patchword.training.checkpoint import State
-from patchword.training.objectives import Objective
+from patchword.training.objectives import Objective, choose
+from patchword.training.pictures import Opened, fetch, fill_stores, held_in_memory, open_training_data
 from patchword.training.recipe import Budget, Recipe, loads
 from patchword.training.run_folder import ANSWERS, EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
 from patchword.training.shelf import Shelf
@@ -87,7 +88,7 @@ def _run(
         world.decide(functools.partial(run_folder.check, out))  # before the data is looked through
     recipe, opened, prepared, note = settle(recipe, with_weights, shelf, world, out, restart=restart)
     dataset = opened.dataset
-    out = out or prepare.default_out(recipe, dataset, prepared.model.name)
+    out = out or run_folder.default_out(recipe, dataset, prepared.model.name)
     if shelf is None:
         tell_notices(dataset)
     with contextlib.ExitStack() as held:
@@ -111,22 +112,22 @@ def settle(
     out: Path | None = None,
     *,
     restart: bool = False,
-) -> tuple[Recipe, prepare.Opened, prepare.Prepared, str]:
+) -> tuple[Recipe, Opened, start.Prepared, str]:
     """A request as far as it concerns data and start, its data set, its model, and a note on the start.
 
     What a run in its folder, `out` or the usual one, began with stands, unless it is begun again.
     """
     there = files.at_home(recipe.data)
     if world.count > 1 and not there.exists():
-        world.decide(lambda: prepare.fetch(recipe))  # one downloads, the others find it
-    opened = prepare.open_training_data(recipe, shelf)
+        world.decide(lambda: fetch(recipe))  # one downloads, the others find it
+    opened = open_training_data(recipe, shelf)
     dataset = opened.dataset
 
     def published(model: str) -> str | None:
-        folder = out or prepare.default_out(recipe, dataset, model)
-        return world.decide(lambda: prepare.published_weights(model, None if restart else folder / RECIPE))
+        folder = out or run_folder.default_out(recipe, dataset, model)
+        return world.decide(lambda: start.published_weights(model, None if restart else folder / RECIPE))
 
-    recipe, note = prepare.decide_start(recipe, with_weights, dataset, published)
+    recipe, note = start.decide_start(recipe, with_weights, dataset, published)
     if there.exists():  # a named set keeps its name, a path works from anywhere
         recipe = dataclasses.replace(recipe, data=str(there.resolve()))
     if recipe.batch_size > (there_are := len(dataset.splits["train"])):
@@ -140,7 +141,7 @@ def settle(
             f"{'to learn from' if world.count == 1 else f'to be shared by {world.count} processes'}; "
             f"{2 * world.count} or more would be right"
         )
-    prepared = prepare.prepare_model(recipe, dataset)
+    prepared = start.prepare_model(recipe, dataset)
     return recipe, dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe.teacher)), prepared, note
 
 
@@ -167,8 +168,8 @@ class Run:
     def __init__(
         self,
         out: Path,
-        opened: prepare.Opened,
-        prepared: prepare.Prepared,
+        opened: Opened,
+        prepared: start.Prepared,
         stored: Recipe | None,
         flag: StopFlag,
         publish: Callable[[Path], object] | None,
@@ -181,11 +182,11 @@ class Run:
         self.world = world
         self.dataset = dataset = opened.dataset
         model = prepared.model
-        self.objective: Objective = prepare.make_objective(prepared.recipe, model, dataset, None)
+        self.objective: Objective = choose.make_objective(prepared.recipe, model, dataset, None)
         model.recompute = prepared.recipe.compute.recompute
         self.cost: Cost = cost(model, self.objective.on_meta() if self.objective.metric else None)
-        self.recipe = prepare.decide_machine(stored or prepared.recipe, model, self.cost, dataset, world)
-        self.sharded = prepare.shards(self.recipe, self.cost, world)
+        self.recipe = machine.decide_machine(stored or prepared.recipe, model, self.cost, dataset, world)
+        self.sharded = machine.shards(self.recipe, self.cost, world)
         self.model = model if self.sharded else model.to(self.recipe.device)
         self.objective.to(self.recipe.device)
         self.stores: dict[str, Store] = {}
@@ -232,7 +233,7 @@ class Run:
             )
             splits = {**dataset.splits, "train": train.subset(sure)}
             self.dataset, said = dataclasses.replace(dataset, splits=splits), said[sure]
-        self.objective = prepare.make_objective(self.recipe, self.model, self.dataset, said)
+        self.objective = choose.make_objective(self.recipe, self.model, self.dataset, said)
 
     @property
     def content(self) -> dict[str, str]:
@@ -248,9 +249,9 @@ class Run:
     def load_pictures(self) -> None:
         """Decode what is held in memory, and write down whether it is: a later run must see the same pixels."""
         recipe, channels = self.recipe, self.model.in_channels
-        fits = self.world.decide(lambda: prepare.held_in_memory(recipe, self.dataset, channels, self.world, self.shelf))
+        fits = self.world.decide(lambda: held_in_memory(recipe, self.dataset, channels, self.world, self.shelf))
         if fits:
-            self.stores = prepare.fill_stores(self.dataset, channels, self.shelf)
+            self.stores = fill_stores(self.dataset, channels, self.shelf)
             loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
             if len({json.dumps(seen) for seen in self.world.gather(self.content)}) > 1:
                 raise DataError(
@@ -342,11 +343,11 @@ class Run:
     def check_memory(self) -> None:
         """Refuse what would not fit before any of it is tried: on a CPU nothing can be caught afterwards."""
         if self.recipe.device == "cpu":
-            self.world.decide(lambda: prepare.check_memory(self.memory_needed * self.world.local_count))
+            self.world.decide(lambda: machine.check_memory(self.memory_needed * self.world.local_count))
 
     @property
     def memory_needed(self) -> int:
-        return prepare.memory_needed(self.recipe, self.cost, self.learning, self.world, sharded=self.sharded)
+        return machine.memory_needed(self.recipe, self.cost, self.learning, self.world, sharded=self.sharded)
 
     @property
     def learning(self) -> int:

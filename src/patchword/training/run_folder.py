@@ -29,6 +29,7 @@ from patchword.core.progress import say
 from patchword.core.runtime import only_writer
 
 if TYPE_CHECKING:
+    from patchword.data.dataset import Dataset
     from patchword.training.recipe import Recipe
 
 RECIPE, LOG, CHECKPOINTS, MODEL = "recipe.toml", "metrics.jsonl", "checkpoints", "model"
@@ -40,6 +41,11 @@ FINISHED = "finished"
 """The status of a run that needs nothing more."""
 RUNNING = "running"
 """That of one on its way, or killed on it; the others are `stopped`, by a signal, and `failed`."""
+
+
+def default_out(recipe: "Recipe", dataset: "Dataset", model_name: str) -> Path:
+    """`runs/DATA-MODEL-SEED`."""
+    return Path("runs") / f"{dataset.name}-{model_name.replace('/', '-')}-{recipe.seed}"
 
 
 def take(out: Path, asked: "Recipe", restart: bool, held: contextlib.ExitStack) -> str | None:

@@ -1,0 +1,177 @@
+"""The pictures that a recipe learns from and is measured on."""
+
+import dataclasses
+import statistics
+
+import numpy as np
+
+from patchword.core.errors import DataError, UsageError
+from patchword.core.picture import DecodeError
+from patchword.core.processes import Processes
+from patchword.core.progress import Progress, say, size
+from patchword.core.runtime import available_memory
+from patchword.data.dataset import Dataset, Split
+from patchword.data.decoding.decode import header
+from patchword.data.duplicates import find_duplicates, without_leaks
+from patchword.data.join import together
+from patchword.data.sources import open_data
+from patchword.data.splits import first_of
+from patchword.data.store import Store, estimated_bytes
+from patchword.training.choice import SMALL_PICTURE
+from patchword.training.recipe import Recipe
+from patchword.training.shelf import Shelf, filled
+
+_CHECK_DUPLICATES_BELOW = 100_000
+_HEADERS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What the headers of a sample of the training pictures say."""
+
+    height: int
+    """The median, in pixels."""
+    width: int
+    same_shape: bool
+    grey: bool
+
+    @property
+    def small(self) -> bool:
+        """Whether they are small and all of one shape."""
+        return self.same_shape and max(self.height, self.width) <= SMALL_PICTURE
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A data set, ready to be trained on."""
+
+    dataset: Dataset
+    """Pictures that would leak from evaluation are no longer in train."""
+    duplicates: str
+    """What was found out about duplicates, as a sentence."""
+    fingerprint: str
+    """Of the data set as it lies there, before any picture was left out."""
+
+
+def open_training_data(recipe: Recipe, shelf: Shelf | None = None) -> Opened:
+    """The recipe's data set, looked through for duplicates where the recipe says so or the set is small enough."""
+    dataset, fingerprint = (shelf or Shelf()).open(recipe.data)
+    if recipe.learn_validation:
+        dataset = _learning_validation(dataset, recipe.validation_share)
+    dataset = _with_validation(dataset, recipe.validation_share)
+    if recipe.evaluation.final not in (*dataset.splits, "test"):
+        raise UsageError(
+            f"evaluation.final=validation, but {dataset.location} has no validation pictures; "
+            "validation_share takes some of train"
+        )
+    dataset = _with_images(dataset, recipe.train_images, recipe.train_images_seed)
+    count = sum(len(split) for split in dataset.splits.values())
+    wanted = recipe.loading.duplicates
+    if wanted == "no" or (wanted == "auto" and count >= _CHECK_DUPLICATES_BELOW):
+        return Opened(dataset, "not checked (loading.duplicates=yes checks)", fingerprint)
+    with Progress("looking for duplicates", count) as progress:
+        duplicates = find_duplicates(dataset, on_progress=lambda done, _: progress.update(done))
+    return Opened(without_leaks(dataset, duplicates), duplicates.sentence, fingerprint)
+
+
+def _with_validation(dataset: Dataset, share: float) -> Dataset:
+    """The data set with a share of train as its validation; 0: as it is."""
+    if not share:
+        return dataset
+    splits = dict(dataset.splits)
+    if "validation" in splits and "test" in splits:
+        raise UsageError(f"{dataset.location} has validation pictures of its own; validation_share=0 is right")
+    if "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    train = splits["train"]
+    chosen = first_of(train.keys(), train.labels, round(share * len(train)))
+    rest = np.setdiff1d(np.arange(len(train)), chosen)
+    if not len(chosen) or not len(rest):
+        raise UsageError(
+            f"validation_share={share} of {len(train):,} pictures leaves none on one side; another share is right"
+        )
+    splits = {**splits, "train": train.subset(rest), "validation": train.subset(chosen)}
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def _learning_validation(dataset: Dataset, share: float) -> Dataset:
+    """The data set with the pictures of validation in train."""
+    splits = dict(dataset.splits)
+    if share:
+        raise UsageError(
+            "learn_validation=true and validation_share exclude each other: one takes what the other gives"
+        )
+    if "validation" not in splits or "test" not in splits:
+        raise UsageError(f"learn_validation=true needs validation and test; {dataset.location} has {', '.join(splits)}")
+    splits["train"] = together([splits["train"], splits.pop("validation")])
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def _with_images(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """The data set with so many training pictures; 0: all of them."""
+    train = dataset.splits["train"]
+    if not count:
+        return dataset
+    if count > len(train):
+        raise UsageError(
+            f"train_images={count} is more than the {len(train):,} that {dataset.location} has for training"
+        )
+    few = train.subset(first_of(train.keys(), train.labels, count, seed))
+    if train.labels.ndim == 1 and len(np.unique(few.labels)) < len(np.unique(train.labels)):
+        classes = len(np.unique(train.labels))
+        raise UsageError(
+            f"train_images={count} leaves classes of {dataset.location} without a picture; it has {classes}"
+        )
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": few})
+
+
+def look_at(split: Split) -> Pictures:
+    """The typical shape and colour, from the headers of an evenly spread sample."""
+    shapes, grey = [], []
+    for index in np.linspace(0, len(split) - 1, min(_HEADERS, len(split))).astype(int):
+        try:
+            height, width, is_grey = header(split.read(int(index)))
+        except DecodeError:
+            continue
+        shapes.append((height, width))
+        grey.append(is_grey)
+    if not shapes:
+        raise DataError(
+            f"none of {_HEADERS} training pictures can be read ({split.name(0)} is the first); 'patchword data check' lists why"
+        )
+    heights, widths = zip(*shapes, strict=True)
+    return Pictures(
+        round(statistics.median(heights)), round(statistics.median(widths)), len(set(shapes)) == 1, all(grey)
+    )
+
+
+def natural_size(pictures: Pictures, stride: int) -> tuple[int, int]:
+    """The input size for pictures of this shape: their own if small, else 224 px, rounded up to the stride."""
+    if max(pictures.height, pictures.width) <= SMALL_PICTURE:
+        return (-(-pictures.height // stride) * stride, -(-pictures.width // stride) * stride)
+    side = -(-224 // stride) * stride
+    return (side, side)
+
+
+def fetch(recipe: Recipe) -> None:
+    """Find, or download, the recipe's data set."""
+    open_data(recipe.data)
+
+
+def held_in_memory(recipe: Recipe, dataset: Dataset, channels: int, world: Processes, shelf: Shelf | None) -> bool:
+    """Whether the decoded pictures are held, and not streamed: as the recipe says, or as far as there is room."""
+    if recipe.loading.in_memory != "auto":
+        return recipe.loading.in_memory == "yes"
+    if shelf is not None and shelf.holds(dataset, channels):
+        return True
+    needed = sum(estimated_bytes(split, channels=channels) for split in dataset.splits.values())
+    limit = recipe.loading.memory_share * available_memory() / world.local_count
+    if needed > limit:
+        say(f"pictures are streamed: decoded they would take about {size(needed)} (limit {size(limit)})")
+    return needed <= limit
+
+
+def fill_stores(dataset: Dataset, channels: int, shelf: Shelf | None) -> dict[str, Store]:
+    """The decoded pictures of every split."""
+    fill = filled if shelf is None else shelf.fill
+    return {name: fill(name, split, channels) for name, split in dataset.splits.items()}

@@ -1,0 +1,214 @@
+"""What a run begins with: weights or nothing, as a model that fits the data."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from patchword.core import config
+from patchword.core.errors import DataError, PatchwordError, UsageError
+from patchword.core.preprocessing import Preprocessing
+from patchword.core.progress import say
+from patchword.data.dataset import Dataset, Split
+from patchword.data.plan import evened
+from patchword.evaluation.predict import look_at_all
+from patchword.models.contract import Model
+from patchword.models.names import create_model, parse_name
+from patchword.models.vit import ViT
+from patchword.training.choice import choose_model
+from patchword.training.objectives import UNLABELLED, start_at_prior
+from patchword.training.objectives.choose import check_objective, label_counts
+from patchword.training.pictures import Pictures, look_at, natural_size
+from patchword.training.recipe import Recipe, load
+from patchword.training.tune import tune
+from patchword.weights import hub, shipped
+from patchword.weights.adapt import adapt
+from patchword.weights.io import load_model
+
+SHIPPED_STRIDE = 8
+"""Of the weights that are taken where no model is named."""
+_FIRST_LOOK = 2000
+
+
+def decide_start(
+    recipe: Recipe, with_weights: Recipe | None, dataset: Dataset, published: Callable[[str], str | None]
+) -> tuple[Recipe, str]:
+    """What `init=auto` comes to, and a sentence that says it.
+
+    Weights of the package where architecture and size fit, else those of the hub for a model that is named, from its cache or
+    if it answers soon, else nothing. `with_weights` is the same request with the recipe for weights; None: the one that there
+    is serves both. `published` gives the address of a model's weights.
+    """
+    if recipe.init != "auto":
+        return recipe, ""
+    other = with_weights or recipe
+    pictures, wanted = look_at(dataset.splits["train"]), dict(other.model)
+    stride, whole = SHIPPED_STRIDE, ""
+    if name := wanted.pop("name", None):
+        whole = "" if wanted else name  # nothing but the name, so that it is as others have it
+        family, decided = parse_name(name, wanted)
+        stride = decided.stride
+        wanted = {"family": family.family, **(family.parse(name) or {}), **wanted}
+    size = natural_size(pictures, stride) if other.image_size == (0, 0) else other.image_size
+    found = shipped.fitting(wanted, size) if not any(side % stride for side in size) else None
+    if found is not None:
+        note = f"starting from weights that come with patchword, {found} (--init none starts from nothing)"
+        return dataclasses.replace(other, init=shipped.PREFIX + found, image_size=size), note
+    if whole and (address := published(whole)) is not None:
+        note = f"starting from {address} (--init none starts from nothing)"
+        return dataclasses.replace(other, init=address), note
+    silent = ", and the hub does not answer" if whole in hub.PUBLISHED else ""
+    return dataclasses.replace(recipe, init="none"), (
+        f"starting from nothing: no weights that come with patchword fit{silent} (--init RUN takes those of another run)"
+    )
+
+
+def published_weights(model: str, stored: Path | None) -> str | None:
+    """The address of the hub's weights of a model, if it is at hand; or where a run with a recipe `stored` began, if there."""
+    if model not in hub.PUBLISHED:
+        return None
+    if stored is not None and stored.is_file():
+        with contextlib.suppress(PatchwordError):  # what is wrong with the folder is said where it is taken
+            began = load(str(stored)).init
+            return began if began == hub.PUBLISHED[model] else None
+    return hub.at_hand(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A model, ready to be trained."""
+
+    model: Model
+    recipe: Recipe
+    """With all that concerns the model decided."""
+    origin: str
+    """Where the weights come from: `none` or a sentence."""
+    small: bool
+    """Whether the pictures are small ones of one shape, which are seen whole."""
+
+
+def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
+    """The model to train, new or from weights, fitted to the data set."""
+    pictures = look_at(dataset.splits["train"])
+    image_size = None if recipe.image_size == (0, 0) else recipe.image_size
+    if recipe.init != "none":
+        model, origin = _from_weights(recipe, dataset, image_size)
+    else:
+        model, recipe = _from_nothing(recipe, dataset, pictures, image_size)
+        origin = "none"
+    if recipe.preprocessing:
+        model.preprocessing = _preprocessing(model.preprocessing, recipe.preprocessing)
+    if recipe.init == "none" and model.wants_images:
+        model.begin_with(some_images(model, dataset.splits["train"]))
+    regularization = recipe.regularization
+    model.regularize(dropout=regularization.dropout, stochastic_depth=regularization.stochastic_depth)
+    if regularization.patch_dropout and model.grid is None:
+        raise UsageError(f"regularization.patch_dropout needs a model with patches; {model.name} has none")
+    tune(model, recipe.tune, recipe.seed)
+    architecture = model.architecture
+    family_fields = {key: value for key, value in architecture.items() if key not in ("family", "num_classes")}
+    preprocessing = {key: value for key, value in model.preprocessing.to_dict().items() if key != "image_size"}
+    objective = recipe.objective or ("sigmoid" if dataset.multi_label else "softmax")
+    check_objective(recipe, objective, dataset)
+    if objective in UNLABELLED:
+        model.replace_head(0)
+    elif objective == "sigmoid" and _has_new_head(model):
+        counts, count = label_counts(dataset), len(dataset.splits["train"])
+        if recipe.balance.sampling:
+            counts = torch.from_numpy(evened(counts.numpy(), recipe.balance.sampling)) * count
+        start_at_prior(model, counts, count)
+    decided = dataclasses.replace(
+        recipe,
+        model=family_fields,
+        image_size=model.image_size,
+        preprocessing=preprocessing,
+        objective=objective,
+    )
+    return Prepared(model, decided, origin, pictures.small)
+
+
+def some_images(model: Model, split: Split) -> Tensor:
+    """Pictures from all over the split, at most `_FIRST_LOOK`, as evaluation sees them: normalised B×C×H×W."""
+    found: list[Tensor] = []
+    rows = np.unique(np.linspace(0, len(split) - 1, _FIRST_LOOK).round().astype(np.int64))
+    # One thread, so that they come in order.
+    look_at_all(model, split.subset(rows), lambda _, images: found.append(images.cpu()), what="a first look", threads=1)
+    if not found:
+        raise DataError(f"none of {len(rows):,} training pictures can be read; the first is {split.name(0)}")
+    return torch.cat(found)
+
+
+def _has_new_head(model: Model) -> bool:
+    return isinstance(model.head, nn.Linear) and not model.head.weight.any() and not model.head.bias.any()
+
+
+def _from_weights(recipe: Recipe, dataset: Dataset, image_size: tuple[int, int] | None) -> tuple[Model, str]:
+    model = load_model(recipe.init)
+    origin = f"{recipe.init} ({model.name} at {model.image_size[0]}×{model.image_size[1]})"
+    patch_size, hidden_head = recipe.model.get("patch_size"), recipe.model.get("hidden_head", False)
+    model, changes = adapt(
+        model,
+        labels=dataset.classes,
+        image_size=image_size,
+        patch_size=None if patch_size is None else config.coerce(patch_size, int, "model.patch_size"),
+        in_channels=_channels(recipe),
+        hidden_head=config.coerce(hidden_head, bool, "model.hidden_head"),
+        resampling=recipe.resampling,
+    )
+    name = recipe.model.get("name")
+    if name and name != model.name:
+        raise UsageError(f"--model {name} and --init {recipe.init} exclude each other: the weights are of {model.name}")
+    for option, value in recipe.model.items():
+        there = model.architecture.get(option)
+        if (list(there) if isinstance(there, tuple) else there) != value:  # TOML knows no tuples
+            raise UsageError(f"model.{option}={value!r} does not fit --init {recipe.init}: there it is {there!r}")
+    for change in changes:
+        say(f"{recipe.init}: {change}")
+    return model, "; ".join([origin, *changes])
+
+
+def _from_nothing(
+    recipe: Recipe, dataset: Dataset, pictures: Pictures, image_size: tuple[int, int] | None
+) -> tuple[Model, Recipe]:
+    options = {key: value for key, value in recipe.model.items() if key != "name"}
+    name = recipe.model.get("name")
+    if not name:
+        name, image_size, reason = choose_model(
+            recipe.budget, len(dataset.splits["train"]), (pictures.height, pictures.width), image_size, options
+        )
+        say(reason)
+    if image_size is None:
+        image_size = natural_size(pictures, parse_name(name, options)[1].stride)
+    channels = _channels(recipe) or (1 if pictures.grey else 3)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        model = create_model(name, len(dataset.classes), image_size, channels, **options)
+    model.labels = dataset.classes
+    if recipe.zero_init_residual:
+        if not isinstance(model, ViT):
+            raise UsageError(f"zero_init_residual is for an encoder, which {model.name} does not have")
+        model.zero_init_residual()
+    if pictures.small:
+        # Small pictures of one shape are seen whole: there is no margin to cut off.
+        model.preprocessing = dataclasses.replace(model.preprocessing, resize="stretch", crop_fraction=1.0)
+    return model, recipe
+
+
+def _channels(recipe: Recipe) -> int | None:
+    """The number that the recipe's means say, if any."""
+    mean = recipe.preprocessing.get("mean")
+    return None if mean is None else len(config.coerce(mean, tuple[float, ...], "preprocessing.mean"))
+
+
+def _preprocessing(base: Preprocessing, changes: dict[str, Any]) -> Preprocessing:
+    known = {name: kind for name, kind in config.field_types(Preprocessing).items() if name != "image_size"}
+    for name in changes:
+        if name not in known:
+            raise UsageError(f"unknown field preprocessing.{name}; known: {', '.join(known)}")
+    typed = {name: config.coerce(value, known[name], f"preprocessing.{name}") for name, value in changes.items()}
+    return dataclasses.replace(base, **typed)
