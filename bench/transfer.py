@@ -1,9 +1,9 @@
 """`make transfer-study`: what pre-training is worth for the small hybrid, on data that it has not seen.
 
 From nothing, from pictures of formulas, from those and CIFAR-10 × the same and a higher resolution × 500 and all pictures, and
-1,000 at 64 px, × SEEDS=3, on Fashion-MNIST and on DATA=… (a folder; $PATCHWORD_DATA/clothing if there is one), all for the
-same FLOPs (BUDGET=0.003 PFLOP a run). Each run is an ordinary run folder below OUT=runs/transfer: what is done is not done again.
-The table goes to docs/pretraining.md.
+1,000 at 64 px, × SEEDS=3, on Fashion-MNIST and on DATA=… (a folder; $PATCHWORD_DATA/clothing if there is one). All runs of a row
+take the same FLOPs: BUDGET=0.002 PFLOP at 32 px, and elsewhere as much more as there are more pixels, so that all have as many steps.
+Each run is an ordinary run folder below OUT=runs/transfer: what is done is not done again. The table goes to docs/pretraining.md.
 """
 
 import datetime
@@ -24,8 +24,8 @@ PAGE, MARK = ROOT / "docs/pretraining.md", "transfer"
 RECIPE = "speedrun/hybrid-0.1"
 STARTS = ("nothing", "formula", "formula, CIFAR-10")
 CELLS = {
-    "fashion-mnist": ((32, 500), (32, 0), (48, 500), (48, 0), (64, 1000)),
-    "clothing": ((64, 500), (64, 1000), (64, 0), (96, 500), (96, 0)),
+    "fashion-mnist": ((64, 1000), (32, 500), (32, 0), (48, 500), (48, 0)),
+    "clothing": ((64, 1000), (64, 500), (64, 0), (96, 500), (96, 0)),
 }
 """Data set → pixels of a side, and training pictures (0: all)."""
 
@@ -33,7 +33,7 @@ CELLS = {
 def main() -> None:
     """Pre-train what is not there, fine-tune the grid, print and publish the table."""
     out, seeds = Path(os.environ.get("OUT", "runs/transfer")), int(os.environ.get("SEEDS", "3"))
-    budget = float(os.environ.get("BUDGET", "0.003"))
+    budget = float(os.environ.get("BUDGET", "0.002"))
     starts = {"nothing": "none", "formula": str(pretrain(out / "formula", "formula:fractals-1000x100", "none", 0.04))}
     starts["formula, CIFAR-10"] = str(pretrain(out / "cifar10", "cifar10", starts["formula"], 0.1))
     rows = []
@@ -72,7 +72,7 @@ def tune(folder: Path, data: str, init: str, side: int, pictures: int, seed: int
         "seed": seed,
         "image_size": [side, side],
         "train_images": pictures,
-        "budget": {"pflop": budget},
+        "budget": {"pflop": budget * (side / 32) ** 2},
         "batch_size": 64,
         "optimizer": {"lr": 1e-3, "matrix_lr": 0.01},
         "augment": {"crop": "auto", "crop_area": [0.3, 1.0]},
@@ -95,7 +95,7 @@ def publish(rows: list[tuple[str, int, int, dict[str, list[float]]]], seeds: int
     """Put the table into the page."""
     head = (
         f"`make transfer-study` of {datetime.date.today():%Y-%m-%d}: accuracy on test in %, mean and range of {seeds} seeds, "
-        f"{budget:g} PFLOP each:\n\n| data | training pictures | {' | '.join(STARTS)} |\n|---|---|{'---|' * len(STARTS)}\n"
+        f"{budget:g} PFLOP each at 32 px, elsewhere in proportion to the pixels:\n\n| data | training pictures | {' | '.join(STARTS)} |\n|---|---|{'---|' * len(STARTS)}\n"
     )
     put(PAGE, MARK, head + "".join(line(*row) + "\n" for row in rows))
 
