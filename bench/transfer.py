@@ -2,7 +2,7 @@
 
 From nothing, from pictures of formulas, from those and CIFAR-10 × the same and a higher resolution × 500 and all pictures, and
 1,000 at 64 px, × SEEDS=3, on Fashion-MNIST and on DATA=… (a folder; $PATCHWORD_DATA/clothing if there is one). All runs of a row
-take the same FLOPs: BUDGET=0.002 PFLOP at 32 px, and elsewhere as much more as there are more pixels, so that all have as many steps.
+take the same FLOPs: BUDGET=0.002 PFLOP at 32 px, and elsewhere as much more as there are more pixels; so all have as many steps.
 Each run is an ordinary run folder below OUT=runs/transfer: what is done is not done again. The table goes to docs/pretraining.md.
 """
 
@@ -95,7 +95,8 @@ def publish(rows: list[tuple[str, int, int, dict[str, list[float]]]], seeds: int
     """Put the table into the page."""
     head = (
         f"`make transfer-study` of {datetime.date.today():%Y-%m-%d}: accuracy on test in %, mean and range of {seeds} seeds, "
-        f"{budget:g} PFLOP each at 32 px, elsewhere in proportion to the pixels:\n\n| data | training pictures | {' | '.join(STARTS)} |\n|---|---|{'---|' * len(STARTS)}\n"
+        f"{budget:g} PFLOP each at 32 px, elsewhere in proportion to the pixels:\n\n"
+        f"| data | training pictures | {' | '.join(STARTS)} |\n|---|---|{'---|' * len(STARTS)}\n"
     )
     put(PAGE, MARK, head + "".join(line(*row) + "\n" for row in rows))
 
