@@ -203,6 +203,7 @@ def _plain(pflop: float, name: str, depth: int, heads: int, mlp_dim: int) -> dic
         "budget.pflop": pflop,
         "model.name": name,
         "model.position": "rope",
+        "model.gelu": "erf",
         "model.depth": depth,
         "model.num_heads": heads,
         "model.mlp_dim": mlp_dim,

@@ -244,7 +244,7 @@ def test_keep_drops_exactly_the_other_patches(position: str) -> None:
 
 
 def test_rotary_logits_are_products_of_complex_numbers() -> None:
-    """RoPE, term by term: half of a head's numbers are real parts, the others imaginary ones, of K/2 numbers that turn."""
+    """RoPE, term by term: each two neighbouring numbers of a head are one complex number that turns."""
     model = small(image_size=(4, 6), position="rope", pool="gap", registers=1, num_heads=3)
     tokens = torch.randn(1, 7, 24, generator=torch.Generator().manual_seed(3))
     attention = model.blocks[0].attention
@@ -253,7 +253,7 @@ def test_rotary_logits_are_products_of_complex_numbers() -> None:
     for head in range(3):
         turned: list[list[torch.Tensor]] = []
         for which in range(2):
-            numbers = torch.complex(plain[0, :, which, head, :4], plain[0, :, which, head, 4:])
+            numbers = torch.complex(plain[0, :, which, head, ::2], plain[0, :, which, head, 1::2])
             rows = [numbers[0]]  # the register is not turned
             for patch in range(6):
                 row, column = divmod(patch, 3)
@@ -300,6 +300,9 @@ def test_turns_keep_lengths_and_know_the_places_of_kept_tokens() -> None:
     turned = rotation(words)
     assert torch.equal(turned[:, 0], words[:, 0])
     torch.testing.assert_close(turned.norm(dim=-1), words.norm(dim=-1))
+    half = rotation(words.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), turned, rtol=0.02, atol=0.02)
     assert not torch.allclose(turned[:, 1:], words[:, 1:])
     places = torch.tensor([[0, 2, 5], [0, 1, 6]])
     kept = torch.stack([words[0, places[0]], words[1, places[1]]])

@@ -57,8 +57,9 @@ class Attention(nn.Module):
             if self.rotation is None:
                 q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             else:
-                q, k = self.rotation(qkv[:, :, :2], places).permute(2, 0, 3, 1, 4).unbind(0)
-                v = qkv[:, :, 2].transpose(1, 2)
+                asked, v = qkv.split((2, 1), dim=2)
+                q, k = self.rotation(asked, places).permute(2, 0, 3, 1, 4).unbind(0)
+                v = v[:, :, 0].transpose(1, 2)
             return q[:, :, :rows], k, v
         q = onednn.linear(x[:, :rows], self.qkv.weight[:D], self.qkv.bias[:D]).view(B, rows, 1, H, D // H)
         k, v = onednn.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).view(B, M, 2, H, D // H).split(1, dim=2)

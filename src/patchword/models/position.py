@@ -99,9 +99,10 @@ class PositionEmbedding(nn.Module):
 class Rotation(nn.Module):
     """Turns queries and keys by where their patches stand, so that a logit depends on the offset between two of them.
 
-    RoPE (arXiv 2104.09864) in 2-D: half of a head's width turns with the row, half with the column (arXiv 2403.13298). Angles are
-    π·k·(row + ½)/h for k = 1 … K/4, and the same of columns: the picture's side is the unit, so that they mean the same on
-    another grid. The tokens before the patches are not turned.
+    RoPE (arXiv 2104.09864) in 2-D: each two neighbouring numbers of a word turn together, in the first half of a head's width
+    with the row, in the second with the column (arXiv 2403.13298). Angles are π·k·(row + ½)/h for k = 1 … K/4, and the same of
+    columns: the picture's side is the unit, so that they mean the same on another grid. The tokens before the patches are not
+    turned.
     """
 
     def __init__(self, grid: tuple[int, int], head_dim: int, prefix: int) -> None:
@@ -118,9 +119,10 @@ class Rotation(nn.Module):
         """
         angles = self.angles(words.device)[None] if places is None else self.angles(words.device)[places]
         angles = angles[:, : words.shape[1], None, None]
-        cosine, sine = angles.cos().to(words.dtype), angles.sin().to(words.dtype)
-        x, y = words.chunk(2, dim=-1)
-        return torch.cat([x * cosine - y * sine, y * cosine + x * sine], dim=-1)
+        # A product of complex numbers is one pass over the memory; there are none in half precision.
+        exact = words if words.dtype == torch.float64 else words.float()
+        turned = torch.view_as_complex(exact.unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angles), angles)
+        return torch.view_as_real(turned).flatten(-2).to(words.dtype)
 
     def angles(self, device: torch.device) -> Tensor:
         """M×K/2, in radians: those of rows, then those of columns."""
@@ -146,8 +148,8 @@ class Rotation(nn.Module):
         height, width = self.grid
         angles = torch.cat([row * self.steps(height), column * self.steps(width)])
         length = (_PEAK * self.head_dim**0.5 / len(angles)) ** 0.5
-        queries.copy_(length * torch.cat([angles.cos(), angles.sin()]))
-        keys.copy_(length * torch.cat([torch.ones_like(angles), torch.zeros_like(angles)]))
+        queries.copy_(length * torch.stack([angles.cos(), angles.sin()], dim=1).flatten())
+        keys.copy_(length * torch.stack([torch.ones_like(angles), torch.zeros_like(angles)], dim=1).flatten())
 
 
 _NEIGHBOURS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
