@@ -15,11 +15,13 @@ import patchword
 from conftest import write_pictures
 from patchword import cli
 from patchword.core.errors import DataError, UsageError
+from patchword.data.dataset import Arrays, Split
 from patchword.data.sources import open_data
 from patchword.evaluation import features, memory
 from patchword.evaluation.features import features_of
 from patchword.evaluation.fewshot import Ridge, draw, few_shot_accuracies, few_shot_accuracy
 from patchword.evaluation.frozen import measure_features
+from patchword.evaluation.memory import remembered
 from patchword.evaluation.neighbours import TEMPERATURE, votes
 from patchword.evaluation.probe import FITS, STRENGTHS, linear_probe
 from patchword.models.contract import Model
@@ -373,3 +375,33 @@ def test_a_set_without_another_split_or_with_several_labels_is_refused(
     (pictures / "table.csv").write_text("\n".join(rows))
     with pytest.raises(UsageError, match="several labels a picture; few shots, a probe and neighbours need one"):
         patchword.evaluate(model, pictures / "table.csv", few_shot=1)
+
+
+def test_a_room_of_the_cache_forgets_what_was_asked_for_longest_ago(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = Split(Arrays(np.zeros((3, 2, 2, 3), np.uint8), "three"), np.zeros(3, np.int64))
+    shapes = {"x": (100,)}
+    asked: list[int] = []
+
+    def of(number: int) -> dict[str, torch.Tensor]:
+        asked.append(number)
+        return {"x": torch.full((100,), float(number))}
+
+    models = [create_model("ViT-At/8", number + 2, 8, depth=1) for number in range(4)]
+    for number in range(3):
+        remembered("features", models[number], split, shapes, lambda number=number: of(number))
+    for age, file in enumerate(sorted(cache.iterdir(), key=lambda file: file.stat().st_mtime_ns)):
+        os.utime(file, (1000 + age, 1000 + age))
+    (size,) = {file.stat().st_size for file in cache.iterdir()}
+    (cache / "notes.txt").write_text("not ours")
+    remembered("features", models[0], split, shapes, lambda: of(0))  # asked for again, so that it is the newest now
+    monkeypatch.setattr(memory, "ROOM", 3 * size)
+    remembered("features", models[3], split, shapes, lambda: of(3))
+    assert asked == [0, 1, 2, 3]
+    assert len(list(cache.glob("*.safetensors"))) == 3
+    for number in (0, 2, 3, 1):
+        found = remembered("features", models[number], split, shapes, lambda number=number: of(number))
+        assert found["x"][0] == number
+    assert asked == [0, 1, 2, 3, 1]
+    assert (cache / "notes.txt").read_text() == "not ours"

@@ -281,6 +281,7 @@ def test_other_settings_other_data_and_other_files(tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(UsageError, match="holds thesis.txt, which is not of this work"):
         pack(tmp_path / "set", tmp_path / "mine")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     for options in ({"side": 1}, {"quality": 0}, {"quality": 101}, {"shard_bytes": 0}):
         with pytest.raises(UsageError):
             pack(tmp_path / "set", tmp_path / "new", **options)

@@ -1,7 +1,9 @@
-"""What a model makes of a split's pictures, computed once: kept in the cache, whole or not at all."""
+"""What a model makes of a split's pictures, computed once: kept in the cache, whole or not at all, as long as there is room."""
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from patchword.core.progress import say
 from patchword.data.dataset import Files, Split
 from patchword.models.contract import Model
 from patchword.weights.folder import read_tensors
+
+ROOM = 10_000_000_000
+"""Bytes that a room of the cache may hold; what was asked for longest ago goes first."""
 
 
 def remembered(
@@ -58,6 +63,8 @@ def _read(place: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] 
     except DataError:
         tensors = {}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes:
+        with contextlib.suppress(OSError):
+            os.utime(place)
         return tensors
     say(f"note: {place} is damaged; what it held is computed again")
     return None
@@ -67,5 +74,17 @@ def _keep(place: Path, tensors: dict[str, Tensor]) -> None:
     try:
         with files.new_file(place) as file:
             file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        with contextlib.suppress(OSError):  # another process may have removed it before
+            _make_room(place)
     except FaultError as error:
         say(f"note: {error}; next time it is computed again")
+
+
+def _make_room(newest: Path) -> None:
+    """Remove what was asked for longest ago as far as the room holds too much; who reads it at the moment reads on."""
+    there = [(file.stat(), file) for file in newest.parent.glob("*.safetensors") if file != newest]
+    left = ROOM - newest.stat().st_size
+    for known, file in sorted(there, key=lambda pair: pair[0].st_mtime_ns, reverse=True):
+        left -= known.st_size
+        if left < 0:
+            file.unlink(missing_ok=True)

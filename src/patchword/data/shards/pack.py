@@ -71,9 +71,17 @@ def pack(
     out = files.at_home(out)
     dataset = open_data(data)
     settings = {"side": side, "quality": quality if side else None, "shard_bytes": shard_bytes}
+    lock = out / ".lock"
+    lock_is_ours = not lock.exists()
     with only_writer(out):
         work = _Work(dataset, out, settings, on_progress)
-        return work.finished() or work.run()
+        try:
+            finished = work.finished()
+        except UsageError:
+            if lock_is_ours:
+                lock.unlink()  # the folder is somebody else's
+            raise
+        return finished or work.run()
 
 
 class _Work:
