@@ -299,12 +299,15 @@ def test_a_teacher_is_asked_once_and_its_answers_are_whole_or_absent(
 def test_a_noisy_student_learns_from_pictures_that_nobody_has_labelled(
     taught: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    """All of them are seen, or those of which the teacher is sure; a flat folder will do."""
+    """All of them are seen, or those of which the teacher is sure; a flat folder will do. None that is measured on is."""
     flat = tmp_path / "flat"
     flat.mkdir()
     rng = np.random.default_rng(0)
     for number in range(7):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(flat / f"{number}.png")
+    measured = [sorted((pictures / split).rglob("*.*")) for split in ("test", "validation")]
+    (flat / "copy.png").write_bytes(measured[0][0].read_bytes())
+    (flat / "other.png").write_bytes(measured[1][0].read_bytes())
     seen: dict[str, int] = {}
     for name, fields in (
         ("flat", {"unlabelled": str(flat)}),
@@ -313,8 +316,11 @@ def test_a_noisy_student_learns_from_pictures_that_nobody_has_labelled(
     ):
         folder = run(tiny(pictures, teacher={"weights": str(taught), **fields}), tmp_path / f"run-{name}")
         seen[name] = json.loads((folder / "result.json").read_text())["train_images"]
-    total = 72 + 21 + sum(1 for _ in (pictures / "validation").rglob("*.*"))
-    assert seen == {"flat": 79, "sure": 72, "folders": 72 + total}
+    assert seen == {"flat": 72 + 7, "sure": 72, "folders": 72 + 72}
+    notices = json.loads((tmp_path / "run-flat/result.json").read_text())["data"]["notices"]
+    assert [notice["sentence"] for notice in notices if notice["kind"] == "leak"] == [
+        "train: left out, for validation or test have them, too: 2 (first: copy.png)"
+    ]
 
 
 def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tmp_path: Path) -> None:

@@ -48,9 +48,3 @@ def together(parts: list[Split]) -> Split:
         return Split(Joined(parts), labels)
     rows = [np.arange(len(part)) if part.rows is None else part.rows for part in parts]
     return Split(parts[0].items, labels, np.concatenate(rows))
-
-
-def joined(labelled: Split, unlabelled: list[Split]) -> Split:
-    """One split, in which the pictures of the others have the label −1."""
-    none = np.full(sum(map(len, unlabelled)), -1, np.int64)
-    return Split(Joined([labelled, *unlabelled]), np.concatenate([labelled.labels.astype(np.int64), none]))

@@ -48,13 +48,18 @@ def open_data(data: str | os.PathLike[str], *, classes: tuple[str, ...] | None =
     return assemble(named.find(os.fspath(data), _find), classes)
 
 
-def open_pictures(data: str | os.PathLike[str]) -> list[Split]:
-    """Open pictures whose labels, if they have any, do not count: a folder of them, or all splits of a data set."""
+def open_pictures(data: str | os.PathLike[str]) -> Split:
+    """Pictures whose labels, if they have any, do not count and are −1: a folder of them, or a data set.
+
+    Of one that came with splits these are its training pictures, for the others are there to measure on.
+    """
     path = files.at_home(data)
     if path.is_dir() and (listing := list_folder(path)).pictures and not listing.folders:
         names = Names(listing.pictures)
-        return [Split(Files(path, names), np.zeros(len(names), np.int64))]
-    return list(open_data(data).splits.values())
+        return Split(Files(path, names), np.full(len(names), -1, np.int64))
+    dataset = open_data(data)
+    split = dataset.whole() if dataset.carved else dataset.splits["train"]
+    return Split(split.items, np.full(len(split), -1, np.int64), split.rows)
 
 
 def _find(path: Path) -> Found:

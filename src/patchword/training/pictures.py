@@ -14,7 +14,7 @@ from patchword.data.dataset import Dataset, Split
 from patchword.data.decoding.decode import header
 from patchword.data.duplicates import find_duplicates, without_leaks
 from patchword.data.join import together
-from patchword.data.sources import open_data
+from patchword.data.sources import open_data, open_pictures
 from patchword.data.splits import first_of
 from patchword.data.store import Store, estimated_bytes
 from patchword.training.choice import SMALL_PICTURE
@@ -65,13 +65,34 @@ def open_training_data(recipe: Recipe, shelf: Shelf | None = None) -> Opened:
             "validation_share takes some of train"
         )
     dataset = _with_images(dataset, recipe.train_images, recipe.train_images_seed)
+    dataset, found = _without_duplicates(dataset, recipe)
+    return Opened(dataset, found, fingerprint)
+
+
+def with_unlabelled(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """The data set with the teacher's unlabelled pictures behind those of train; their labels are −1.
+
+    Those that are to be measured on are left out, wherever duplicates are looked for.
+    """
+    if not recipe.teacher.unlabelled:
+        return dataset
+    if dataset.multi_label:
+        raise UsageError(f"teacher.unlabelled needs one label a picture; {dataset.location} has several")
+    extra = open_pictures(recipe.teacher.unlabelled)
+    pool, _ = _without_duplicates(dataclasses.replace(dataset, splits={**dataset.splits, "train": extra}), recipe)
+    splits = {**dataset.splits, "train": together([dataset.splits["train"], pool.splits["train"]])}
+    return dataclasses.replace(dataset, splits=splits, notices=pool.notices)
+
+
+def _without_duplicates(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, str]:
+    """The data set without training pictures that it is measured on, too, where the recipe looks for them; and what was found."""
     count = sum(len(split) for split in dataset.splits.values())
     wanted = recipe.loading.duplicates
     if wanted == "no" or (wanted == "auto" and count >= _CHECK_DUPLICATES_BELOW):
-        return Opened(dataset, "not checked (loading.duplicates=yes checks)", fingerprint)
+        return dataset, "not checked (loading.duplicates=yes checks)"
     with Progress("looking for duplicates", count) as progress:
         duplicates = find_duplicates(dataset, on_progress=lambda done, _: progress.update(done))
-    return Opened(without_leaks(dataset, duplicates), duplicates.sentence, fingerprint)
+    return without_leaks(dataset, duplicates), duplicates.sentence
 
 
 def _with_validation(dataset: Dataset, share: float) -> Dataset:

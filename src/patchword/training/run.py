@@ -38,11 +38,18 @@ from patchword.models.cost import Cost, cost
 from patchword.training import loop, machine, run_folder, start, unlabelled
 from patchword.training.checkpoint import State
 from patchword.training.objectives import Objective, choose
-from patchword.training.pictures import Opened, fetch, fill_stores, held_in_memory, open_training_data
+from patchword.training.pictures import (
+    Opened,
+    fetch,
+    fill_stores,
+    held_in_memory,
+    open_training_data,
+    with_unlabelled,
+)
 from patchword.training.recipe import Budget, Recipe, loads
 from patchword.training.run_folder import ANSWERS, EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
 from patchword.training.shelf import Shelf
-from patchword.training.teacher import answers, confident, with_unlabelled
+from patchword.training.teacher import answers, confident
 from patchword.training.tune import merge
 from patchword.weights import folder as model_folder
 
@@ -142,7 +149,7 @@ def settle(
             f"{2 * world.count} or more would be right"
         )
     prepared = start.prepare_model(recipe, dataset)
-    return recipe, dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe.teacher)), prepared, note
+    return recipe, dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe)), prepared, note
 
 
 def steps_for(budget: Budget, pictures: int, batch_size: int, flops_per_image: float) -> int | None:

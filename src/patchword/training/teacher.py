@@ -1,33 +1,19 @@
 """What a teacher says of every training picture: asked once, and remembered."""
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchword.core.errors import DataError, UsageError
+from patchword.core.errors import DataError
 from patchword.core.processes import Processes
-from patchword.data.dataset import Dataset, Split
-from patchword.data.join import joined
-from patchword.data.sources import open_pictures
+from patchword.data.dataset import Split
 from patchword.evaluation.memory import remembered
 from patchword.evaluation.predict import predict
 from patchword.models.contract import Model
 from patchword.training.recipe import Teacher
 from patchword.weights.io import load_model
-
-
-def with_unlabelled(dataset: Dataset, teacher: Teacher) -> Dataset:
-    """The data set with the teacher's unlabelled pictures behind those of train; their labels are −1."""
-    if not teacher.unlabelled:
-        return dataset
-    if dataset.multi_label:
-        raise UsageError(f"teacher.unlabelled needs one label a picture; {dataset.location} has several")
-    extra = open_pictures(teacher.unlabelled)
-    train = joined(dataset.splits["train"], extra)
-    return dataclasses.replace(dataset, splits={**dataset.splits, "train": train})
 
 
 def load_teacher(teacher: Teacher, classes: tuple[str, ...]) -> Model:
