@@ -101,6 +101,16 @@ def test_auto_takes_them_for_their_own_architecture(ours: Path, small_pictures: 
     assert json.loads((run / "result.json").read_text())["init"].startswith("shipped:tiny")
 
 
+def test_auto_takes_them_for_the_model_of_a_recipe_when_asked(small_pictures: Path, tmp_path: Path) -> None:
+    wishes: list[tuple[dict[str, Any], str]] = [
+        ({"init": "auto"}, "shipped:small-plain (ViT-Fe/4 at 32×32)"),
+        ({}, "none"),
+    ]
+    for wish, taken in wishes:
+        run = pw.train(str(small_pictures), recipe="speedrun/plain-0.1", steps=1, out=str(tmp_path / taken[:4]), **wish)
+        assert json.loads((run / "result.json").read_text())["init"].startswith(taken)
+
+
 def test_auto_takes_the_hubs_for_a_named_model_and_stays_with_what_it_began_with(
     ours: Path, small_pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

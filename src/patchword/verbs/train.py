@@ -35,7 +35,7 @@ def train(
     data: Data,
     *,
     model: Name = None,
-    init: Annotated[str, argument("auto|none|WEIGHTS")] = "auto",
+    init: Annotated[str | None, argument("auto|none|WEIGHTS", constructor=str)] = None,
     image_size: ImageSize = None,
     minutes: Number = None,
     epochs: Number = None,
@@ -54,7 +54,8 @@ def train(
     Args:
         data: A folder of class folders, a table (CSV, TSV, Parquet), a folder of Parquet files, a named set, or formula:….
         model: A name of `patchword models`, such as ViT-Ti/16.
-        init: auto, none (from nothing), or weights: a run or model folder, Google's .npz, timm's, transformers', hf://ORG/NAME.
+        init: auto (the default without a recipe), none (from nothing), or weights: a run or model folder, Google's .npz, timm's,
+            transformers', hf://ORG/NAME.
         image_size: The side, or height x width, of the model's input in pixels.
         minutes: Train for so many minutes; the number of steps is fixed before the first.
         epochs: Train for so many passes over the training pictures.
@@ -85,9 +86,11 @@ def train(
         if twice:
             field = option.lower().lstrip("-").replace("-", "_")
             raise UsageError(f"--set {field}=… says what {option} says; {option} alone is right")
-    if init != "auto" or recipe is None:
+    if init is None and recipe is None:
+        init = "auto"
+    if init is not None:
         changes["init"] = init
-    starts_from_weights = init not in ("auto", "none")
+    starts_from_weights = init not in ("auto", "none", None)
     budget = {"minutes": minutes, "epochs": epochs, "steps": steps, "pflop": pflop}
     given = {name: value for name, value in budget.items() if value is not None}
     if given and "budget" in changes:
