@@ -34,7 +34,7 @@ from patchword.studies.statistics import (
     holm,
     mcnemar,
     mean_difference,
-    mean_interval,
+    mean_row,
     pareto_front,
 )
 from patchword.training.run_folder import ANSWERS
@@ -189,14 +189,14 @@ def _model(study: Study, cells: Cells, name: str) -> dict[str, Any]:
     seconds = [outcome.result["seconds"] for outcome in outcomes if outcome is not None]
     points = []
     for place, size in zip(cells.sizes, question.sizes, strict=True):
-        points.append({"size": place, **_mean(cells.values(name, size)), "probe": cells.probe(name, size)})
+        points.append({"size": place, **mean_row(cells.values(name, size)), "probe": cells.probe(name, size)})
     compute = []
     for share in (*LADDER, 1.0):
         done = [cells.outcome(name, question.sizes[-1], seed, share) for seed in range(question.seeds)]
         flops = [outcome.result["train_flops"] for outcome in done if outcome is not None]
         if flops:
             compute.append(
-                {"share": share, "flops": max(flops), **_mean(cells.values(name, question.sizes[-1], share))}
+                {"share": share, "flops": max(flops), **mean_row(cells.values(name, question.sizes[-1], share))}
             )
     everything = [outcome for outcome in study.outcomes.values() if outcome.cell.recipe.model["name"] == name]
     return {
@@ -221,19 +221,6 @@ def _rate(found: Found | None) -> dict[str, Any] | None:
     return {"rate": found.rate, "at_edge": found.at_edge, "trials": [dict(row) for row in found.trials]}
 
 
-def _mean(values: Sequence[float]) -> dict[str, Any]:
-    """The mean over seeds with its interval, and each value."""
-    if not values:
-        return {"value": None, "low": None, "high": None, "values": []}
-    return {**_plain(mean_interval(values)), "values": list(values)}
-
-
-def _plain(estimate: Estimate) -> dict[str, float | None]:
-    """As JSON has it: None where an end is not finite."""
-    ends = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {name: end if math.isfinite(end) else None for name, end in ends.items()}
-
-
 def _curve(law: PowerLaw | None, sizes: Sequence[int]) -> list[dict[str, float | None]]:
     """The fitted accuracy and its band, from the smallest size to the end of the reach."""
     if law is None:
@@ -242,7 +229,7 @@ def _curve(law: PowerLaw | None, sizes: Sequence[int]) -> list[dict[str, float |
     low, high = law.band(places)
     curve = zip(places, law.error(places), low, high, strict=True)
     return [
-        {"size": float(place), **_plain(Estimate(1 - float(error), 1 - float(b), 1 - float(a)))}
+        {"size": float(place), **Estimate(1 - float(error), 1 - float(b), 1 - float(a)).plain()}
         for place, error, a, b in curve
     ]
 
@@ -259,7 +246,7 @@ def _lead(study: Study, cells: Cells, laws: dict[str, PowerLaw | None]) -> dict[
         law = laws[name]
         if name != first and law is not None:
             size = law.size_for(1 - means[first])
-            needs.append({"name": name, **_plain(size), "never": not math.isfinite(size.value)})
+            needs.append({"name": name, **size.plain(), "never": not math.isfinite(size.value)})
     return {
         "first": first,
         "second": second,
@@ -355,7 +342,7 @@ def _tests(models: Sequence[str], cells: Cells) -> list[dict[str, Any]]:
                         "seed": seed,
                         "only_first": found.only_first,
                         "only_second": found.only_second,
-                        "difference": _plain(found.difference),
+                        "difference": found.difference.plain(),
                         "p": found.p_value,
                     }
                 )

@@ -24,8 +24,8 @@ from patchword.data.dataset import Dataset
 from patchword.models.contract import Model
 from patchword.models.cost import cost
 from patchword.models.names import config_type, create_model, parse_name
-from patchword.studies.grid import Cell, Grid, Outcome, held, settle
-from patchword.studies.search import Found, ahead, part_of, search, with_rate
+from patchword.studies.grid import QUIET, Cell, Grid, Outcome, held, plain, settle
+from patchword.studies.search import Found, ahead, part_of, search, tried, with_rate
 from patchword.training import recipe as recipes
 from patchword.training.pictures import look_at, natural_size
 from patchword.training.recipe import Budget, Recipe
@@ -39,9 +39,6 @@ PRETRAINING = 4.0
 """The budget of pre-training where none is given, in those of a run."""
 LADDER = (0.25, 0.5)
 """Shares of the budget that are tried at the largest size beside the whole, for accuracy against compute."""
-DEVELOPMENT = 0.1
-"""The share of train that the search chooses by, where the data set has no validation for it."""
-_NO_LOOKS = 10**9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,8 +232,7 @@ class Study:
             "model": architecture(model, question.first_recipe, question.changes),
             "image_size": question.image_size,
             "budget": {name: value for name, value in dataclasses.asdict(budget).items() if value},
-            "evaluation": {"every_steps": _NO_LOOKS},
-            "checkpoint": {"keep": 1},
+            **QUIET,
         }
         name = changes.pop("recipe", question.recipe)
         return recipes.load(name, config.merge(config.merge(over, base), changes))
@@ -275,19 +271,11 @@ class Study:
 
     def tried(self, model: str) -> Recipe:
         """What the search tries, but for its rate: the middle size, and validation."""
-        recipe, train = self.cell(model, self.middle, 0).recipe, self.dataset.splits["train"]
-        if {"validation", "test"} <= set(self.dataset.splits):
-            return recipe
-        left = len(train) - round(DEVELOPMENT * len(train))
-        few = recipe.train_images if recipe.train_images < left else 0
-        return dataclasses.replace(recipe, validation_share=DEVELOPMENT, train_images=few)
+        return tried(self.cell(model, self.middle, 0).recipe, self.dataset)
 
     def tried_before(self, model: str) -> Recipe:
         """The same of pre-training."""
-        recipe = self.pretraining(model).recipe
-        splits = self.grid.shelf.open(self.question.pretrain)[0].splits
-        enough = {"validation", "test"} <= set(splits)
-        return recipe if enough else dataclasses.replace(recipe, validation_share=DEVELOPMENT)
+        return tried(self.pretraining(model).recipe, self.grid.shelf.open(self.question.pretrain)[0])
 
     def rounds(self, factors: dict[str, float]) -> Iterator[list[Cell]]:
         """The cells of the grid and of the ladder, seed by seed, so that whoever stops early has whole rounds.
@@ -344,11 +332,6 @@ class Study:
             for outcome in self.grid.run(cells):
                 self.outcomes[outcome.cell.place] = outcome
             publish(self)
-
-
-def plain(model: str) -> str:
-    """A model's name as a part of a folder's."""
-    return model.replace("/", "-")
 
 
 def compare(
