@@ -401,26 +401,26 @@ def test_verdicts_are_what_intervals_say(low: float, high: float, alike: bool, v
         (
             "attention-distance",
             {
-                f"{m}, distance with depth{control}": [value, value + 0.1, value]
+                f"{m}{control}, depth": [value, value + 0.1, value]
                 for m in ("ViT-At/8", "ViT-Fe/8")
-                for control, value in (("", 0.8), (", untrained", 0.1))
+                for control, value in (("", 0.8), (" untrained", 0.1))
             },
             "holds",
         ),
         (
             "attention-distance",
-            {f"ViT-At/8, distance with depth{control}": [0.8, 0.81, 0.8] for control in ("", ", untrained")},
+            {f"ViT-At/8{control}, depth": [0.8, 0.81, 0.8] for control in ("", " untrained")},
             "undecided",
         ),
-        ("attention-distance", {"ViT-Fe/8, distance with depth": [-0.8, -0.81, -0.8]}, "does not hold"),
+        ("attention-distance", {"ViT-Fe/8, depth": [-0.8, -0.81, -0.8]}, "does not hold"),
         (
             "rows-and-columns",
-            {f"{m}, {f}": [0.8, 0.81, 0.8] for m in ("ViT-At/8", "ViT-Fe/8") for f in ("rows and columns", "lines")},
+            {f"{m}, {f}": [0.8, 0.81, 0.8] for m in ("ViT-At/8", "ViT-Fe/8") for f in ("grid", "lines")},
             "holds",
         ),
         (
             "rows-and-columns",
-            {f"{m}, rows and columns": [0.8, 0.81, 0.8] for m in ("ViT-At/8", "ViT-Fe/8")},
+            {f"{m}, grid": [0.8, 0.81, 0.8] for m in ("ViT-At/8", "ViT-Fe/8")},
             "undecided",
         ),
         ("rows-and-columns", {"ViT-At/8, lines": [0.1, 0.11, 0.1]}, "does not hold"),
@@ -573,6 +573,9 @@ def test_all_claims_in_one_go(ran: Ran, tmp_path: Path, monkeypatch: pytest.Monk
     page = path.with_suffix(".html").read_text()
     assert "At this scale nothing is judged" in page
     table = path.with_suffix(".md").read_text()
+    assert "3 seconds of training" in page
+    assert {row["experiment"]: (row["seconds"], row["flops"]) for row in told["claims"]}["patch"] == (3.0, 3e12)
+    assert "| 3 seconds, 3\u00a0TFLOP | not judged |" in table
     assert table == claims_table(told)
     assert table.count("\n") == 14
     for name in {each.experiment for each in CLAIMS}:
@@ -604,10 +607,10 @@ def test_figures_of_what_is_inside_are_those_of_the_explanations(toy_vit: ViT) -
     lines = grid_structure(position_table(toy_vit).numpy(), toy_vit.grid)
     found = [inside.figure(name, toy_vit, split) for name in inside.FIGURES]
     assert found == [depth, lines.additive, lines.aligned]
-    controls = {inside.figure("rows and columns", toy_vit, split, new_weights=seed) for seed in (0, 1, 0)}
+    controls = {inside.figure("grid", toy_vit, split, new_weights=seed) for seed in (0, 1, 0)}
     assert len(controls) == 2
     assert lines.additive not in controls
-    by_chance = [inside.figure("rows and columns", toy_vit, split, new_weights=seed) for seed in range(9)]
+    by_chance = [inside.figure("grid", toy_vit, split, new_weights=seed) for seed in range(9)]
     assert np.mean(by_chance) == pytest.approx(lines.additive_by_chance, abs=0.03)
 
 

@@ -79,10 +79,7 @@ def _figure(answer: dict[str, Any], rows: list[dict[str, Any]], places: dict[str
 
 
 def _write_claims(path: Path, answer: dict[str, Any]) -> Path:
-    counts: dict[str, int] = {}
-    for row in answer["claims"]:
-        counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    told = _told([row["verdict"] for row in answer["claims"]])
     content = page.render(
         "claims.html.j2",
         title=f"{len(answer['claims'])} claims of the paper",
@@ -97,6 +94,17 @@ def _write_claims(path: Path, answer: dict[str, Any]) -> Path:
     return path.with_suffix(".html")
 
 
+def _told(verdicts: list[str]) -> str:
+    """How many claims came to each verdict, in words."""
+    words = {
+        "holds": "hold",
+        "does not hold": "do not hold",
+        "undecided": "are undecided",
+        "not judged": "are not judged",
+    }
+    return ", ".join(f"{verdicts.count(each)} {word}" for each, word in words.items() if each in verdicts)
+
+
 def _headline(answer: dict[str, Any], told: str) -> Markup:
     if not answer["verdicts"]:
         return Markup("At this scale nothing is judged: it shows that every experiment runs.")
@@ -105,14 +113,16 @@ def _headline(answer: dict[str, Any], told: str) -> Markup:
 
 def claims_table(answer: dict[str, Any]) -> str:
     """The claims as a table in Markdown, with every verdict as it came out."""
-    lines = ["| claim | measured | differences [interval] | seeds | verdict |", "|---|---|---|---|---|"]
+    lines = ["| claim | measured | differences [interval] | seeds | cost | verdict |", "|---|---|---|---|---|---|"]
     for row in answer["claims"]:
         parts = "; ".join(f"{part['what']}: {difference(part, share=row['percent'])}" for part in row["parts"])
         level = f" ({round(100 * row['level'])} %)" if row["parts"] else row["why"]
         note = f" {row['note']}" if row["note"] else ""
         measured = f"{row['statistic']}; `patchword paper {row['experiment']}`"
+        cost = "–" if row["seconds"] is None else f"{page.duration(row['seconds'])}, {page.flops(row['flops'])}"
         lines.append(
-            f"| {row['statement']} ({row['source']}) | {measured} | {parts}{level}{note} | {row['seeds']} | {row['verdict']} |"
+            f"| {row['statement']} ({row['source']}) | {measured} | {parts}{level}{note} | {row['seeds']} | {cost} | "
+            f"{row['verdict']} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -46,7 +46,7 @@ def insides(scale: Scale) -> list[Arm]:
     """Two ViTs with learned positions, and the same networks untrained; the first ones are the `1-D` of `positions`."""
     return [
         Arm(
-            label=f"{model}, {figure}{', untrained' if untrained else ''}",
+            label=f"{model}{' untrained' if untrained else ''}, {figure}",
             series=figure,
             model=model,
             before=Stage(data=on(scale, "pretrain"), changes={"model": {"position": "1d", "pool": "token"}}),

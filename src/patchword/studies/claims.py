@@ -292,8 +292,8 @@ def _grows(measured: Sequence[Measured], scale: Scale) -> list[Difference]:
 def _rows_and_columns(measured: Sequence[Measured], scale: Scale) -> list[Difference]:
     """What rows and columns explain, less what they do untrained; the same of the likeness of patches of one line."""
     return [
-        *_less(*_insides(measured, inside.LINES), "explained by rows and columns"),
-        *_less(*_insides(measured, inside.ALIGNED), "likeness within lines"),
+        *_less(*_insides(measured, inside.GRID), "explained by rows and columns"),
+        *_less(*_insides(measured, inside.LINES), "likeness within lines"),
     ]
 
 

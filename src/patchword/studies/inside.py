@@ -22,7 +22,7 @@ from patchword.models.vit import ViT
 from patchword.weights import shipped
 from patchword.weights.io import load_model
 
-DEPTH, LINES, ALIGNED = "distance with depth", "rows and columns", "lines"
+DEPTH, GRID, LINES = "depth", "grid", "lines"
 _PICTURES = 128
 """That attention distances are the mean over, as in the paper."""
 
@@ -31,15 +31,15 @@ def _depth(model: ViT, images: Tensor) -> float:
     return depth_trend(head_figures(model, images).distance).correlation
 
 
-def _lines(model: ViT, images: Tensor) -> float:
+def _grid(model: ViT, images: Tensor) -> float:
     return grid_structure(position_table(model).numpy(), model.grid).additive
 
 
-def _aligned(model: ViT, images: Tensor) -> float:
+def _lines(model: ViT, images: Tensor) -> float:
     return grid_structure(position_table(model).numpy(), model.grid).aligned
 
 
-FIGURES: dict[str, Callable[[ViT, Tensor], float]] = {DEPTH: _depth, LINES: _lines, ALIGNED: _aligned}
+FIGURES: dict[str, Callable[[ViT, Tensor], float]] = {DEPTH: _depth, GRID: _grid, LINES: _lines}
 """Spearman's correlation of the heads' distances with their depth; the share of the position embeddings' variance that one
 vector for each row and column explains; by how much more alike patches of one line are than patches as far apart off it."""
 

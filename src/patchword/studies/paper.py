@@ -129,10 +129,10 @@ EXPERIMENTS: dict[str, Experiment] = {
             source="section 4.5, Figure 7",
             arms=arms.insides,
             measures=lambda scale: (
-                f"figures of models trained on {arms.on(scale, 'pretrain')} and of the same networks untrained: the rank "
-                "correlation of the heads' attention distances with their depth; the share of the position embeddings' "
-                "variance that one vector for each row and column explains; by how much more alike (cosine) patches of one "
-                "line are than patches as far apart off it"
+                f"figures of models trained on {arms.on(scale, 'pretrain')} and of the same networks untrained. Depth: the rank "
+                "correlation of the heads' attention distances with their depth. Grid: the share of the position embeddings' "
+                "variance that one vector for each row and column explains. Lines: by how much more alike (cosine) patches of "
+                "one line are than patches as far apart off it"
             ),
             published=(),
             published_is="a figure without numbers: attention distance grows with depth in ViT-L/16; position embeddings of "

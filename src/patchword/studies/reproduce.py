@@ -78,6 +78,7 @@ def run_claims(
         order = _begin(trials, {name: each for name, each in arms.items() if not lacking[name]})
         order += [name for name in arms if lacking[name]]
         found = {name: [Measured(arm, ()) for arm in arms[name]] for name in order}
+        spent: dict[str, tuple[float, float]] = {}
         path = folder / "claims.json"
         try:
             while (name := _next(found, lacking, scale, more=minutes is not None)) is not None:
@@ -88,16 +89,17 @@ def run_claims(
                     Measured(old.arm, (*old.values, *new.values), new.flops)
                     for old, new in zip(found[name], added, strict=True)
                 ]
+                spent[name] = trials.spent(arms[name], range(seed + 1))
                 judged = [
                     verdict
                     for claim in CLAIMS
                     if claim.experiment == name and (verdict := judge_at_last_look(claim, found[name], scale))
                 ]
                 publish(write_experiment(folder, EXPERIMENTS[name], scale, found[name], lacking[name], judged))
-                publish(write_claims(path, scale, found, lacking))
+                publish(write_claims(path, scale, found, lacking, spent))
         except OutOfTime:
             say(f"the {minutes:g} minutes are over; the same command goes on")
-        publish(write_claims(path, scale, found, lacking))
+        publish(write_claims(path, scale, found, lacking, spent))
     return path
 
 

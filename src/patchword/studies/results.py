@@ -75,9 +75,10 @@ def write_claims(
     scale: Scale,
     found: Mapping[str, Sequence[Measured]],
     lacking: Mapping[str, Mapping[str, str]],
+    spent: Mapping[str, tuple[float, float]],
 ) -> Path:
-    """Write all claims with their verdicts, and return the file."""
-    rows = []
+    """Write all claims with their verdicts and what they took (`Trials.spent`, by experiment), and return the file."""
+    rows: list[dict[str, Any]] = []
     for claim in CLAIMS:
         measured, lost = found[claim.experiment], lacking[claim.experiment]
         seeds = len(measured[0].values) if measured else 0
@@ -88,6 +89,8 @@ def write_claims(
             rows.append(_unjudged(claim, f"{' and '.join(lost)} is missing"))
         else:
             rows.append(_unjudged(claim, f"{seeds} of {scale.seeds} seeds are done" if seeds else "not run yet"))
+    for row in rows:
+        row["seconds"], row["flops"] = spent.get(row["experiment"], (None, None))
     files.write_json(path, {"name": "claims", "claims": rows, "first_look": scale.seeds, **_circumstances(scale)})
     return path
 

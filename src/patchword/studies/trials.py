@@ -166,6 +166,12 @@ class Trials:
                 values[place].append(value)
         return [Measured(arm, tuple(each), spent) for arm, each, spent in zip(arms, values, flops, strict=True)]
 
+    def spent(self, arms: Sequence[Arm], seeds: Iterable[int]) -> tuple[float, float]:
+        """The seconds and FLOPs of training of all runs of these arms that are done, searches included."""
+        known, _ = self.ahead(arms, seeds)
+        done = [self.grid.outcome(cell).result for cell in known.values() if self.grid.finished(cell)]
+        return sum(each["seconds"] for each in done), sum(each["train_flops"] for each in done)
+
     def value(self, arm: Arm, seed: int) -> tuple[float | None, float]:
         """What an arm came to with a seed, and the FLOPs of its pre-training; run now if it was not before."""
         outcomes = [self._run(arm, seed, number) for number in range(len(arm.stages))]
