@@ -17,27 +17,26 @@ from patchword.core.errors import DataError
 from patchword.core.picture import DecodeError
 from patchword.core.runtime import describe_device, versions
 from patchword.data.decoding.decode import decode
-from patchword.evaluation.answers import Answers, read_answers
+from patchword.evaluation.answers import Answers
 from patchword.evaluation.metrics import Z95
 from patchword.evaluation.mistakes import thumbnail
 from patchword.models.cost import cost
 from patchword.models.names import parse_name
 from patchword.studies import floor, speed
-from patchword.studies.compare import LADDER, Question, Study, skeleton
-from patchword.studies.grid import Outcome
+from patchword.studies.cells import Cells
+from patchword.studies.compare import LADDER, Study
+from patchword.studies.question import Question, skeleton
 from patchword.studies.search import Found
 from patchword.studies.statistics import (
     Estimate,
     PowerLaw,
     crossing,
-    fit_power_law,
     holm,
     mcnemar,
     mean_difference,
     mean_row,
     pareto_front,
 )
-from patchword.training.run_folder import ANSWERS
 from patchword.weights.io import load_model
 
 REACH = 10.0
@@ -68,6 +67,7 @@ def answer(study: Study) -> dict[str, Any]:
         "data": _data(study),
         "question": _asked(question),
         "sizes": cells.sizes,
+        "reach": REACH * cells.sizes[-1],
         "models": rows,
         "lead": lead,
         "crossings": _crossings(question.models, laws),
@@ -94,73 +94,6 @@ def write_answer(study: Study) -> Path:
         floor.measure(study)
     files.write_json(folder / STUDY, answer(study))
     return folder
-
-
-class Cells:
-    """What was measured, by model, size, seed and share of the budget."""
-
-    def __init__(self, study: Study) -> None:
-        self.study, self.question = study, study.question
-        self.floor = floor.stored(study.grid.folder)
-        whole = [outcome.result["train_images"] for outcome in self.of_size(self.question.sizes[-1])]
-        self.sizes = [size or max(whole, default=len(study.dataset.splits["train"])) for size in self.question.sizes]
-        """Ascending, in pictures: 0, which stands for all, is the number that there were."""
-
-    def outcome(self, model: str, size: int, seed: int, share: float = 1.0) -> Outcome | None:
-        """A cell, if it was run."""
-        return self.study.outcomes.get(self.study.cell(model, size, seed, share).place)
-
-    def of_size(self, size: int) -> list[Outcome]:
-        """Those of a size."""
-        found = [
-            self.outcome(model, size, seed) for model in self.question.models for seed in range(self.question.seeds)
-        ]
-        return [outcome for outcome in found if outcome is not None]
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is missing."""
-        return all(
-            self.outcome(model, size, seed) is not None
-            for model in self.question.models
-            for size in self.question.sizes
-            for seed in range(self.question.seeds)
-        )
-
-    def values(self, model: str, size: int, share: float = 1.0) -> list[float]:
-        """Accuracies, of each seed that has one."""
-        outcomes = [self.outcome(model, size, seed, share) for seed in range(self.question.seeds)]
-        return [outcome.value for outcome in outcomes if outcome is not None and outcome.value is not None]
-
-    def probe(self, model: str, size: int) -> float | None:
-        """The mean over seeds of a linear probe's accuracy on the weights that the cells began with, where there are such."""
-        places = [self.study.cell(model, size, seed).place for seed in range(self.question.seeds)]
-        found = [self.floor[place] for place in places if place in self.floor]
-        return float(np.mean(found)) if found else None
-
-    def table(self, model: str) -> np.ndarray:
-        """Errors S×k, NaN where there is none."""
-        table = np.full((len(self.sizes), self.question.seeds), math.nan)
-        for row, size in enumerate(self.question.sizes):
-            for seed in range(self.question.seeds):
-                outcome = self.outcome(model, size, seed)
-                if outcome is not None and outcome.value is not None:
-                    table[row, seed] = 1 - outcome.value
-        return table
-
-    def law(self, model: str) -> PowerLaw | None:
-        """The fitted curve; None where fewer than two sizes were measured."""
-        table = self.table(model)
-        seen = np.isfinite(table).any(axis=1)
-        return fit_power_law(np.array(self.sizes)[seen], table[seen]) if seen.sum() >= 2 else None
-
-    def answers(self, model: str) -> list[Answers | None]:
-        """To each test picture, at the largest size, of each seed."""
-        outcomes = [self.outcome(model, self.question.sizes[-1], seed) for seed in range(self.question.seeds)]
-        return [
-            None if outcome is None or outcome.value is None else read_answers(outcome.folder / ANSWERS)
-            for outcome in outcomes
-        ]
 
 
 def _asked(question: Question) -> dict[str, Any]:
@@ -253,7 +186,6 @@ def _lead(study: Study, cells: Cells, laws: dict[str, PowerLaw | None]) -> dict[
         "values": means,
         "difference": _difference(cells, first, second),
         "needs": needs,
-        "reach": REACH * cells.sizes[-1],
     }
 
 

@@ -12,7 +12,6 @@ from patchword.verbs.options import Images, LayerName, ModelSource, Name, OtherD
 from patchword.verbs.pictures import fitted, picture_files
 
 if TYPE_CHECKING:
-
     import numpy as np
 
     from patchword.core.progress import Progress
