@@ -6,6 +6,7 @@ A study's folder holds `study.toml`, what was asked for, and the folders of its 
 import contextlib
 import dataclasses
 import math
+import os
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,10 @@ QUIET: dict[str, Any] = {"evaluation": {"every_steps": 10**9}, "checkpoint": {"k
 """What every cell's recipe says: nobody looks at validation on the way, and the newest checkpoint is enough."""
 _AROUND = 2.5
 """Seconds that a cell takes beside its training: opening, saving, its page; of models of a million weights, on two cores."""
+
+
+_BUSY = 2.0
+"""Processes for each core, above which times say more of them than of the runs; our own are one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +139,11 @@ class Grid:
         finished = f", {self._done:,} of them finished" if self._done else ""
         time_needed = f"; about {duration(self._left)} on this machine" if waiting else ""
         say(f"{self.folder}: {self._total:,} runs{finished}{time_needed}")
+        if waiting and (load := _load()) > _BUSY:
+            say(
+                f"note: other work keeps this machine busy ({load:.1f} processes for each core), and what was measured is slower "
+                "than it would be alone"
+            )
 
     def expected(self, cells: Iterable[Cell]) -> float:
         """About how many seconds these cells take from nothing."""
@@ -204,3 +214,8 @@ class Grid:
         left = self._left * self._spent / self._expected
         rest = f"; about {duration(left)} left" if self._done < self._total else ""
         say(f"[{self._done}/{self._total}] {outcome.cell.title}: {found} in {duration(seconds)}{rest}")
+
+
+def _load() -> float:
+    """Processes that waited for each core in the last minute; 0 where the system does not say."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
