@@ -8,8 +8,9 @@ import numpy as np
 from patchword.core import files
 from patchword.data.dataset import Arrays, Dataset, Split
 from patchword.evaluation.answers import Answers, write_answers
-from patchword.studies.compare import LADDER, Question, Study
+from patchword.studies.compare import LADDER, Study
 from patchword.studies.grid import Cell, Grid, Outcome
+from patchword.studies.question import Question
 from patchword.studies.search import FACTORS, Found
 from patchword.training.recipe import Budget
 

@@ -18,11 +18,13 @@ from made import MODELS, TEST, TRAIN, made
 from patchword.core.errors import DataError, UsageError
 from patchword.data.sources import open_data
 from patchword.evaluation.answers import read_answers, write_answers
+from patchword.models.cost import cost
 from patchword.reports import run as pages
 from patchword.reports.study import command, warnings, write_study
 from patchword.studies import compare as studies
 from patchword.studies import telling
 from patchword.studies.answer import REACH, answer, write_answer
+from patchword.studies.question import Question, ask, skeleton
 from patchword.training import loop
 from patchword.training.pictures import open_training_data
 from patchword.training.recipe import Budget
@@ -30,7 +32,7 @@ from patchword.training.recipe import Budget
 SMALL = {"model": {"depth": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 16, "units": [1]}, "batch_size": 8}
 
 
-def asked(data: Path, **changes: Any) -> studies.Question:
+def asked(data: Path, **changes: Any) -> Question:
     given: dict[str, Any] = {
         "models": ("ViT-At/8", "BiT-R14x0.25"),
         "sizes": ("12", "30", "all"),
@@ -38,7 +40,7 @@ def asked(data: Path, **changes: Any) -> studies.Question:
         "changes": SMALL,
         "stored": {},
     }
-    return studies.ask(str(data), dataset=open_data(data), **{**given, **changes})
+    return ask(str(data), dataset=open_data(data), **{**given, **changes})
 
 
 # The question
@@ -76,7 +78,7 @@ def test_data_without_test_or_of_several_labels_is_refused(pictures: Path) -> No
         (dataclasses.replace(dataset, multi_label=True), "has several labels a picture"),
     ):
         with pytest.raises(UsageError, match=sentence):
-            studies.ask("x", ("ViT-At/8", "ViT-At/4"), ("all",), dataset=wrong, stored={})
+            ask("x", ("ViT-At/8", "ViT-At/4"), ("all",), dataset=wrong, stored={})
 
 
 def test_what_is_left_open_is_chosen_once(pictures: Path) -> None:
@@ -84,8 +86,8 @@ def test_what_is_left_open_is_chosen_once(pictures: Path) -> None:
     models = ("ViT-At/6", "ViT-At/4", "BiT-R14x0.25")
     first = asked(pictures, image_size=None, models=models)
     assert first.image_size == (24, 24)
-    bones = [studies.skeleton(name, "scratch", SMALL, (24, 24), 3) for name in first.models]
-    dearest = max(studies.cost(each).forward_flops for each in bones)
+    bones = [skeleton(name, "scratch", SMALL, (24, 24), 3) for name in first.models]
+    dearest = max(cost(each).forward_flops for each in bones)
     assert first.budget.pflop == pytest.approx(30 * 72 * 3 * dearest / 1e15, rel=5e-3)
     assert first.sizes == (12, 30, 0)
     stored = first.settings("abc")

@@ -10,11 +10,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from patchword.core.errors import UsageError
-from patchword.data.decoding.decode import decode
-from patchword.data.sources import open_data
 from patchword.explanation.embeddings import (
     feature_colours,
-    features_of,
     first_filters,
     nearest,
     picture_map,
@@ -23,7 +20,6 @@ from patchword.explanation.embeddings import (
     principal_components,
     principal_filters,
 )
-from patchword.explanation.maps import as_images
 from patchword.explanation.structure import average_ranks, depth_trend, grid_structure
 from patchword.models.position import RelativeKeys
 from test_explanation import model_of
@@ -158,17 +154,6 @@ def test_nearest_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(cosines, 1 - distances, atol=1e-6)
     assert nearest(known[:3], 5 * known[1:2], 9)[0].tolist()[0][0] == 1
     assert nearest(np.zeros((2, 3)), np.ones((1, 3)), 2)[1].tolist() == [[0, 0]]
-
-
-def test_features_of_a_data_set_are_the_models() -> None:
-    model = small("vit", image_size=(8, 8))
-    split = open_data("formula:shapes-3x5@8").splits["train"]
-    features, places = features_of(model, split)
-    assert places.tolist() == list(range(15))
-    pixels = np.stack([model.preprocessing.fit(decode(split.read(i), 3)) for i in range(15)])
-    with torch.no_grad():
-        expected = model.features(as_images(model, pixels)).numpy()
-    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_map_of_pictures_has_one_in_each_cell_and_neighbours_near() -> None:

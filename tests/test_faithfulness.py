@@ -27,7 +27,7 @@ from patchword.explanation.faithfulness import (
     untrained,
 )
 from patchword.explanation.maps import Choice, as_images, choose, kinds
-from patchword.reports.explain import truth_of
+from patchword.reports.truth import truth_of
 from patchword.weights.io import load_model
 from test_explanation import model_of
 from test_families import SMALL, images, small

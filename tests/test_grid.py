@@ -23,6 +23,7 @@ from patchword.studies.search import COST, FACTORS, ROUNDS, ahead, part_of, sear
 from patchword.training import loop
 from patchword.training import run as runs
 from patchword.training.recipe import Budget
+from patchword.training.recipe import load as loaded
 from tiny import tiny
 from victims import CONTEXT, LONG, _killer, before_file_operations, weights_hash
 
@@ -124,6 +125,21 @@ def test_test_is_looked_at_once_a_cell_and_not_to_choose(undisturbed: tuple[stud
         room = path.parent.relative_to(done.grid.folder).parts[0]
         splits.setdefault(room, set()).add(json.loads(path.read_text())["split"])
     assert splits == {"search": {"validation"}, "runs": {"test"}, "compute": {"test"}}
+
+
+def test_a_busy_machine_is_named_beside_what_was_measured_on_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = Grid(tmp_path)
+    monkeypatch.setattr(grid, "seconds", lambda cell: 100.0)
+    monkeypatch.setattr(grids.os, "cpu_count", lambda: 4)
+    cell = Cell("runs/a", "a", loaded("scratch", {"data": str(data), "model": {"name": "ViT-At/8"}}))
+    for load, said in ((8.0, False), (18.0, True)):
+        monkeypatch.setattr(grids.os, "getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
+        grid.begin([cell], [cell])
+        heard = capsys.readouterr().err
+        assert f"{tmp_path}: 2 runs; about 3 min 20 s on this machine\n" in heard
+        assert ("keeps this machine busy (4.5 processes for each core)" in heard) is said
 
 
 def test_a_folder_holds_one_study_and_one_writer(tmp_path: Path) -> None:

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patchword.core.errors import UsageError
-from patchword.data.dataset import Split
-from patchword.data.loader import Batch
-from patchword.evaluation.predict import check_finite, comfortable_batch, evaluating, look_at_all
+from patchword.evaluation.predict import check_finite, comfortable_batch, evaluating
 from patchword.explanation.attention import attentive
 from patchword.models.contract import Model
 from patchword.models.hybrid import StemmedViT
@@ -110,18 +108,6 @@ def feature_colours(model: Model, images: Tensor) -> np.ndarray:
     colours = np.zeros((len(rows), 3))
     colours[:, : found.shape[1]] = ((found - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
     return colours.reshape(*maps.shape[:3], 3).astype(np.float32)
-
-
-def features_of(model: Model, split: Split, what: str = "looking for neighbours") -> tuple[np.ndarray, np.ndarray]:
-    """What the last linear layer sees of each picture that can be read, float32 m×D, and their indices in the split, int64 m."""
-    found = np.zeros((len(split), model.num_features), dtype=np.float32)
-
-    def look(batch: Batch, images: Tensor) -> None:
-        found[batch.ids] = model.features(images).float().cpu().numpy()
-
-    unreadable = look_at_all(model, split, look, what=what)
-    readable = np.setdiff1d(np.arange(len(split)), np.fromiter(unreadable, np.int64, len(unreadable)))
-    return found[readable], readable
 
 
 def nearest(features: np.ndarray, of: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

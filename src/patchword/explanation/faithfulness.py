@@ -181,12 +181,12 @@ def check(
     return figures
 
 
-def untrained(model: Model) -> Model:
-    """The same network with new weights, always the same ones; its head is drawn, too, so that it speaks for classes."""
+def untrained(model: Model, seed: int = 0) -> Model:
+    """The same network with new weights, those of a seed; its head is drawn, too, so that it speaks for classes."""
     device = next(model.parameters()).device
     new = build_model(model.architecture, model.preprocessing).to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         new.reset()
         if isinstance(new.head, nn.Linear):
             nn.init.normal_(new.head.weight, std=new.num_features**-0.5)

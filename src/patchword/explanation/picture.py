@@ -60,6 +60,10 @@ class Look:
             return _there(self.rollouts)[-1]
         return _there(self.for_classes if choice.kind == "class" else self.gradcam)[place]
 
+    def place(self, wanted: int | None) -> int:
+        """Of the class that maps are for, in `classes`: the one that was asked for, else the likeliest."""
+        return self.classes.index(wanted) if wanted is not None else 0
+
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it but `between`, for a file."""
         fields = {

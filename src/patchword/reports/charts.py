@@ -107,28 +107,17 @@ def accuracy_against_size(series: Sequence[Series], measured: float, crossings: 
     return svg[0]
 
 
-def accuracy_against_cost(series: Sequence[Series], front: Points, label: str, name: str) -> Markup:
-    """Accuracy in 0…1 over a cost; each model's points are joined, and a step line is the front of those that nobody beats."""
-    with drawing(name, f"Accuracy over {label}") as (figure, svg):
-        panel = _panel(figure)
-        panel.set_xscale("log")
-        if len(front) > 1:
-            panel.step([x for x, _ in front], [y for _, y in front], where="post", color=MUTED, linewidth=6, alpha=0.2)
-        for each in series:
-            points = [(p.x, p.value) for p in each.points]
-            panel.plot(*zip(*points, strict=True), color=SERIES[each.place % len(SERIES)], linewidth=1.2, alpha=0.7)
-            _points(panel, each)
-        _share_heights(panel, series)
-        _number_axis(panel, label)
-    return svg[0]
-
-
-def accuracy_over(series: Sequence[Series], label: str, name: str, *, logarithmic: bool) -> Markup:
-    """Values in 0…1 over an axis of numbers; each series' points are joined."""
+def accuracy_over(
+    series: Sequence[Series], label: str, name: str, *, front: Points = (), logarithmic: bool = True
+) -> Markup:
+    """Accuracy in 0…1 over a cost or a number; each series' points are joined, and a step line is the front of those that
+    nobody beats."""
     with drawing(name, f"Accuracy over {label}") as (figure, svg):
         panel = _panel(figure)
         if logarithmic:
             panel.set_xscale("log")
+        if len(front) > 1:
+            panel.step([x for x, _ in front], [y for _, y in front], where="post", color=MUTED, linewidth=6, alpha=0.2)
         for each in series:
             points = [(point.x, point.value) for point in each.points]
             panel.plot(*zip(*points, strict=True), color=SERIES[each.place % len(SERIES)], linewidth=1.2, alpha=0.7)
@@ -152,12 +141,14 @@ class Row(NamedTuple):
     high: float | None
 
 
-def dots(rows: Sequence[Row], title: str) -> Markup:
-    """A dot with its interval for each row, in 0…1, on an axis of percent; labels are other people's text, and are escaped."""
+def dots(rows: Sequence[Row], title: str, *, percent: bool = True) -> Markup:
+    """A dot with its interval for each row: shares 0…1 on an axis of percent, or numbers −1…1. Labels are other people's text,
+    and are escaped."""
+    least, factor, sign = (0.0, 100, " %") if percent else (-1.0, 1, "")
     known = [row for row in rows if row.value is not None]
-    ends = [end for row in known for end in (row.low, row.value, row.high) if end is not None and 0 <= end <= 1]
+    ends = [end for row in known for end in (row.low, row.value, row.high) if end is not None and least <= end <= 1]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
-    low, high = max(0.0, low - 0.08 * (high - low) - 0.005), min(1.0, high + 0.08 * (high - low) + 0.005)
+    low, high = max(least, low - 0.08 * (high - low) - 0.005), min(1.0, high + 0.08 * (high - low) + 0.005)
     height = _ROW * len(rows) + 34
     left = min(_LABELS, 24 + 7 * max((min(len(row.label), _LONGEST) for row in rows), default=0))
     parts = [
@@ -171,8 +162,8 @@ def dots(rows: Sequence[Row], title: str) -> Markup:
         x = across(tick)
         parts.append(
             Markup(
-                '<path d="M{0} 6V{1}" stroke="var(--rule)"/><text x="{0}" y="{2}" class="tick">{3:g} %</text>'
-            ).format(x, height - 22, height - 8, round(100 * tick, 6))
+                '<path d="M{0} 6V{1}" stroke="var(--rule)"/><text x="{0}" y="{2}" class="tick">{3:g}{4}</text>'
+            ).format(x, height - 22, height - 8, round(factor * tick, 6), sign)
         )
     for number, row in enumerate(rows):
         y = 6 + _ROW * number + _ROW / 2

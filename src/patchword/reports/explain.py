@@ -15,11 +15,12 @@ from PIL import Image
 
 from patchword.core.files import write_text
 from patchword.explanation import overlay
-from patchword.explanation.attention import HeadFigures
-from patchword.explanation.faithfulness import Figure, mean_interval
+from patchword.explanation.facts import Facts
+from patchword.explanation.known import Atlas, Neighbour
 from patchword.explanation.maps import Choice
 from patchword.explanation.picture import Look
 from patchword.reports import figures, page
+from patchword.reports.truth import truth_of
 
 Says = list[tuple[str, float]]
 """Labels with what a model gives them, the likeliest first."""
@@ -56,16 +57,6 @@ class Beside:
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbour:
-    """A picture of a data set that is near."""
-
-    thumbnail: str
-    """A data URL."""
-    label: str
-    cosine: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Shown:
     """One picture of the page."""
 
@@ -78,36 +69,6 @@ class Shown:
     says: Says
     beside: Beside | None = None
     neighbours: tuple[Neighbour, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Atlas:
-    """A map of a data set's pictures."""
-
-    data: str
-    picture: np.ndarray
-    """uint8 H×W×3."""
-    explained: float
-    """The share of the features' variance along its two axes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What is true of the model, and not of one picture."""
-
-    truth: tuple[Figure, ...] = ()
-    heads: HeadFigures | None = None
-    even: tuple[float, float] = (0.0, 0.0)
-    """Distance and entropy of attention to all alike."""
-    filters: np.ndarray | None = None
-    """k×P×P×C."""
-    explained: float = 0.0
-    """The share of the filters' variance that these hold."""
-    projection: bool = True
-    """Whether they are a ViT's patch projection, else a convolution's kernels."""
-    positions: np.ndarray | None = None
-    """h×w×h×w."""
-    atlas: Atlas | None = None
 
 
 def page_name(number: int) -> str:
@@ -266,83 +227,6 @@ def _shares(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flat = maps.reshape(-1, maps.shape[-2] * maps.shape[-1]).astype(np.float64)
     low, high = flat.min(axis=1), flat.max(axis=1)
     return (flat - low[:, None]) / np.maximum(high - low, 1e-300)[:, None], low, high
-
-
-_FIGURES = {
-    "energy": ("Energy on the object", "the share of the map that lies on it; drawn shapes"),
-    "pointing": ("Points at the object", "the highest pixel lies on it; drawn shapes"),
-    "deletion": ("Deletion", "probability left while its highest pixels are taken away: low is good"),
-    "insertion": ("Insertion", "probability while they come first: high is good"),
-    "flip": ("Follows a mirror", "correlation with the map of the mirrored picture"),
-    "shift": ("Follows a shift", "correlation with the map of the picture moved a little"),
-}
-
-
-def truth_of(truth: tuple[Figure, ...], choice: Choice) -> dict[str, Any]:
-    """What the page says of figures: `rows` of its table, a `sentence`, and whether something `fails`."""
-    rows = []
-    for figure in truth:
-        name, what = _FIGURES[figure.name]
-        beaten = {control: figure.beats(control) for control in figure.controls}
-        rows.append(
-            {
-                "name": name,
-                "what": what,
-                "n": len(figure.values),
-                "value": figure.value,
-                "interval": mean_interval(figure.values),
-                **dict.fromkeys(("random", "centre", "untrained", "others")),
-                **{control: figure.control(control) for control in figure.controls},
-                "verdict": _verdict(beaten),
-                "fails": False in [won for control, won in beaten.items() if control != "centre"],
-            }
-        )
-    sentence, fails = _sentence({figure.name: figure for figure in truth}, choice)
-    return {"rows": rows, "sentence": sentence, "fails": fails}
-
-
-_CONTROLS = {"random": "chance", "centre": "the middle", "untrained": "an untrained network"}
-
-
-def _verdict(beaten: dict[str, bool | None]) -> str:
-    if None in beaten.values():
-        return "too few pictures to say"
-    if "others" in beaten:
-        return "follows the picture" if beaten["others"] else "no more than any map"
-    lost = [words for control, words in _CONTROLS.items() if beaten.get(control) is False]
-    return "better than each" if not lost else f"no better than {' or '.join(lost)}"
-
-
-def _sentence(truth: dict[str, Figure], choice: Choice) -> tuple[str, bool]:
-    """What the figures come to; that a map is no better than chance is never left unsaid. And whether something is wrong."""
-    pointing = truth["pointing"]
-    shares = {name: page.percent(pointing.control(name), 0) for name in pointing.controls}
-    before = f", the same network untrained in {shares['untrained']}" if "untrained" in shares else ""
-    said = [
-        f"On {len(pointing.values)} drawn pictures whose objects are known, {choice.words} points at an object in "
-        f"{page.percent(pointing.value, 0)}; a random map in {shares['random']}, a blob in the middle in "
-        f"{shares['centre']}{before}."
-    ]
-    lost = {
-        control: [name for name, each in truth.items() if control in each.controls and each.beats(control) is False]
-        for control in ("random", "centre", "untrained", "others")
-    }
-    if {"pointing", "energy"} <= {*lost["random"]}:
-        said.append("That is no better than chance: these maps do not show where objects are.")
-    elif {"pointing", "energy"} <= {*lost["untrained"]}:
-        said.append("That is no better than before training: these maps show what stands out, not what was learned.")
-    elif {"pointing", "energy"} <= {*lost["centre"]}:
-        said.append("It does not beat the blob: an object is often in the middle anyway.")
-    if {"deletion", "insertion"} <= {*lost["random"]}:
-        pictures = page.count(len(truth["deletion"].values), "picture")
-        said.append(f"On the {pictures} here, what it points to did not decide the answer more than random pixels.")
-    elif {"deletion", "insertion"} <= {*lost["untrained"]}:
-        said.append("What it points to did not decide the answer more than what an untrained network points to.")
-    if lost["others"]:
-        said.append(
-            "Maps of different pictures are as alike as those of a picture and its copy, so they say little of it."
-        )
-    return " ".join(said), len(said) > 1
 
 
 def _facts(facts: Facts) -> dict[str, Any]:

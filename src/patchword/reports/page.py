@@ -28,7 +28,20 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for write in (number, percent, decimal, duration, flops, storage, count, moment, middle_cut, points):
+    for write in (
+        number,
+        percent,
+        decimal,
+        duration,
+        flops,
+        storage,
+        count,
+        moment,
+        middle_cut,
+        points,
+        gained,
+        reached,
+    ):
         environment.filters[write.__name__] = write
     environment.globals["thin"] = THIN
     return environment
@@ -50,6 +63,18 @@ def points(value: float | None, decimals: int = 1) -> str:
     """A difference of shares in percentage points, with its sign: +2.1, −0.3."""
     # Adding zero makes +0.0 of what rounds to −0.0.
     return "–" if value is None else f"{round(100 * value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
+
+
+def gained(value: float | None, share: bool = True) -> str:
+    """A difference with its sign: of shares in percentage points, of other numbers as it is."""
+    if share or value is None:
+        return points(value)
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
+
+
+def reached(value: float | None, share: bool = True) -> str:
+    """A value in a column: of shares in percent, without the sign; of other numbers as it is."""
+    return percent(value, 2, unit=False) if share else decimal(value).replace("-", "−")
 
 
 def decimal(value: float | None, decimals: int = 3) -> str:

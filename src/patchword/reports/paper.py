@@ -60,7 +60,7 @@ def _figure(answer: dict[str, Any], rows: list[dict[str, Any]], places: dict[str
         return None
     if answer["figure"] == "bars":
         lines = [charts.Row(r["label"], places[r["series"]], r["value"], r["low"], r["high"]) for r in rows]
-        return charts.dots(lines, f"{answer['title']}: {answer['measures']}")
+        return charts.dots(lines, f"{answer['title']}: {answer['measures']}", percent=answer["percent"])
     series = []
     for label, place in places.items():
         points = [
@@ -79,21 +79,30 @@ def _figure(answer: dict[str, Any], rows: list[dict[str, Any]], places: dict[str
 
 
 def _write_claims(path: Path, answer: dict[str, Any]) -> Path:
-    counts: dict[str, int] = {}
-    for row in answer["claims"]:
-        counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    told = _told([row["verdict"] for row in answer["claims"]])
     content = page.render(
         "claims.html.j2",
         title=f"{len(answer['claims'])} claims of the paper",
         description=told,
         answer=answer,
         headline=_headline(answer, told),
+        first=answer["first_look"],
         verdict_class=_WORDS,
     )
     write_text(path.with_suffix(".html"), content)
     write_text(path.with_suffix(".md"), claims_table(answer))
     return path.with_suffix(".html")
+
+
+def _told(verdicts: list[str]) -> str:
+    """How many claims came to each verdict, in words."""
+    words = {
+        "holds": "hold",
+        "does not hold": "do not hold",
+        "undecided": "are undecided",
+        "not judged": "are not judged",
+    }
+    return ", ".join(f"{verdicts.count(each)} {word}" for each, word in words.items() if each in verdicts)
 
 
 def _headline(answer: dict[str, Any], told: str) -> Markup:
@@ -104,20 +113,23 @@ def _headline(answer: dict[str, Any], told: str) -> Markup:
 
 def claims_table(answer: dict[str, Any]) -> str:
     """The claims as a table in Markdown, with every verdict as it came out."""
-    lines = ["| claim | measured | differences, points [95 %] | seeds | verdict |", "|---|---|---|---|---|"]
+    lines = ["| claim | measured | differences [interval] | seeds | cost | verdict |", "|---|---|---|---|---|---|"]
     for row in answer["claims"]:
-        parts = "; ".join(f"{part['what']}: {difference(part)}" for part in row["parts"]) or row["why"]
+        parts = "; ".join(f"{part['what']}: {difference(part, share=row['percent'])}" for part in row["parts"])
+        level = f" ({round(100 * row['level'])} %)" if row["parts"] else row["why"]
         note = f" {row['note']}" if row["note"] else ""
         measured = f"{row['statistic']}; `patchword paper {row['experiment']}`"
+        cost = "–" if row["seconds"] is None else f"{page.duration(row['seconds'])}, {page.flops(row['flops'])}"
         lines.append(
-            f"| {row['statement']} ({row['source']}) | {measured} | {parts}{note} | {row['seeds']} | {row['verdict']} |"
+            f"| {row['statement']} ({row['source']}) | {measured} | {parts}{level}{note} | {row['seeds']} | {cost} | "
+            f"{row['verdict']} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def difference(part: dict[str, Any]) -> str:
-    """A difference of accuracies in points, with its interval."""
+def difference(part: dict[str, Any], *, share: bool = True) -> str:
+    """A difference with its interval, in points where it is one of shares."""
     if part["value"] is None:
         return "none"
-    between = "" if part["low"] is None else f" [{page.points(part['low'])}, {page.points(part['high'])}]"
-    return f"{page.points(part['value'])}{between}"
+    between = "" if part["low"] is None else f" [{page.gained(part['low'], share)}, {page.gained(part['high'], share)}]"
+    return f"{page.gained(part['value'], share)}{between}"

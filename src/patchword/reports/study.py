@@ -132,7 +132,7 @@ def _compute(answer: dict[str, Any], places: dict[str, int]) -> Markup | None:
     series = [charts.Series(places[row["name"]], _readings(row["compute"], "flops", 1e15)) for row in answer["models"]]
     series = [each for each in series if each.points]
     front = [(point["cost"] / 1e15, point["value"]) for point in answer["fronts"]["flops"]]
-    return charts.accuracy_against_cost(series, front, "training, PFLOP", "compute") if series else None
+    return charts.accuracy_over(series, "training, PFLOP", "compute", front=front) if series else None
 
 
 def _speed(answer: dict[str, Any], places: dict[str, int]) -> Markup | None:
@@ -143,7 +143,7 @@ def _speed(answer: dict[str, Any], places: dict[str, int]) -> Markup | None:
             reading = charts.Reading(1000 / rate["32"], last["value"], last["low"], last["high"])
             series.append(charts.Series(places[row["name"]], [reading]))
     front = [(1000 * point["cost"], point["value"]) for point in answer["fronts"]["seconds"]]
-    return charts.accuracy_against_cost(series, front, "ms a picture, in batches of 32", "speed") if series else None
+    return charts.accuracy_over(series, "ms a picture, in batches of 32", "speed", front=front) if series else None
 
 
 def _tests(answer: dict[str, Any]) -> list[dict[str, Any]]:

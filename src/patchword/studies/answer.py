@@ -17,27 +17,26 @@ from patchword.core.errors import DataError
 from patchword.core.picture import DecodeError
 from patchword.core.runtime import describe_device, versions
 from patchword.data.decoding.decode import decode
-from patchword.evaluation.answers import Answers, read_answers
+from patchword.evaluation.answers import Answers
 from patchword.evaluation.metrics import Z95
 from patchword.evaluation.mistakes import thumbnail
 from patchword.models.cost import cost
 from patchword.models.names import parse_name
 from patchword.studies import floor, speed
-from patchword.studies.compare import LADDER, Question, Study, skeleton
-from patchword.studies.grid import Outcome
+from patchword.studies.cells import Cells
+from patchword.studies.compare import LADDER, Study
+from patchword.studies.question import Question, skeleton
 from patchword.studies.search import Found
 from patchword.studies.statistics import (
     Estimate,
     PowerLaw,
     crossing,
-    fit_power_law,
     holm,
     mcnemar,
     mean_difference,
-    mean_interval,
+    mean_row,
     pareto_front,
 )
-from patchword.training.run_folder import ANSWERS
 from patchword.weights.io import load_model
 
 REACH = 10.0
@@ -68,6 +67,7 @@ def answer(study: Study) -> dict[str, Any]:
         "data": _data(study),
         "question": _asked(question),
         "sizes": cells.sizes,
+        "reach": REACH * cells.sizes[-1],
         "models": rows,
         "lead": lead,
         "crossings": _crossings(question.models, laws),
@@ -96,73 +96,6 @@ def write_answer(study: Study) -> Path:
     return folder
 
 
-class Cells:
-    """What was measured, by model, size, seed and share of the budget."""
-
-    def __init__(self, study: Study) -> None:
-        self.study, self.question = study, study.question
-        self.floor = floor.stored(study.grid.folder)
-        whole = [outcome.result["train_images"] for outcome in self.of_size(self.question.sizes[-1])]
-        self.sizes = [size or max(whole, default=len(study.dataset.splits["train"])) for size in self.question.sizes]
-        """Ascending, in pictures: 0, which stands for all, is the number that there were."""
-
-    def outcome(self, model: str, size: int, seed: int, share: float = 1.0) -> Outcome | None:
-        """A cell, if it was run."""
-        return self.study.outcomes.get(self.study.cell(model, size, seed, share).place)
-
-    def of_size(self, size: int) -> list[Outcome]:
-        """Those of a size."""
-        found = [
-            self.outcome(model, size, seed) for model in self.question.models for seed in range(self.question.seeds)
-        ]
-        return [outcome for outcome in found if outcome is not None]
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is missing."""
-        return all(
-            self.outcome(model, size, seed) is not None
-            for model in self.question.models
-            for size in self.question.sizes
-            for seed in range(self.question.seeds)
-        )
-
-    def values(self, model: str, size: int, share: float = 1.0) -> list[float]:
-        """Accuracies, of each seed that has one."""
-        outcomes = [self.outcome(model, size, seed, share) for seed in range(self.question.seeds)]
-        return [outcome.value for outcome in outcomes if outcome is not None and outcome.value is not None]
-
-    def probe(self, model: str, size: int) -> float | None:
-        """The mean over seeds of a linear probe's accuracy on the weights that the cells began with, where there are such."""
-        places = [self.study.cell(model, size, seed).place for seed in range(self.question.seeds)]
-        found = [self.floor[place] for place in places if place in self.floor]
-        return float(np.mean(found)) if found else None
-
-    def table(self, model: str) -> np.ndarray:
-        """Errors S×k, NaN where there is none."""
-        table = np.full((len(self.sizes), self.question.seeds), math.nan)
-        for row, size in enumerate(self.question.sizes):
-            for seed in range(self.question.seeds):
-                outcome = self.outcome(model, size, seed)
-                if outcome is not None and outcome.value is not None:
-                    table[row, seed] = 1 - outcome.value
-        return table
-
-    def law(self, model: str) -> PowerLaw | None:
-        """The fitted curve; None where fewer than two sizes were measured."""
-        table = self.table(model)
-        seen = np.isfinite(table).any(axis=1)
-        return fit_power_law(np.array(self.sizes)[seen], table[seen]) if seen.sum() >= 2 else None
-
-    def answers(self, model: str) -> list[Answers | None]:
-        """To each test picture, at the largest size, of each seed."""
-        outcomes = [self.outcome(model, self.question.sizes[-1], seed) for seed in range(self.question.seeds)]
-        return [
-            None if outcome is None or outcome.value is None else read_answers(outcome.folder / ANSWERS)
-            for outcome in outcomes
-        ]
-
-
 def _asked(question: Question) -> dict[str, Any]:
     settings = question.settings("")
     return {name: value for name, value in settings.items() if name not in ("data_fingerprint", "models")}
@@ -189,14 +122,14 @@ def _model(study: Study, cells: Cells, name: str) -> dict[str, Any]:
     seconds = [outcome.result["seconds"] for outcome in outcomes if outcome is not None]
     points = []
     for place, size in zip(cells.sizes, question.sizes, strict=True):
-        points.append({"size": place, **_mean(cells.values(name, size)), "probe": cells.probe(name, size)})
+        points.append({"size": place, **mean_row(cells.values(name, size)), "probe": cells.probe(name, size)})
     compute = []
     for share in (*LADDER, 1.0):
         done = [cells.outcome(name, question.sizes[-1], seed, share) for seed in range(question.seeds)]
         flops = [outcome.result["train_flops"] for outcome in done if outcome is not None]
         if flops:
             compute.append(
-                {"share": share, "flops": max(flops), **_mean(cells.values(name, question.sizes[-1], share))}
+                {"share": share, "flops": max(flops), **mean_row(cells.values(name, question.sizes[-1], share))}
             )
     everything = [outcome for outcome in study.outcomes.values() if outcome.cell.recipe.model["name"] == name]
     return {
@@ -221,19 +154,6 @@ def _rate(found: Found | None) -> dict[str, Any] | None:
     return {"rate": found.rate, "at_edge": found.at_edge, "trials": [dict(row) for row in found.trials]}
 
 
-def _mean(values: Sequence[float]) -> dict[str, Any]:
-    """The mean over seeds with its interval, and each value."""
-    if not values:
-        return {"value": None, "low": None, "high": None, "values": []}
-    return {**_plain(mean_interval(values)), "values": list(values)}
-
-
-def _plain(estimate: Estimate) -> dict[str, float | None]:
-    """As JSON has it: None where an end is not finite."""
-    ends = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {name: end if math.isfinite(end) else None for name, end in ends.items()}
-
-
 def _curve(law: PowerLaw | None, sizes: Sequence[int]) -> list[dict[str, float | None]]:
     """The fitted accuracy and its band, from the smallest size to the end of the reach."""
     if law is None:
@@ -242,7 +162,7 @@ def _curve(law: PowerLaw | None, sizes: Sequence[int]) -> list[dict[str, float |
     low, high = law.band(places)
     curve = zip(places, law.error(places), low, high, strict=True)
     return [
-        {"size": float(place), **_plain(Estimate(1 - float(error), 1 - float(b), 1 - float(a)))}
+        {"size": float(place), **Estimate(1 - float(error), 1 - float(b), 1 - float(a)).plain()}
         for place, error, a, b in curve
     ]
 
@@ -259,14 +179,13 @@ def _lead(study: Study, cells: Cells, laws: dict[str, PowerLaw | None]) -> dict[
         law = laws[name]
         if name != first and law is not None:
             size = law.size_for(1 - means[first])
-            needs.append({"name": name, **_plain(size), "never": not math.isfinite(size.value)})
+            needs.append({"name": name, **size.plain(), "never": not math.isfinite(size.value)})
     return {
         "first": first,
         "second": second,
         "values": means,
         "difference": _difference(cells, first, second),
         "needs": needs,
-        "reach": REACH * cells.sizes[-1],
     }
 
 
@@ -355,7 +274,7 @@ def _tests(models: Sequence[str], cells: Cells) -> list[dict[str, Any]]:
                         "seed": seed,
                         "only_first": found.only_first,
                         "only_second": found.only_second,
-                        "difference": _plain(found.difference),
+                        "difference": found.difference.plain(),
                         "p": found.p_value,
                     }
                 )

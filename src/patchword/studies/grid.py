@@ -5,9 +5,11 @@ A study's folder holds `study.toml`, what was asked for, and the folders of its 
 
 import contextlib
 import dataclasses
+import math
+import os
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,14 @@ from patchword.training.run_folder import RESULT, ended_as, removed_if_empty
 from patchword.training.shelf import Shelf
 
 SETTINGS = "study.toml"
+QUIET: dict[str, Any] = {"evaluation": {"every_steps": 10**9}, "checkpoint": {"keep": 1}}
+"""What every cell's recipe says: nobody looks at validation on the way, and the newest checkpoint is enough."""
 _AROUND = 2.5
 """Seconds that a cell takes beside its training: opening, saving, its page; of models of a million weights, on two cores."""
+
+
+_BUSY = 2.0
+"""Processes for each core, above which times say more of them than of the runs; our own are one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +103,26 @@ def _stored(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder / SETTINGS} cannot be read: {error}") from error
 
 
+def plain(model: str) -> str:
+    """A model's name as a part of a folder's."""
+    return model.replace("/", "-")
+
+
+class OutOfTime(Exception):
+    """The time that was given is over; what is finished is kept."""
+
+
 class Grid:
     """Runs cells in order and says how far it is."""
 
-    def __init__(self, folder: Path, publish: Callable[[Path], object] | None = None) -> None:
-        """`publish` is called with the folder of each cell that has a new result: it writes its page."""
-        self.folder, self.publish, self.shelf = folder, publish, Shelf()
+    def __init__(
+        self, folder: Path, publish: Callable[[Path], object] | None = None, *, until: float = math.inf
+    ) -> None:
+        """`publish` is called with the folder of each cell that has a new result: it writes its page.
+
+        No cell is begun after `until`, in seconds of `time.monotonic`.
+        """
+        self.folder, self.publish, self.until, self.shelf = folder, publish, until, Shelf()
         self._total = self._done = 0
         self._left = self._spent = self._expected = 0.0
         self._known: dict[str, Estimate] = {}
@@ -113,10 +135,20 @@ class Grid:
         waiting = [*(cell for cell in cells if not self.finished(cell)), *like]
         self._total = len(cells) + len(like)
         self._done = self._total - len(waiting)
-        self._left = sum(self.seconds(cell) for cell in waiting)
+        self._left = self.expected(waiting)
         finished = f", {self._done:,} of them finished" if self._done else ""
         time_needed = f"; about {duration(self._left)} on this machine" if waiting else ""
         say(f"{self.folder}: {self._total:,} runs{finished}{time_needed}")
+        if waiting and (load := _load()) > _BUSY:
+            say(
+                f"note: other work keeps this machine busy ({load:.1f} processes for each core), and what was measured is slower "
+                "than it would be alone"
+            )
+
+    def expected(self, cells: Iterable[Cell]) -> float:
+        """About how many seconds these cells take from nothing."""
+        # One data set after the other: the shelf holds one.
+        return sum(self.seconds(cell) for cell in sorted(cells, key=lambda cell: cell.recipe.data))
 
     def finished(self, cell: Cell) -> bool:
         """Whether a cell needs nothing more: it is finished, or its training diverges."""
@@ -149,12 +181,14 @@ class Grid:
         return dataclasses.replace(found, steps=steps or 0, looks=0, saves=1, decoded=0).seconds
 
     def run(self, cells: Sequence[Cell]) -> list[Outcome]:
-        """Run what is not finished; what became of each, in their order."""
+        """Run what is not finished; what became of each, in their order. Raises `OutOfTime`."""
         return [self._run(cell) for cell in cells]
 
     def _run(self, cell: Cell) -> Outcome:
         if self.finished(cell):
             return self.outcome(cell)
+        if time.monotonic() > self.until:
+            raise OutOfTime
         began = time.perf_counter()
         with contextlib.suppress(DivergedError):  # its result.json says so
             run(cell.recipe, self.folder / cell.place, publish=self.publish, shelf=self.shelf)
@@ -180,3 +214,8 @@ class Grid:
         left = self._left * self._spent / self._expected
         rest = f"; about {duration(left)} left" if self._done < self._total else ""
         say(f"[{self._done}/{self._total}] {outcome.cell.title}: {found} in {duration(seconds)}{rest}")
+
+
+def _load() -> float:
+    """Processes that waited for each core in the last minute; 0 where the system does not say."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0

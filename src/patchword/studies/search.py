@@ -12,6 +12,7 @@ from typing import Any
 
 from patchword.core import files
 from patchword.core.errors import FaultError
+from patchword.data.dataset import Dataset
 from patchword.studies.grid import Cell, Grid, Outcome
 from patchword.training.recipe import Budget, Recipe
 from patchword.training.run_folder import EVALUATION
@@ -19,6 +20,8 @@ from patchword.training.run_folder import EVALUATION
 FACTORS = (0.15, 0.5, 1.5, 5.0)
 ROUNDS = (0.25, 0.5)
 """Shares of the budget; half of the rates go on to the next."""
+DEVELOPMENT = 0.1
+"""The share of train that the search chooses by, where a data set has no validation for it."""
 COST = sum(share * (len(FACTORS) >> place) for place, share in enumerate(ROUNDS))
 """Of a whole search, in budgets."""
 
@@ -52,6 +55,16 @@ def part_of(budget: Budget, share: float) -> Budget:
         return dataclasses.replace(budget, steps=max(1, round(share * budget.steps)))
     parts = [float(f"{share * whole:.6g}") for whole in (budget.epochs, budget.minutes, budget.pflop)]
     return Budget(epochs=parts[0], minutes=parts[1], pflop=parts[2])
+
+
+def tried(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """A recipe as the search tries it: measured on validation, or on a part of train where the data set has none beside test."""
+    if {"validation", "test"} <= set(dataset.splits):
+        return dataclasses.replace(recipe, learn_validation=False)
+    train = len(dataset.splits["train"])
+    left = train - round(DEVELOPMENT * train)
+    few = recipe.train_images if recipe.train_images < left else 0
+    return dataclasses.replace(recipe, validation_share=DEVELOPMENT, train_images=few)
 
 
 def trials(place: str, title: str, recipe: Recipe, factors: Sequence[float], share: float) -> list[Cell]:

@@ -6,14 +6,16 @@ Letters: S sizes of training sets, k seeds, R resamples, n pictures (of a test s
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from patchword.evaluation.metrics import Z95, wilson_interval
 
+LEVEL = 0.95
+"""Of an interval, where nothing else is said."""
 RESAMPLES = 2000
 _LEVELS = [0.025, 0.975]
 _EXPONENTS = (0.02, 3.0)
@@ -37,20 +39,31 @@ class Estimate:
         """What stands behind ±: half of the interval."""
         return (self.high - self.low) / 2
 
+    def plain(self) -> dict[str, float | None]:
+        """`value`, `low` and `high` as JSON has them: None where one is not finite."""
+        ends = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: end if math.isfinite(end) else None for name, end in ends.items()}
+
 
 def proportion(correct: int, n: int) -> Estimate:
     """The share of n with Wilson's interval; 0 of 0 is not a number, anywhere in 0…1."""
     return Estimate(correct / n if n else math.nan, *wilson_interval(correct, n))
 
 
-def mean_interval(values: ArrayLike) -> Estimate:
+def mean_interval(values: ArrayLike, level: float = LEVEL) -> Estimate:
     """The mean of independent values, such as one of each seed, with Student's interval; one value says nothing of spread."""
     numbers = _numbers(values)
     mean, count = float(numbers.mean()), len(numbers)
     if count == 1:
         return Estimate(mean, -math.inf, math.inf)
-    half = t_quantile(count - 1) * float(numbers.std(ddof=1)) / math.sqrt(count)
+    half = t_quantile(count - 1, level) * float(numbers.std(ddof=1)) / math.sqrt(count)
     return Estimate(mean, mean - half, mean + half)
+
+
+def mean_row(values: Sequence[float]) -> dict[str, Any]:
+    """The mean with its interval and all `values`, as JSON has them; None where there are no values."""
+    found = mean_interval(values) if values else Estimate(math.nan, -math.inf, math.inf)
+    return {**found.plain(), "values": list(values)}
 
 
 def mean_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
@@ -59,22 +72,6 @@ def mean_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
     if len(one) != len(other):
         raise ValueError(f"{len(one)} values have no pairs in {len(other)}")
     return mean_interval(one - other)
-
-
-def bootstrap_interval(
-    values: ArrayLike,
-    statistic: Callable[[np.ndarray], float] = lambda values: float(values.mean()),
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Estimate:
-    """A statistic of values (n, or n rows) with the percentile interval over resampled rows (Efron 1979)."""
-    rows = np.asarray(values)
-    if len(rows) == 0:
-        raise ValueError("nothing to resample")
-    draws = np.random.default_rng(seed).integers(0, len(rows), (resamples, len(rows)))
-    low, high = _between(np.array([statistic(rows[draw]) for draw in draws]))
-    return Estimate(float(statistic(rows)), low, high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +133,12 @@ def pareto_front(costs: ArrayLike, values: ArrayLike) -> list[int]:
 
 
 @functools.lru_cache
-def t_quantile(freedom: int) -> float:
+def t_quantile(freedom: int, level: float = LEVEL) -> float:
     """How many standard errors to either side hold 95 % of Student's distribution with so many degrees of freedom."""
-    low, high = 0.0, 20.0  # one degree needs 12.7
+    low, high = 0.0, 100.0  # one degree needs 12.7, and 63.7 for 99 %
     while high - low > 1e-12:
         middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, freedom) < 0.95 else (low, middle)
+        low, high = (middle, high) if _t_within(middle, freedom) < level else (low, middle)
     return (low + high) / 2
 
 

@@ -59,18 +59,18 @@ def _need(answer: dict[str, Any], names: dict[str, str]) -> str:
     name = plain[0] if plain else lead["second"]
     if name not in needs:
         return ""
-    need, reach = needs[name], lead["reach"]
+    need, reach = needs[name], answer["reach"]
     if need["never"]:
         return f"{names[name]} would not come so far with any number of pictures, by its fitted curve"
     if need["value"] > reach:
-        return f"{names[name]} would need more than {answer['lead']['reach'] / answer['sizes'][-1]:.0f} times as many"
+        return f"{names[name]} would need more than {reach / answer['sizes'][-1]:.0f} times as many"
     return f"{names[name]} would need about {about(need['value'])}{between(need['low'], need['high'], reach)}"
 
 
 def crossings(answer: dict[str, Any]) -> list[str]:
     """A sentence for each pair of models."""
     names = {row["name"]: called(row, answer["models"]) for row in answer["models"]}
-    low, reach = answer["sizes"][0], 10 * answer["sizes"][-1]
+    low, reach = answer["sizes"][0], answer["reach"]
     lines = []
     for row in answer["crossings"]:
         before, after = names[row["before"]], names[row["after"]]
@@ -84,7 +84,7 @@ def crossings(answer: dict[str, Any]) -> list[str]:
                 f", though in {_POINTS * share:.0f} % of the resamples they cross" if (share or 0) > 1 - _SURE else ""
             )
             lines.append(
-                f"{_upper(before)} is ahead of {other} from {low:,} to {reach:,} pictures: no crossing in reach{doubt}."
+                f"{_upper(before)} is ahead of {other} from {low:,} to {reach:,.0f} pictures: no crossing in reach{doubt}."
             )
         else:
             ends = between(row["low"], row["high"], reach)

@@ -1,6 +1,5 @@
 """`patchword explain`: a saved model, some pictures → where it looks on each, as pictures, arrays and a page."""
 
-import dataclasses
 import functools
 import io
 import os
@@ -8,30 +7,24 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from patchword.core.errors import DataError, UsageError, nearest
-from patchword.core.preprocessing import Preprocessing
+from patchword.core.errors import UsageError, nearest
 from patchword.verbs.options import Images, LayerName, ModelSource, Name, OtherData, OtherModel, Target, Whole, argument
 from patchword.verbs.pictures import fitted, picture_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
 
     from patchword.core.progress import Progress
     from patchword.explanation.attention import Layer
+    from patchword.explanation.known import KnownPictures
     from patchword.explanation.maps import Choice
     from patchword.explanation.picture import Look
     from patchword.models.contract import Model
-    from patchword.reports.explain import Atlas, Beside, Facts, Neighbour, Says, Shown, Subject
+    from patchword.reports.explain import Beside, Says, Shown, Subject
 
 _CHECK = "check.json"
 _PER_PAGE = 8
-_MOST_NEIGHBOURS = 1000
-_NEAREST = 6
 _SAID = 5
-_ON_THE_MAP = 196
-_MAP_TILE = 36
 _LONGEST_STEM = 40  # signs of up to four bytes: a name has 255, and one that is being written some more
 
 
@@ -75,6 +68,8 @@ def explain(
     from patchword.core.progress import Progress
     from patchword.core.runtime import versions
     from patchword.explanation import maps
+    from patchword.explanation.facts import facts_of
+    from patchword.explanation.known import KnownPictures
     from patchword.explanation.picture import look
     from patchword.reports import explain as pages
     from patchword.weights.io import as_model
@@ -87,7 +82,7 @@ def explain(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder} is a file; a folder is right")
     other = None if beside is None else _Other(beside)
-    known = None if data is None else _Known(loaded, str(data))
+    known = None if data is None else KnownPictures(loaded, str(data))
     rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     count = -(-len(rows) // _PER_PAGE)
     with Progress("explaining", len(rows)) as progress:
@@ -108,7 +103,7 @@ def explain(
             facts = None
             if number == 0:
                 tell = functools.partial(_tell_check, progress, last)
-                facts = _facts(loaded, subject.choice, looks, wanted, known, tell if check else None)
+                facts = facts_of(loaded, subject.choice, looks, wanted, known, tell if check else None)
             if facts is not None and facts.truth:
                 figures = [figure.to_dict() for figure in facts.truth]
                 files.write_json(folder / _CHECK, {"map": subject.choice.words, "figures": figures})
@@ -193,7 +188,7 @@ def _write(folder: Path, stem: str, seen: "Look", subject: "Subject", wanted: in
     from patchword.core import files
     from patchword.explanation import overlay
 
-    chosen = seen.chosen(subject.choice, _place(seen, wanted))
+    chosen = seen.chosen(subject.choice, seen.place(wanted))
     overlaid, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
     files.write_bytes(overlaid, overlay.png(overlay.overlay(seen.pixels, chosen)))
     buffer = io.BytesIO()
@@ -218,13 +213,8 @@ def _name(row: dict[str, Any]) -> str:
     return os.fsencode(Path(row["image"]).name).decode("utf-8", "backslashreplace")
 
 
-def _place(seen: "Look", wanted: int | None) -> int:
-    """Of the class that maps are for, among those of the look."""
-    return seen.classes.index(wanted) if wanted is not None else 0
-
-
 def _shown(
-    row: dict[str, Any], seen: "Look", wanted: int | None, other: "_Other | None", known: "_Known | None"
+    row: dict[str, Any], seen: "Look", wanted: int | None, other: "_Other | None", known: "KnownPictures | None"
 ) -> "Shown":
     from patchword.reports.explain import Shown
 
@@ -232,63 +222,10 @@ def _shown(
         name=_name(row),
         look=seen,
         map=row["map"],
-        place=_place(seen, wanted),
+        place=seen.place(wanted),
         says=[(each["label"], each["probability"]) for each in row["predictions"]],
         beside=None if other is None else other.see(Path(row["image"])),
         neighbours=() if known is None else known.near(seen),
-    )
-
-
-def _facts(
-    model: "Model",
-    choice: "Choice",
-    looks: "list[Look]",
-    wanted: int | None,
-    known: "_Known | None",
-    tell: "Callable[[int, int], None] | None",
-) -> "Facts":
-    """What there is to say of the model itself; what needs pictures is of those of the first page.
-
-    Whether the maps are true is measured where there is somebody to `tell` how far it has come.
-    """
-    import math
-
-    import numpy as np
-    import torch
-
-    from patchword.explanation import embeddings, faithfulness
-    from patchword.explanation.attention import head_figures, patch_distances
-    from patchword.explanation.maps import as_images
-    from patchword.models.hybrid import StemmedViT
-    from patchword.models.vit import ViT
-    from patchword.reports.explain import Facts
-
-    images = torch.empty(0, model.in_channels, *model.image_size)
-    if looks:
-        images = as_images(model, np.stack([seen.pixels for seen in looks]))
-    filters, explained = embeddings.principal_filters(model)
-    truth: list[faithfulness.Figure] = []
-    if tell is not None and all(side in faithfulness.SIDES for side in model.image_size):
-        classes = None
-        if model.num_classes:
-            classes = torch.tensor([seen.classes[_place(seen, wanted)] for seen in looks], dtype=torch.int64)
-        known_objects = faithfulness.known_objects(model.image_size, model.in_channels)
-        truth = faithfulness.check(model, choice, images, classes, known_objects, tell)
-    facts = Facts(
-        truth=tuple(truth),
-        filters=filters,
-        explained=float(explained.sum()),
-        projection=isinstance(model, ViT) and not isinstance(model, StemmedViT),
-        atlas=None if known is None else known.atlas(),
-    )
-    if not isinstance(model, ViT):
-        return facts
-    between = patch_distances(model)
-    return dataclasses.replace(
-        facts,
-        heads=head_figures(model, images) if looks else None,
-        even=(float(between.mean()), math.log2(model.prefix + len(between))),
-        positions=embeddings.position_similarity(model).numpy() if model.config.position != "none" else None,
     )
 
 
@@ -328,67 +265,3 @@ class _Other:
             ]
         drawn = overlay(pixels, self.subject.choice.of(model, image)[0].cpu().numpy())
         return Beside(model.name, self.subject.choice.words, says, drawn)
-
-
-class _Known:
-    """Pictures of a data set, with what the model's head sees of each."""
-
-    def __init__(self, model: "Model", data: str) -> None:
-        import numpy as np
-
-        from patchword.data.sources import open_data
-        from patchword.explanation.embeddings import features_of
-
-        dataset = open_data(data)
-        split = dataset.splits["train"]
-        some = np.unique(np.linspace(0, len(split) - 1, min(len(split), _MOST_NEIGHBOURS)).round().astype(np.int64))
-        self.model, self.name, self.classes, self.split = model, dataset.name, dataset.classes, split.subset(some)
-        self.features, self.places = features_of(model, self.split)
-        if not len(self.features):
-            raise DataError(f"{data}: none of its pictures can be read")
-
-    def near(self, seen: "Look") -> "tuple[Neighbour, ...]":
-        """The nearest to a picture, the nearest first."""
-        import torch
-
-        from patchword.data.decoding.decode import decode
-        from patchword.evaluation.mistakes import thumbnail
-        from patchword.explanation.embeddings import nearest as nearest_rows
-        from patchword.explanation.maps import as_images
-        from patchword.reports.explain import Neighbour
-
-        image = as_images(self.model, seen.pixels[None])
-        with torch.inference_mode():
-            features = self.model.features(image).float().cpu().numpy()
-        order, cosines = nearest_rows(self.features, features, _NEAREST)
-        found = []
-        for row, cosine in zip(order[0].tolist(), cosines[0].tolist(), strict=True):
-            place = int(self.places[row])
-            found.append(Neighbour(thumbnail(decode(self.split.read(place), 3)), self._label(place), cosine))
-        return tuple(found)
-
-    def atlas(self) -> "Atlas":
-        """Thumbnails of some of them by their features."""
-        import numpy as np
-
-        from patchword.data.decoding.decode import decode
-        from patchword.explanation.embeddings import picture_map
-        from patchword.reports.explain import Atlas
-
-        some = np.unique(
-            np.linspace(0, len(self.features) - 1, min(len(self.features), _ON_THE_MAP)).round().astype(int)
-        )
-        cells, explained = picture_map(self.features[some])
-        side = int(cells.max()) + 1
-        picture = np.full((side * _MAP_TILE, side * _MAP_TILE, 3), 255, np.uint8)
-        small = Preprocessing(image_size=(_MAP_TILE, _MAP_TILE), crop_fraction=1.0)
-        for row, (y, x) in zip(some.tolist(), (cells * _MAP_TILE).tolist(), strict=True):
-            tile = small.fit(decode(self.split.read(int(self.places[row])), 3))
-            picture[y : y + _MAP_TILE, x : x + _MAP_TILE] = tile
-        return Atlas(self.name, picture, float(explained.sum()))
-
-    def _label(self, place: int) -> str:
-        labels = self.split.labels[place]
-        if self.split.labels.ndim == 1:
-            return self.classes[int(labels)]
-        return ", ".join(name for name, has in zip(self.classes, labels, strict=True) if has)

@@ -35,12 +35,12 @@ def paper(
     ended. What it costs is said first.
 
     Args:
-        name: table1, table2, fig2, fig3, fig4, fig5, position, patch, resolution, adam-vs-sgd, masked, vtab, vtab-lite, or
-            claims, all ten of them with verdicts.
+        name: table1, table2, fig2, fig3, fig4, fig5, fig7, position, patch, resolution, adam-vs-sgd, masked, vtab, vtab-lite, or
+            claims, all twelve of them with verdicts, the cheapest first.
         model: For vtab and vtab-lite, whose weights: a run or model folder, or weights of others.
         scale: smoke proves the machinery in minutes, laptop asks small models within hours, full is the paper's own protocol.
         seeds: How often each arm is run; the scale's number if not given.
-        minutes: For claims, go on with more seeds where a verdict is least certain, for so long.
+        minutes: For claims, begin no run after so long; what is left of it gives more seeds where a verdict is least certain.
         data: For vtab, where the data of a task is, such as dmlab=photos/dmlab; may be given several times.
         out: The folder; studies/paper-SCALE if not given.
     """
@@ -50,6 +50,8 @@ def paper(
     from patchword.reports.run import write_report
     from patchword.studies import paper as papers
     from patchword.studies import reproduce, vtab
+    from patchword.studies.results import write_table1
+    from patchword.studies.scales import SCALES
     from patchword.verbs.train import assignments
     from patchword.weights.io import load_model
 
@@ -62,6 +64,7 @@ def paper(
         (not of_weights and model is not None, f"{name} trains its own models; vtab and vtab-lite take a MODEL"),
         (minutes is not None and name != "claims", "--minutes is for claims; the other experiments have their seeds"),
         (seeds is not None and name in ("claims", "table1"), f"--seeds is not for {name}"),
+        (minutes is not None and not minutes > 0, f"--minutes {minutes} must be greater than 0"),
         (seeds is not None and seeds < 1, f"--seeds {seeds} must be 1 or more"),
         (bool(data) and name != "vtab", "--data says where tasks of vtab are"),
     ):
@@ -69,10 +72,10 @@ def paper(
             raise UsageError(sentence)
     folder = Path(out) if out is not None else Path("studies") / f"paper-{scale}"
     if name == "table1":
-        page = write_paper(reproduce.table1(folder))
+        page = write_paper(write_table1(folder))
     elif name == "claims":
         path = reproduce.run_claims(
-            papers.SCALES[scale], folder, minutes=minutes, publish_run=write_report, publish=write_paper
+            SCALES[scale], folder, minutes=minutes, publish_run=write_report, publish=write_paper
         )
         page = path.with_suffix(".html")
     else:
@@ -87,7 +90,7 @@ def paper(
         else:
             asked = papers.experiment(name)
         path = reproduce.run_one(
-            asked, papers.SCALES[scale], folder, seeds=seeds, publish_run=write_report, publish=write_paper
+            asked, SCALES[scale], folder, seeds=seeds, publish_run=write_report, publish=write_paper
         )
         page = path.with_suffix(".html")
     say(f"the page is {page}")

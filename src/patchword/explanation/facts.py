@@ -1,0 +1,78 @@
+"""What is true of a model, and not of one picture: its filters, positions and heads, and whether its maps are true."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from patchword.explanation import faithfulness
+from patchword.explanation.attention import HeadFigures, head_figures, patch_distances
+from patchword.explanation.embeddings import position_similarity, principal_filters
+from patchword.explanation.known import Atlas, KnownPictures
+from patchword.explanation.maps import Choice, as_images
+from patchword.explanation.picture import Look
+from patchword.models.contract import Model
+from patchword.models.hybrid import StemmedViT
+from patchword.models.vit import ViT
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """The facts; what a model has not is None."""
+
+    truth: tuple[faithfulness.Figure, ...] = ()
+    heads: HeadFigures | None = None
+    even: tuple[float, float] = (0.0, 0.0)
+    """Distance and entropy of attention to all alike."""
+    filters: np.ndarray | None = None
+    """k×P×P×C."""
+    explained: float = 0.0
+    """The share of the filters' variance that these hold."""
+    projection: bool = True
+    """Whether they are a ViT's patch projection, else a convolution's kernels."""
+    positions: np.ndarray | None = None
+    """h×w×h×w."""
+    atlas: Atlas | None = None
+
+
+def facts_of(
+    model: Model,
+    choice: Choice,
+    looks: Sequence[Look],
+    wanted: int | None = None,
+    known: KnownPictures | None = None,
+    tell: Callable[[int, int], None] | None = None,
+) -> Facts:
+    """The facts of a model; what needs pictures is of those that were looked at, for the class `wanted` or the likeliest.
+
+    Whether the maps of `choice` are true is measured where there is somebody to `tell` how far it has come.
+    """
+    images = torch.empty(0, model.in_channels, *model.image_size)
+    if looks:
+        images = as_images(model, np.stack([seen.pixels for seen in looks]))
+    filters, explained = principal_filters(model)
+    truth: list[faithfulness.Figure] = []
+    if tell is not None and all(side in faithfulness.SIDES for side in model.image_size):
+        classes = None
+        if model.num_classes:
+            classes = torch.tensor([seen.classes[seen.place(wanted)] for seen in looks], dtype=torch.int64)
+        objects = faithfulness.known_objects(model.image_size, model.in_channels)
+        truth = faithfulness.check(model, choice, images, classes, objects, tell)
+    facts = Facts(
+        truth=tuple(truth),
+        filters=filters,
+        explained=float(explained.sum()),
+        projection=isinstance(model, ViT) and not isinstance(model, StemmedViT),
+        atlas=None if known is None else known.atlas(),
+    )
+    if not isinstance(model, ViT):
+        return facts
+    between = patch_distances(model)
+    return dataclasses.replace(
+        facts,
+        heads=head_figures(model, images) if looks else None,
+        even=(float(between.mean()), math.log2(model.prefix + len(between))),
+        positions=position_similarity(model).numpy() if model.config.position != "none" else None,
+    )
