@@ -51,6 +51,7 @@ TRIALS: dict[str, tuple[str, list[str]]] = {
     "CutMix": ("hybrid", ["augment.cutmix=1.0"]),
     "no label smoothing": ("hybrid", ["regularization.label_smoothing=0.0"]),
     "average of weights": ("hybrid", ["regularization.average_decay=0.99"]),
+    "a third of it at 24 pixels": ("hybrid", ["image_size=[24,24]"]),
     "plain": ("plain", []),
     "plain, learned positions": ("plain", ["model.position=1d"]),
     "plain, two heads": ("plain", ["model.num_heads=2"]),
@@ -62,6 +63,8 @@ TRIALS: dict[str, tuple[str, list[str]]] = {
     "plain, half of the patches dropped": ("plain", ["regularization.patch_dropout=0.5"]),
 }
 """Name → whose recipe, and what is changed in it."""
+FIRST = {"a third of it at 24 pixels": 1 / 3}
+"""Trials whose change holds for this share of the budget; the rest goes on from there without it."""
 
 
 def main() -> None:
@@ -72,13 +75,19 @@ def main() -> None:
     for name, (base, changes) in TRIALS.items():
         folder = out / f"{name.replace(', ', '-').replace(' ', '-')}-{budget:g}"
         if (not only or name in only) or (folder / "result.json").is_file():
-            rows.append((name, changes, trial(folder, base, changes, budget)))
+            if share := FIRST.get(name):
+                train(folder.with_name(f"{folder.name}-first"), base, changes, share * budget)
+                started = [f'init="{folder.with_name(f"{folder.name}-first")}"']
+                train(folder, base, started, (1 - share) * budget)
+            else:
+                train(folder, base, changes, budget)
+            rows.append((name, changes, figures(folder)))
             print(line(*rows[-1]), flush=True)
     publish(rows, budget)
 
 
-def trial(folder: Path, base: str, changes: list[str], budget: float) -> dict[str, Any]:
-    """The last look at validation, and what the run cost."""
+def train(folder: Path, base: str, changes: list[str], budget: float) -> None:
+    """One run, unless it is there."""
     over = config.merge(
         {
             "data": "cifar10",
@@ -90,6 +99,10 @@ def trial(folder: Path, base: str, changes: list[str], budget: float) -> dict[st
         config.parse_assignments(changes),
     )
     run(recipes.load(f"speedrun/{base}-0.02", over), folder, publish=write_report)
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """The last look at validation, and what the run cost."""
     records = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     last = next(record for record in reversed(records) if record["kind"] == "validation")
     rates = [record["images_per_second"] for record in records if record["kind"] == "train"]
@@ -102,12 +115,10 @@ def trial(folder: Path, base: str, changes: list[str], budget: float) -> dict[st
     return {"accuracy": last["accuracy"], "epochs": looks, "gflops": speed}
 
 
-def line(name: str, changes: list[str], figures: dict[str, Any]) -> str:
+def line(name: str, changes: list[str], found: dict[str, Any]) -> str:
     """A row of the table."""
     changed = " ".join(f"`{change}`" for change in changes)
-    return (
-        f"| {name} | {changed} | {100 * figures['accuracy']:.2f} | {figures['epochs']:.1f} | {figures['gflops']:.0f} |"
-    )
+    return f"| {name} | {changed} | {100 * found['accuracy']:.2f} | {found['epochs']:.1f} | {found['gflops']:.0f} |"
 
 
 def publish(rows: list[tuple[str, list[str], dict[str, Any]]], budget: float) -> None:
