@@ -77,7 +77,7 @@ def main() -> None:
         if (not only or name in only) or (folder / "result.json").is_file():
             if share := FIRST.get(name):
                 train(folder.with_name(f"{folder.name}-first"), base, changes, share * budget)
-                started = [f'init="{folder.with_name(f"{folder.name}-first")}"']
+                started = [f'init="{folder.with_name(f"{folder.name}-first")}"', "image_size=[32,32]"]
                 train(folder, base, started, (1 - share) * budget)
             else:
                 train(folder, base, changes, budget)
