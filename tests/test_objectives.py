@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from patchword.core.errors import DataError, StoppedError, UsageError
+from patchword.core.processes import Processes
+from patchword.data.dataset import Arrays, Split
 from patchword.evaluation import memory
 from patchword.models.chance import Chance, drawing_from
 from patchword.models.names import create_model
@@ -28,6 +31,7 @@ from patchword.training.objectives import (
     start_at_prior,
 )
 from patchword.training.passes import Part, Passes
+from patchword.training.recipe import Teacher
 from patchword.training.run import run
 from patchword.weights.io import load_model
 from test_training import stop_after
@@ -201,7 +205,9 @@ def test_the_auto_encoder_paints_each_hidden_patch_at_its_place() -> None:
         for block in model.blocks:
             tokens = block(tokens)
         encoded = objective.entrance(model.norm(tokens[0, 4:]))
-        words = [encoded[visible.index(place)] if place in visible else objective.word for place in range(35)]
+        words: list[Tensor] = []
+        for place in range(35):
+            words.append(encoded[visible.index(place)] if place in visible else objective.word)
         decoded = (torch.stack(words) + sincos((5, 7), 32))[None]
         for block in objective.blocks:
             decoded = block(decoded)
@@ -219,10 +225,8 @@ def test_what_objectives_begin_with() -> None:
     torch.manual_seed(0)
     model = create_model("ViT-Ti/4", 0, 16)
     painter = MaskedAutoencoder(model)
-    sizes = [
-        (block.attention.num_heads, block.norm1.normalized_shape, block.mlp.fc1.out_features)
-        for block in painter.blocks
-    ]  # pyright: ignore
+    blocks: list[Any] = list(painter.blocks)
+    sizes = [(block.attention.num_heads, block.norm1.normalized_shape, block.mlp.fc1.out_features) for block in blocks]
     assert sizes == [(3, (96,), 384)] * 2
     assert painter.paint.out_features == 48
     for word in (painter.word, MaskedPatch(model).word):
@@ -365,6 +369,28 @@ def test_the_targets_of_a_teacher_by_hand() -> None:
     objective = Distillation(2, 0.2, answers, share=0.25)
     targets = objective.targets(torch.tensor([1, -1]), np.array([0, 1]))
     torch.testing.assert_close(targets, torch.tensor([[0.75 * 0.1 + 0.25 * 0.7, 0.75 * 0.9 + 0.25 * 0.3], [0.1, 0.9]]))
+
+
+def test_a_teachers_answers_are_in_the_order_of_the_data_sets_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probabilities at the recipe's temperature, by NumPy; which pictures it is sure of, by hand."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    model.labels = ("cat", "ant", "bee")
+    logits = np.array([[0.0, 1.0, 2.0], [4.0, 0.0, -1.0]], np.float32)
+    monkeypatch.setattr(teacher, "load_model", lambda _: model)
+    monkeypatch.setattr(teacher, "predict", lambda *_, **__: SimpleNamespace(logits=logits))
+    split = Split(Arrays(np.zeros((2, 16, 16, 3), np.uint8), "x"), np.array([0, -1]))
+    asked: dict[str, Any] = {"device": "cpu", "workers": 0, "stop": lambda: False, "world": Processes()}
+    said = teacher.answers(Teacher(weights="x", temperature=4.0), split, ("ant", "bee", "cat"), **asked)
+    powers = np.exp(logits[:, [1, 2, 0]] / 4)
+    np.testing.assert_allclose(said.numpy(), powers / powers.sum(1, keepdims=True), rtol=1e-6)
+    sure = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.5, 0.5], [0.9, 0.1]])
+    some = Split(Arrays(np.zeros((4, 2, 2), np.uint8), "y"), np.array([-1, -1, 1, -1]))
+    assert teacher.confident(some, sure, 0.75).tolist() == [2, 3]
+    assert teacher.confident(some, sure, 0.6).tolist() == [0, 1, 2, 3]
+    assert teacher.confident(some, sure, 1.0).tolist() == [2]
 
 
 @pytest.fixture
