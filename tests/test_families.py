@@ -19,7 +19,7 @@ from patchword.models.hybrid import NAMED, STEMS, Hybrid
 from patchword.models.layers import StochasticDepth
 from patchword.models.names import FAMILIES, build_model, create_model, list_models, name_of
 from patchword.models.resnet import UNITS, ResNet, pad_same
-from patchword.models.stem import EarlyConvolutions
+from patchword.models.stem import EarlyConvolutions, Whitening
 from patchword.weights.io import load_model, save_model
 
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -261,6 +261,45 @@ def test_whitening_makes_neighbouring_pixels_independent() -> None:
     )
     assert "backbone.whitening.kernels" not in dict(model.named_parameters())
     assert "backbone.whitening.bias" in model.no_weight_decay()
+
+
+def test_whitening_begins_with_the_pixels_and_keeps_what_is_left_at_nothing() -> None:
+    """Of 30 channels 12 and 12 are of use; the bias is added before the ReLU."""
+    stem = Whitening(3, 30)
+    torch.nn.init.constant_(stem.kernels, 9.0)
+    stem.reset()
+    x = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(5))
+    places = torch.nn.functional.pad(x, (0, 1, 0, 1))
+    pixels = torch.stack([places[:, c, i : i + 5, j : j + 6] for c in range(3) for i in range(2) for j in range(2)], 1)
+    expected = torch.zeros(2, 30, 5, 6)
+    expected[:, :12], expected[:, 15:27] = pixels, -pixels
+    torch.testing.assert_close(stem(x), expected.relu())
+    with torch.no_grad():
+        stem.bias.copy_(torch.linspace(-1, 1, 30))
+    torch.testing.assert_close(stem(x), (expected + stem.bias[:, None, None]).relu())
+    torch.nn.init.constant_(stem.kernels, 9.0)
+    stem.fit(x)
+    assert not stem.kernels[12:15].any()
+    assert not stem.kernels[27:].any()
+    assert stem.kernels[:12].flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("C2+ViT-At/4", (24, 64)),
+        ("C3+ViT-Fe/8", (16, 48, 96)),
+        ("C4x0.5+ViT-At/16", (8, 16, 32, 64)),
+        ("C4+ViT-Pi/16", (16, 32, 64, 128)),
+    ],
+)
+def test_the_widths_of_plain_stems(name: str, channels: tuple[int, ...]) -> None:
+    model = create_model(name, 0, 32)
+    assert isinstance(model, EarlyConvViT)
+    inside = model.intermediates(torch.zeros(1, 3, 32, 32))
+    shapes = [tuple(value.shape[1:]) for part, value in inside.items() if part.startswith("backbone/")]
+    assert shapes == [(width, 32 >> halvings, 32 >> halvings) for halvings, width in enumerate(channels, 1)]
+    assert model.stem_shape == (channels[-1], 2 ** len(channels))
 
 
 def test_whitening_goes_where_the_model_goes(tmp_path: Path) -> None:

@@ -393,4 +393,20 @@ def test_a_hub_that_answers_is_fetched_from_and_any_other_is_done_without(
 
 def test_every_published_name_is_one_of_ours() -> None:
     assert set(hub.PUBLISHED) <= set(list_models())
+    assert hub._PATIENCE == 3.0  # what the design promises
     assert all(address.startswith("hf://timm/") for address in hub.PUBLISHED.values())
+
+
+@pytest.mark.parametrize("name", hub.PUBLISHED)
+def test_published_weights_are_of_the_size_and_patch_that_the_name_says(name: str) -> None:
+    """timm's own grammar, read again: `ViT-S/16` and `vit_small_patch16_224`, `BiT-R50x3` and `resnetv2_50x3_bit`."""
+    theirs = hub.PUBLISHED[name].removeprefix("hf://timm/")
+    if name.startswith("BiT-R"):
+        assert theirs == f"resnetv2_{name.removeprefix('BiT-R')}_bit.goog_in21k"
+        return
+    stem, _, encoder = name.rpartition("ViT-")
+    size, patch = encoder.split("/")
+    words = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
+    how = f"{stem[:-1].lower()}_s{patch}" if stem else f"patch{patch}"
+    assert theirs.rpartition(".")[0] == f"vit_{words[size]}_{how}_224"
+    assert theirs.endswith("_in21k")

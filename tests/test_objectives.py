@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from patchword.core.errors import DataError, StoppedError, UsageError
+from patchword.core.processes import Processes
+from patchword.data.dataset import Arrays, Split
 from patchword.evaluation import memory
 from patchword.models.chance import Chance, drawing_from
 from patchword.models.names import create_model
+from patchword.models.position import sincos
 from patchword.models.vit import ViT
 from patchword.reports.run import write_report
 from patchword.training import teacher
@@ -27,6 +31,7 @@ from patchword.training.objectives import (
     start_at_prior,
 )
 from patchword.training.passes import Part, Passes
+from patchword.training.recipe import Teacher
 from patchword.training.run import run
 from patchword.weights.io import load_model
 from test_training import stop_after
@@ -129,6 +134,106 @@ def test_the_auto_encoder_sees_a_quarter_and_paints_the_rest() -> None:
     expected = (normed**2).mean(2)[hidden].view(16, 26).mean(1)
     with drawing_from(Chance(3)):
         torch.testing.assert_close(objective.measure(model, images)[0], expected)
+
+
+def by_places(model: ViT, words: Tensor) -> Tensor:
+    """Words of the patches N×D of one picture → tokens M×D with class token and registers, as the paper adds positions."""
+    table, token, registers = model.position.table, model.class_token, model.registers
+    assert token is not None
+    assert registers is not None
+    return torch.cat([(token + table[0])[None], registers, words + table[1:]])
+
+
+def with_tokens() -> ViT:
+    """A model whose patches stand behind a class token and three registers, none of whose values are usual ones."""
+    torch.manual_seed(0)
+    model = create_model("ViT-At/4", 0, (20, 28), 3, pool="token", registers=3, **SMALL)
+    assert isinstance(model, ViT)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def test_masked_patches_are_predicted_as_the_paper_says_picture_by_picture() -> None:
+    """Each corrupted patch in its turn: the learned word, the other patch or itself goes in, and its own colour is asked for."""
+    model = with_tokens()
+    torch.manual_seed(1)
+    objective = MaskedPatch(model)
+    for parameter in objective.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    images = model.preprocessing.normalize(pictures_of(model, 5))
+    with drawing_from(Chance(11)):
+        losses, right = objective.measure(model, images)
+    clean, colours = model.project(images), masked_patch.mean_colours(model, images)
+    with drawing_from(Chance(11)):
+        corrupted, fates, others = masked_patch._draw(clean)
+    assert {1, 2} <= set(fates.unique().tolist())
+    for picture in range(5):
+        words = clean[picture].clone()
+        for place in corrupted[picture].tolist():
+            fate = int(fates[picture, place])
+            if fate == 1:
+                words[place] = objective.word
+            elif fate == 2:
+                words[place] = clean[picture, int(others[picture, place])]
+        tokens = by_places(model, words)[None]
+        for block in model.blocks:
+            tokens = block(tokens)
+        shares = objective.head(model.norm(tokens[0, 4:])).log_softmax(1)
+        own = [float(shares[place, colours[picture, place]].detach()) for place in corrupted[picture].tolist()]
+        found = [bool(shares[place].argmax() == colours[picture, place]) for place in corrupted[picture].tolist()]
+        assert losses[picture].item() == pytest.approx(-np.mean(own), rel=1e-4)
+        assert right[picture].item() == pytest.approx(np.mean(found))
+
+
+def test_the_auto_encoder_paints_each_hidden_patch_at_its_place() -> None:
+    """Picture by picture: the encoder on the visible patches alone, the learned word elsewhere, all of them with places."""
+    model = with_tokens()
+    torch.manual_seed(1)
+    objective = MaskedAutoencoder(model).eval()
+    for parameter in objective.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    images = model.preprocessing.normalize(pictures_of(model, 5))
+    with drawing_from(Chance(3)):
+        losses, _ = objective.measure(model, images)
+    draws = Chance(3).fill(2**42, (5, 35), images, masked_patch._uniform)
+    clean = model.project(images)
+    for picture in range(5):
+        order = draws[picture].argsort().tolist()
+        visible, hidden = sorted(order[:9]), order[9:]
+        tokens = by_places(model, clean[picture])[[0, 1, 2, 3, *(4 + place for place in visible)]][None]
+        for block in model.blocks:
+            tokens = block(tokens)
+        encoded = objective.entrance(model.norm(tokens[0, 4:]))
+        words: list[Tensor] = []
+        for place in range(35):
+            words.append(encoded[visible.index(place)] if place in visible else objective.word)
+        decoded = (torch.stack(words) + sincos((5, 7), 32))[None]
+        for block in objective.blocks:
+            decoded = block(decoded)
+        painted = objective.paint(objective.norm(decoded[0])).detach().numpy()
+        errors = []
+        for place in hidden:
+            top, left = 4 * (place // 7), 4 * (place % 7)
+            patch = images[picture, :, top : top + 4, left : left + 4].numpy().ravel()
+            errors.append(np.mean((painted[place] - (patch - patch.mean()) / np.sqrt(patch.var(ddof=1) + 1e-6)) ** 2))
+        assert losses[picture].item() == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+def test_what_objectives_begin_with() -> None:
+    """The decoder is two blocks of half the width, in heads of 32; words are as small as positions, and nothing is known."""
+    torch.manual_seed(0)
+    model = create_model("ViT-Ti/4", 0, 16)
+    painter = MaskedAutoencoder(model)
+    blocks: list[Any] = list(painter.blocks)
+    sizes = [(block.attention.num_heads, block.norm1.normalized_shape, block.mlp.fc1.out_features) for block in blocks]
+    assert sizes == [(3, (96,), 384)] * 2
+    assert painter.paint.out_features == 48
+    for word in (painter.word, MaskedPatch(model).word):
+        assert word.std().item() == pytest.approx(0.02, rel=0.2)
+    for layer, limit in ((painter.entrance, (6 / 288) ** 0.5), (painter.paint, (6 / 144) ** 0.5)):
+        assert 0.98 * limit < layer.weight.abs().max() <= limit
+        assert not layer.bias.any()
 
 
 @pytest.mark.parametrize("kind", UNLABELLED.values())
@@ -264,6 +369,28 @@ def test_the_targets_of_a_teacher_by_hand() -> None:
     objective = Distillation(2, 0.2, answers, share=0.25)
     targets = objective.targets(torch.tensor([1, -1]), np.array([0, 1]))
     torch.testing.assert_close(targets, torch.tensor([[0.75 * 0.1 + 0.25 * 0.7, 0.75 * 0.9 + 0.25 * 0.3], [0.1, 0.9]]))
+
+
+def test_a_teachers_answers_are_in_the_order_of_the_data_sets_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probabilities at the recipe's temperature, by NumPy; which pictures it is sure of, by hand."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    model.labels = ("cat", "ant", "bee")
+    logits = np.array([[0.0, 1.0, 2.0], [4.0, 0.0, -1.0]], np.float32)
+    monkeypatch.setattr(teacher, "load_model", lambda _: model)
+    monkeypatch.setattr(teacher, "predict", lambda *_, **__: SimpleNamespace(logits=logits))
+    split = Split(Arrays(np.zeros((2, 16, 16, 3), np.uint8), "x"), np.array([0, -1]))
+    asked: dict[str, Any] = {"device": "cpu", "workers": 0, "stop": lambda: False, "world": Processes()}
+    said = teacher.answers(Teacher(weights="x", temperature=4.0), split, ("ant", "bee", "cat"), **asked)
+    powers = np.exp(logits[:, [1, 2, 0]] / 4)
+    np.testing.assert_allclose(said.numpy(), powers / powers.sum(1, keepdims=True), rtol=1e-6)
+    sure = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.5, 0.5], [0.9, 0.1]])
+    some = Split(Arrays(np.zeros((4, 2, 2), np.uint8), "y"), np.array([-1, -1, 1, -1]))
+    assert teacher.confident(some, sure, 0.75).tolist() == [2, 3]
+    assert teacher.confident(some, sure, 0.6).tolist() == [0, 1, 2, 3]
+    assert teacher.confident(some, sure, 1.0).tolist() == [2]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from torch import nn
 from patchword.core.errors import UsageError
 from patchword.models.names import create_model
 from patchword.training.muon import Muon, orthogonal
+from patchword.training.objectives import MaskedPatch
 from patchword.training.optimizer import Average, OptimizerConfig, ScheduleConfig, build_optimizer, set_learning_rate
 
 
@@ -151,13 +152,44 @@ def test_muons_kernels_keep_their_length_where_a_norm_follows() -> None:
         parameter.detach().double().numpy().reshape(7, 45),
         parameter.grad.double().numpy().reshape(7, 45),
     )
-    u, lengths, v = np.linalg.svd(gradient * 1.6, full_matrices=False)
+    u, lengths, v = np.linalg.svd(gradient, full_matrices=False)
     lengths /= np.linalg.norm(lengths)
     for _ in range(5):
         lengths = 3.4445 * lengths - 4.7750 * lengths**3 + 2.0315 * lengths**5
     expected = before * 7**0.5 / np.linalg.norm(before) - 0.5 * 0.3 * 0.125 * (u * lengths) @ v
     optimizer.step()
     np.testing.assert_allclose(parameter.detach().numpy().reshape(7, 45), expected, atol=2e-5)
+
+
+def test_muons_kernels_forget_faster_than_other_matrices() -> None:
+    """Two steps on one kernel: what the first gradient leaves behind is 0.6 of it, whatever `momentum` says."""
+    model = create_model("C2+ViT-At/4", 5, 16, depth=1, stem_channels=(5, 7))
+    optimizer = build_optimizer(OptimizerConfig(name="muon", kernel_lr=0.3, momentum=0.95), model)
+    set_learning_rate(optimizer, 1.0)
+    kernel = model.get_parameter("backbone.convs.1.weight")
+    first, second = torch.randn((2, *kernel.shape), generator=torch.Generator().manual_seed(7))
+    kernel.grad = first
+    optimizer.step()
+    before = kernel.detach().clone()
+    kernel.grad = second
+    optimizer.step()
+    ahead = second + 0.6 * (0.6 * first + second)
+    expected = before * 7**0.5 / before.norm() - 0.3 * orthogonal(ahead.flatten(1)).view_as(before)
+    torch.testing.assert_close(kernel.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_an_objective_has_learns_like_the_head_and_is_never_muons() -> None:
+    model = create_model("ViT-At/8", 0, 16, depth=1)
+    config = OptimizerConfig(name="muon", lr=0.01, weight_decay=0.5, layer_decay=0.5)
+    groups = build_optimizer(config, model, MaskedPatch(model)).param_groups
+    rows = {name: group for group in groups for name in group["names"]}
+    own = {name: (row["peak_lr"], row["weight_decay"]) for name, row in rows.items() if name.startswith("objective.")}
+    assert own == {
+        "objective.word": (0.01, 0.0),
+        "objective.head.weight": (0.01, 0.5),
+        "objective.head.bias": (0.01, 0.0),
+    }
+    assert not any("stacked" in rows[name] for name in own)
 
 
 def test_without_a_rate_of_their_own_kernels_are_matrices_and_those_with_a_bias_always_are() -> None:

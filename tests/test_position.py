@@ -6,7 +6,7 @@ import scipy.ndimage
 import torch
 from PIL import Image
 
-from patchword.models.position import PositionEmbedding, RelativeKeys, Resampling, resample_grid, sincos
+from patchword.models.position import PositionEmbedding, RelativeKeys, Resampling, Rotation, resample_grid, sincos
 
 
 @pytest.mark.parametrize(("old", "new"), [(7, 12), (14, 24), (12, 7), (3, 16)])
@@ -83,6 +83,22 @@ def test_2d_is_columns_then_rows() -> None:
     patches = embedding.patches()
     assert patches is not None
     torch.testing.assert_close(patches[5], torch.cat([embedding.columns[2], embedding.rows[1]]))
+
+
+@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("head_dim", [4, 12, 32])
+def test_the_logit_of_the_neighbour_that_a_head_begins_with_is_16(number: int, head_dim: int) -> None:
+    """The attention logit, (turned query) · (turned key) / √K, from a patch in the middle to that neighbour, by NumPy."""
+    rotation = Rotation((5, 7), head_dim, prefix=2)
+    queries, keys = torch.empty(head_dim), torch.empty(head_dim)
+    rotation.look_beside(number, queries, keys)
+    down, right = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)][number % 9]
+    words = torch.stack([queries, keys])[:, None].expand(1, 37, 2, 1, head_dim)
+    turned = rotation(words).double().numpy()[0, :, :, 0]
+    here, there = 2 + 7 * 2 + 3, 2 + 7 * (2 + down) + 3 + right
+    logits = turned[here, 0] @ turned[:, 1].T / np.sqrt(head_dim)
+    assert logits[there] == pytest.approx(16.0, rel=1e-5)
+    assert (np.delete(logits[2:], there - 2) < 15.9).all()
 
 
 def test_relative_keys_begin_as_small_as_positions() -> None:

@@ -10,8 +10,12 @@ import torch
 from PIL import Image
 
 import patchword as pw
+from conftest import write_pictures
 from patchword.core.errors import UsageError
+from patchword.data.sources import open_data
 from patchword.models.names import create_model
+from patchword.training import recipe as recipes
+from patchword.training import start
 from patchword.weights import folder, hub, shipped
 from patchword.weights.io import load_model
 
@@ -92,6 +96,25 @@ def test_auto_takes_nothing_where_nothing_fits(wish: dict[str, object], ours: Pa
     """Another architecture, another size, or nothing wanted; the named hybrid has six blocks and not one."""
     run = pw.train(str(small_pictures), steps=1, out=str(ours / "run"), **wish)  # pyright: ignore[reportArgumentType]
     assert json.loads((run / "result.json").read_text())["init"] == "none"
+
+
+def test_they_fit_every_wished_field_and_images_of_up_to_64(ours: Path) -> None:
+    there = {"family": "early-conv", "depth": 1, "stem_channels": (16, 48, 96)}
+    assert shipped.fitting({}, (64, 64)) == shipped.fitting(there, (8, 64)) == "tiny"
+    assert shipped.fitting(there, (65, 64)) is shipped.fitting(there, (64, 72)) is None
+    for field, value in (("family", "vit"), ("depth", 2), ("stem_channels", (16, 48)), ("no_such", 1)):
+        assert shipped.fitting({**there, field: value}, (32, 32)) is None
+
+
+@pytest.mark.parametrize(("side", "size"), [(20, 24), (24, 24), (33, 40), (65, None)])
+def test_auto_sees_small_pictures_at_the_next_multiple_of_eight(
+    side: int, size: int | None, ours: Path, tmp_path: Path
+) -> None:
+    data = write_pictures(tmp_path / "pictures", ("ant", "bee"), 8, side)
+    scratch, finetune = (recipes.load(name, {"data": str(data), "init": "auto"}) for name in ("scratch", "finetune"))
+    decided, said = start.decide_start(scratch, finetune, open_data(str(data)), lambda _: None)
+    assert (decided.init, decided.image_size) == (("none", (0, 0)) if size is None else ("shipped:tiny", (size, size)))
+    assert "from nothing" in said if size is None else "tiny" in said
 
 
 def test_auto_takes_them_for_their_own_architecture(ours: Path, small_pictures: Path) -> None:

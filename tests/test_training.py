@@ -28,7 +28,7 @@ from patchword.models import chance
 from patchword.models.chance import Chance
 from patchword.models.cost import cost
 from patchword.models.names import create_model
-from patchword.training import checkpoint, loop, machine
+from patchword.training import checkpoint, loop, machine, start
 from patchword.training import recipe as recipes
 from patchword.training import run as runs
 from patchword.training.objectives import Objective, Sigmoid, Softmax
@@ -108,6 +108,25 @@ def stop_after(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(loop, "gradients", signalled)
     monkeypatch.setattr(loop, "seconds_per_step", lambda *arguments: 0.01)  # its steps would be signalled, too
+
+
+def test_a_whitened_stem_goes_on_with_the_pictures_that_it_began_with(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it looks at when it is resumed does not count: its kernels are those of the checkpoint."""
+    fields = {"name": "C2+ViT-At/8", "stem_whitening": 24}
+    optimizer = {"name": "muon", "kernel_lr": 0.1}
+    recipe = tiny(pictures, model=fields, optimizer=optimizer, zero_init_residual=True)
+    whole = run(recipe, tmp_path / "whole")
+    stop_after(5, monkeypatch)
+    with pytest.raises(StoppedError):
+        run(recipe, tmp_path / "stopped")
+    monkeypatch.undo()
+    monkeypatch.setattr(start, "some_images", lambda model, split: torch.randn(3, 3, 16, 16))
+    run(recipe, tmp_path / "stopped")
+    assert json.loads((tmp_path / "stopped/result.json").read_text())["resumed_from"] == [5]
+    assert weights_hash(tmp_path / "stopped") == weights_hash(whole)
+    assert weights_hash(run(recipe, tmp_path / "other")) != weights_hash(whole)
 
 
 @pytest.mark.parametrize("at", [1, 5, 11])
@@ -837,10 +856,21 @@ def test_validation_is_taken_from_train_where_there_is_none(pictures: Path, tmp_
 
 
 def test_a_budget_of_less_than_a_step_is_refused(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"a budget of 1e-10 PFLOP is less than one step of ViT-At/8 on 10 pictures; 1e-09 or"
-    ):
+    """What the sentence says would be enough is enough for one step, and for no second one."""
+    with pytest.raises(UsageError, match="a budget of 1e-10 PFLOP is less than one step of ViT-At/8 on 10 pic") as said:
         run(tiny(pictures, budget={"pflop": 1e-10}), tmp_path / "out")
+    enough = float(str(said.value).split("; ")[1].split()[0])
+    folder = run(tiny(pictures, budget={"pflop": enough}), tmp_path / "out")
+    assert json.loads((folder / "result.json").read_text())["steps"] == 1
+    assert [runs._rounded_up(value) for value in (1.01e-9, 3.0e-7, 0.0995, 2.41)] == pytest.approx(
+        [1.1e-9, 3e-7, 0.1, 2.5]
+    )
+
+
+def test_a_time_of_less_than_a_step_is_told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tiny(pictures, budget={"minutes": 1e-7}), tmp_path / "out")
+    assert "note: 1e-07 min is less than a step takes; one step is made" in capsys.readouterr().err
+    assert json.loads((folder / "result.json").read_text())["steps"] == 1
 
 
 def test_epochs_and_pflop_are_counted(pictures: Path, tmp_path: Path) -> None:

@@ -239,6 +239,10 @@ def test_keep_drops_exactly_the_other_patches(position: str) -> None:
             torch.testing.assert_close(
                 model.features(batch, keep)[row : row + 1], model.pool(model.encode(tokens)), rtol=1e-5, atol=1e-5
             )
+    # What the last block computes for one row is what it computes for that row of all.
+    torch.testing.assert_close(
+        model.features(batch, keep), model.pool(model.encode(model.embed(batch), keep)), rtol=1e-5, atol=1e-5
+    )
     shuffled = model.features(batch, keep[:, [2, 0, 1]])
     torch.testing.assert_close(shuffled, model.features(batch, keep), rtol=1e-5, atol=1e-5)
 
@@ -278,7 +282,11 @@ def test_zero_init_residual_lets_blocks_begin_as_the_identity_and_learn() -> Non
     torch.manual_seed(0)
     model = create_model("ViT-At/2", 5, (14, 22), depth=2)
     assert isinstance(model, ViT)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     model.zero_init_residual()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    ends = ("attention.proj.weight", "mlp.fc2.weight", "mlp.fc2.bias")
+    assert changed == {f"blocks.{block}.{end}" for block in range(2) for end in ends}
     x = model.embed(images(model))
     assert torch.equal(model.blocks[1](model.blocks[0](x)), x)
     nn.init.normal_(model.get_parameter("head.weight"))

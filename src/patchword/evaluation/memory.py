@@ -15,6 +15,7 @@ from patchword.core.errors import DataError, FaultError
 from patchword.core.processes import Processes
 from patchword.core.progress import say
 from patchword.data.dataset import Files, Split
+from patchword.data.join import Joined
 from patchword.models.contract import Model
 from patchword.weights.folder import read_tensors
 
@@ -52,7 +53,7 @@ def identity(model: Model, split: Split) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     digest.update(split.fingerprint().encode())
-    if isinstance(split.items, Files):  # a picture may be painted over at the same size
+    if isinstance(split.items, Files | Joined):  # a picture may be painted over at the same size
         digest.update(split.items.times(split.rows).tobytes())
     return digest.hexdigest()[:32]
 

@@ -161,6 +161,12 @@ def steps_for(budget: Budget, pictures: int, batch_size: int, flops_per_image: f
     return int(budget.pflop * 1e15 / (flops_per_image * batch_size)) if budget.pflop else None
 
 
+def _rounded_up(value: float) -> float:
+    """To two digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / unit) * unit
+
+
 def tell_notices(dataset: Dataset) -> None:
     """A line for each of the first few things that the owner of the data should know."""
     for notice in dataset.notices[:_NOTICES]:
@@ -276,12 +282,14 @@ class Run:
             step = self.train_flops_per_image * batch_size / 1e15
             raise UsageError(
                 f"a budget of {budget.pflop:g} PFLOP is less than one step of {self.model.name} on {batch_size} pictures; "
-                f"{step:.1g} or more, a smaller model or a smaller batch_size would be right"
+                f"{_rounded_up(step):.2g} or more, a smaller model or a smaller batch_size would be right"
             )
         if steps is None:
             if not budget.minutes:
                 raise UsageError("the recipe has no budget; --steps, --epochs, --minutes or --pflop gives it one")
             steps = self.steps_in(budget.minutes * 60)
+            if steps == 0:
+                say(f"note: {budget.minutes:g} min is less than a step takes; one step is made")
         steps = max(1, steps)
         warmup = self.recipe.schedule.warmup
         if warmup >= max(2, steps):

@@ -48,8 +48,9 @@ class MaskedPatch(Unlabelled):
         colours = mean_colours(model, images)
         words = model.project(images)
         corrupted, fates, others = _draw(words)
+        another = words.gather(1, others.expand_as(words))  # of the whole picture, before any of it is hidden
         words = torch.where(fates == 1, self.word.to(words.dtype), words)
-        words = torch.where(fates == 2, words.gather(1, others.expand_as(words)), words)
+        words = torch.where(fates == 2, another, words)
         encoded = model.encode(model.place(words))[:, model.prefix :]
         asked = encoded.gather(1, corrupted[:, :, None].expand(-1, -1, encoded.shape[2]))  # B×n×D
         logits, answers = self.head(asked), colours.gather(1, corrupted)
