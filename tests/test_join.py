@@ -9,7 +9,7 @@ import pytest
 
 from conftest import write_pictures
 from patchword.data.dataset import Arrays, Split
-from patchword.data.join import Joined, joined, together
+from patchword.data.join import Joined, together
 from patchword.data.sources import open_data
 from patchword.evaluation.memory import identity
 from patchword.models.names import create_model
@@ -23,7 +23,7 @@ def split_of(first: int, count: int, name: str) -> Split:
 def test_each_picture_is_read_from_its_part() -> None:
     """Parts of 3, 5 and 2 pictures; of the second only some, in another order."""
     parts = [split_of(0, 3, "a"), split_of(10, 7, "b").subset(np.array([6, 1, 4, 0, 2])), split_of(30, 2, "c")]
-    whole = joined(parts[0], parts[1:])
+    whole = together(parts)
     assert len(whole) == len(whole.items) == 10
     assert [int(np.asarray(whole.read(index))[0, 0]) for index in range(10)] == [0, 1, 2, 16, 11, 14, 10, 12, 30, 31]
     assert [whole.name(index) for index in range(10)] == [
@@ -32,7 +32,7 @@ def test_each_picture_is_read_from_its_part() -> None:
         "c:0",
         "c:1",
     ]
-    assert whole.labels.tolist() == [0, 1, 0] + [-1] * 7
+    assert whole.labels.tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 0, 1]
     few = whole.subset(np.array([9, 3, 0]))
     assert [few.name(index) for index in range(3)] == ["c:1", "b:6", "a:0"]
 
@@ -69,7 +69,7 @@ def test_a_picture_painted_over_is_another_wherever_it_lies(tmp_path: Path) -> N
     others = open_data(str(write_pictures(tmp_path / "two", ("ant", "bee"), 9))).splits["train"]
     model = create_model("ViT-At/8", 2, 16, depth=1)
     files = {place: tmp_path / place / split.name(0) for place, split in (("one", labelled), ("two", others))}
-    both = joined(labelled, [together([split_of(0, 2, "x"), others])])  # a joined split may be a part of another
+    both = together([labelled, together([split_of(0, 2, "x"), others])])  # a joined split may be a part of another
     times = itertools.count(7)
     for split, places in ((labelled, ("one",)), (both, ("one", "two"))):
         seen = {identity(model, split)}

@@ -33,7 +33,7 @@ from patchword.training.objectives import (
 from patchword.training.passes import Part, Passes
 from patchword.training.recipe import Teacher
 from patchword.training.run import run
-from patchword.weights.io import load_model
+from patchword.weights.io import load_model, save_model
 from test_training import stop_after
 from tiny import tiny
 from victims import log_lines, weights_hash
@@ -460,6 +460,11 @@ def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tm
         DataError, match=r"has other classes \(ant, .* 3 in all\) than the data set \(fir, oak, 2 in all\)"
     ):
         run(tiny(others, teacher={"weights": str(taught)}), tmp_path / "out")
+    several = load_model(taught)
+    several.multi_label = True
+    save_model(several, tmp_path / "several")
+    with pytest.raises(DataError, match="was trained on several labels a picture; one that names a single class"):
+        run(tiny(pictures, teacher={"weights": str(tmp_path / "several")}), tmp_path / "out3")
     with pytest.raises(
         UsageError, match="a teacher answers with one class a picture, for objective=softmax, not sigmoid"
     ):

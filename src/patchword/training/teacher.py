@@ -19,6 +19,10 @@ from patchword.weights.io import load_model
 def load_teacher(teacher: Teacher, classes: tuple[str, ...]) -> Model:
     """The teacher, which must know the same classes; their order may be another."""
     model = load_model(teacher.weights)
+    if model.multi_label:
+        raise DataError(
+            f"teacher {teacher.weights} was trained on several labels a picture; one that names a single class would be right"
+        )
     if model.labels is None or set(model.labels) != set(classes):
         theirs = "none that are named" if model.labels is None else ", ".join(model.labels[:5])
         raise DataError(
