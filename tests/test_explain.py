@@ -32,6 +32,7 @@ from patchword.explanation.maps import as_images
 from patchword.explanation.picture import Look, coarser, look
 from patchword.models.contract import Model
 from patchword.models.names import create_model
+from patchword.weights import shipped
 from patchword.weights.io import save_model
 from test_explanation import model_of
 from test_families import SMALL, small
@@ -160,6 +161,12 @@ def test_every_family_is_explained(family: str, pair: list[Path], tmp_path: Path
                 np.testing.assert_allclose(
                     saved["gradcam"], gradcam(model, image, classes).numpy(), rtol=1e-3, atol=1e-5
                 )
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_what_is_shipped_is_explained(name: str, pair: list[Path], tmp_path: Path) -> None:
+    patchword.explain(f"shipped:{name}", pair, out=tmp_path / "out", check=False)
+    assert "Filters" in page_of(tmp_path / "out").text
 
 
 def test_the_chosen_map_is_the_one_of_the_files_and_of_the_page(pair: list[Path], tmp_path: Path) -> None:
