@@ -29,6 +29,8 @@ _LEVELS = 15  # four bits for each number of what patches pay to each other
 _FILTERS_ACROSS = 7
 _MAPS_ACROSS = 16  # of position similarities, at most
 _MOSAIC = 640  # pixels across, about, when enlarged
+_TILE = 16  # pixels of a tile's side, about, beside which a line of one is thin
+_LINE = (128, 128, 128, 80)  # on white and on black paper: a white filter is to be seen, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,7 +312,10 @@ def _verdict(beaten: dict[str, bool | None]) -> str:
     if "others" in beaten:
         return "follows the picture" if beaten["others"] else "no more than any map"
     lost = [words for control, words in _CONTROLS.items() if beaten.get(control) is False]
-    return "better than each" if not lost else f"no better than {' or '.join(lost)}"
+    if not lost:
+        return "better than each"
+    *others, last = lost
+    return f"no better than {', '.join(others)} or {last}" if others else f"no better than {last}"
 
 
 def _sentence(truth: dict[str, Figure], choice: Choice) -> tuple[str, bool]:
@@ -338,10 +343,13 @@ def _sentence(truth: dict[str, Figure], choice: Choice) -> tuple[str, bool]:
         said.append(f"On the {pictures} here, what it points to did not decide the answer more than random pixels.")
     elif {"deletion", "insertion"} <= {*lost["untrained"]}:
         said.append("What it points to did not decide the answer more than what an untrained network points to.")
-    if lost["others"]:
+    if {"flip", "shift"} <= {*lost["others"]}:
         said.append(
             "Maps of different pictures are as alike as those of a picture and its copy, so they say little of it."
         )
+    elif lost["others"]:
+        copy = "mirrored picture" if "flip" in lost["others"] else "picture moved a little"
+        said.append(f"The map of the {copy} is no more like it than that of another picture.")
     return " ".join(said), len(said) > 1
 
 
@@ -381,12 +389,17 @@ def _positions(similarity: np.ndarray) -> dict[str, Any]:
 
 
 def _mosaic(tiles: np.ndarray, across: int) -> dict[str, Any]:
-    """uint8 k×h×w×3 in rows of so many, a pixel apart; and the size to show it in, its pixels as squares."""
+    """uint8 k×h×w×3 in rows of so many, a thin line around each; and the size to show it in, its pixels as squares."""
+    larger = max(1, _TILE // min(tiles.shape[1:3]))
+    tiles = tiles.repeat(larger, axis=1).repeat(larger, axis=2)
     k, h, w, _ = tiles.shape
     down = -(-k // across)
-    picture = np.full((down * (h + 1) - 1, across * (w + 1) - 1, 4), 0, np.uint8)
-    for i, tile in enumerate(tiles):
+    picture = np.zeros((down * (h + 1) + 1, across * (w + 1) + 1, 4), np.uint8)
+    for i in range(k):
         y, x = i // across * (h + 1), i % across * (w + 1)
+        picture[y : y + h + 2, x : x + w + 2] = _LINE
+    for i, tile in enumerate(tiles):
+        y, x = i // across * (h + 1) + 1, i % across * (w + 1) + 1
         picture[y : y + h, x : x + w] = np.dstack([tile, np.full((h, w), 255, np.uint8)])
     factor = max(1, _MOSAIC // picture.shape[1])
     height, width = picture.shape[0] * factor, picture.shape[1] * factor
