@@ -10,7 +10,7 @@ _SURE = 0.975
 
 
 def headline(answer: dict[str, Any]) -> str:
-    """Who leads, by how much, how sure that is, and what the plain ViT (or the next) would need to be as good as a sure leader."""
+    """Who leads, by how much, how sure that is, and what the plain ViT (or the next) would need to catch up if it is sure."""
     lead, tested = answer["lead"], answer["data"]["splits"][answer["data"]["tested_on"]]
     if lead is None:
         return "Nothing can be compared yet: fewer than two models have an accuracy."

@@ -18,6 +18,7 @@ from patchword.data.sources import open_data
 from patchword.data.splits import first_of
 from patchword.data.store import Store, estimated_bytes
 from patchword.training.choice import SMALL_PICTURE
+from patchword.training.objectives import UNLABELLED
 from patchword.training.recipe import Recipe
 from patchword.training.shelf import Shelf, filled
 
@@ -55,7 +56,7 @@ class Opened:
 
 def open_training_data(recipe: Recipe, shelf: Shelf | None = None) -> Opened:
     """The recipe's data set, looked through for duplicates where the recipe says so or the set is small enough."""
-    dataset, fingerprint = (shelf or Shelf()).open(recipe.data)
+    dataset, fingerprint = (shelf or Shelf()).open(recipe.data, labelled=recipe.objective not in UNLABELLED)
     if recipe.learn_validation:
         dataset = _learning_validation(dataset, recipe.validation_share)
     dataset = _with_validation(dataset, recipe.validation_share)
@@ -155,7 +156,7 @@ def natural_size(pictures: Pictures, stride: int) -> tuple[int, int]:
 
 def fetch(recipe: Recipe) -> None:
     """Find, or download, the recipe's data set."""
-    open_data(recipe.data)
+    open_data(recipe.data, labelled=recipe.objective not in UNLABELLED)
 
 
 def held_in_memory(recipe: Recipe, dataset: Dataset, channels: int, world: Processes, shelf: Shelf | None) -> bool:

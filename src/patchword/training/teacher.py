@@ -11,7 +11,7 @@ from patchword.core.errors import DataError, UsageError
 from patchword.core.processes import Processes
 from patchword.data.dataset import Dataset, Split
 from patchword.data.join import joined
-from patchword.data.sources import open_pictures
+from patchword.data.sources import open_data
 from patchword.evaluation.memory import remembered
 from patchword.evaluation.predict import predict
 from patchword.models.contract import Model
@@ -25,8 +25,8 @@ def with_unlabelled(dataset: Dataset, teacher: Teacher) -> Dataset:
         return dataset
     if dataset.multi_label:
         raise UsageError(f"teacher.unlabelled needs one label a picture; {dataset.location} has several")
-    extra = open_pictures(teacher.unlabelled)
-    train = joined(dataset.splits["train"], extra)
+    extra = open_data(teacher.unlabelled, labelled=False)
+    train = joined(dataset.splits["train"], list(extra.splits.values()))
     return dataclasses.replace(dataset, splits={**dataset.splits, "train": train})
 
 
