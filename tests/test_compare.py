@@ -336,6 +336,7 @@ def test_the_headline(table: dict[str, Any]) -> None:
     assert told.endswith("; the plain ViT (ViT-Fe/16) would need about 8,400 [5,000–20,000].")
     doubtful = {**sure, "low": -0.001}
     assert "**no model leads for sure**: the ResNet" in telling.headline(lead(table, difference=doubtful))
+    assert "would need" not in telling.headline(lead(table, difference=doubtful))
     single = telling.headline(lead(table, difference={**sure, "seeds": 1}))
     assert "(of a single seed: the chance of training is not in the interval)" in single
     for change, end in (

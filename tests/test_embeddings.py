@@ -1,5 +1,7 @@
 """Filters, positions, feature maps and neighbours against scikit-learn, SciPy and what is known by construction."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,8 @@ from patchword.explanation.embeddings import (
     principal_filters,
 )
 from patchword.explanation.structure import average_ranks, depth_trend, grid_structure
+from patchword.models.early import EarlyConvViT
+from patchword.models.names import create_model
 from patchword.models.position import RelativeKeys
 from test_explanation import model_of
 from test_families import SMALL, images, small
@@ -55,6 +59,21 @@ def test_first_filters_are_what_pixels_meet() -> None:
     assert standardised.shape[1:] == (3, 7, 7)
     torch.testing.assert_close(standardised.mean((1, 2, 3)), torch.zeros(len(standardised)), atol=1e-5, rtol=0)
     assert first_filters(small("efficientnet")).shape[1:] == (3, 3, 3)
+
+
+@pytest.mark.parametrize(("channels", "components"), [(1, 4), (3, 12)])
+def test_behind_whitening_pixels_meet_its_kernels(channels: int, components: int) -> None:
+    """Which are as many directions as 2×2 pixels have, each with its negative."""
+    options: dict[str, Any] = {"stem_channels": (11, 13), "stem_whitening": 2 * components}
+    model = create_model("C2+ViT-At/4", 5, (44, 28), channels, **options)
+    assert isinstance(model, EarlyConvViT)
+    model.begin_with(images(model))
+    kernels = dict(model.named_buffers())["backbone.whitening.kernels"]
+    torch.testing.assert_close(first_filters(model), kernels)
+    filters, explained = principal_filters(model)
+    assert filters.shape == (components, 2, 2, channels)
+    strengths = kernels[:components].square().sum((1, 2, 3)).sort(descending=True).values
+    np.testing.assert_allclose(explained, (strengths / strengths.sum()).numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", SMALL)

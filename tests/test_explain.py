@@ -32,6 +32,7 @@ from patchword.explanation.maps import as_images
 from patchword.explanation.picture import Look, coarser, look
 from patchword.models.contract import Model
 from patchword.models.names import create_model
+from patchword.weights import shipped
 from patchword.weights.io import save_model
 from test_explanation import model_of
 from test_families import SMALL, small
@@ -162,6 +163,12 @@ def test_every_family_is_explained(family: str, pair: list[Path], tmp_path: Path
                 )
 
 
+@pytest.mark.parametrize("name", shipped.names())
+def test_what_is_shipped_is_explained(name: str, pair: list[Path], tmp_path: Path) -> None:
+    patchword.explain(f"shipped:{name}", pair, out=tmp_path / "out", check=False)
+    assert "Filters" in page_of(tmp_path / "out").text
+
+
 def test_the_chosen_map_is_the_one_of_the_files_and_of_the_page(pair: list[Path], tmp_path: Path) -> None:
     model = model_of("hybrid", pool="map")
     model.labels = LABELS
@@ -193,6 +200,40 @@ def test_the_chosen_map_is_the_one_of_the_files_and_of_the_page(pair: list[Path]
         if name == "pool":
             assert data["start"] == {"map": "attention", "layer": 3, "head": -1}
             assert data["heads"]["shape"] == [4, 3, 11, 7]  # the probe comes last
+
+
+def test_a_label_is_what_maps_are_for(pair: list[Path], tmp_path: Path) -> None:
+    """Of both models, though no map is named; a second one that does not know it shows what it says itself."""
+    model, other, stranger = model_of(), small("bit"), small("efficientnet")
+    model.labels = other.labels = LABELS
+    stranger.labels = ("a", "b", "c", "d", "e")
+    for beside in (other, stranger):
+        out = tmp_path / beside.name
+        [row] = patchword.explain(model, pair[0], out=out, label="a&b", beside=beside, check=False)
+        with np.load(row["arrays"]) as saved:
+            np.testing.assert_array_equal(row["map"], saved["for_classes"][saved["labels"].tolist().index("a&b")])
+        page = page_of(out)
+        assert (f"{beside.name} Grad-CAM for a&b" in page.text) == (beside is other)
+    pixels = other.preprocessing.fit(decode(pair[0].read_bytes(), 3))
+    values = gradcam(other, as_images(other, pixels[None]), torch.tensor([4]))[0].numpy()
+    sources = [attrs["src"] for tag, attrs in page_of(tmp_path / other.name).found if tag == "img"]
+    assert overlay.data_url(overlay.jpeg(overlay.overlay(pixels, values))) in sources
+
+
+def test_filters_are_framed_so_that_a_white_one_is_seen(tmp_path: Path) -> None:
+    model = create_model("ViT-At/2", 2, 8, embed_dim=8, mlp_dim=8, depth=1, num_heads=1).eval()
+    patchword.explain(model, photo(tmp_path / "a.png"), out=tmp_path / "out", check=False)
+    page = page_of(tmp_path / "out")
+    source = next(a["src"] for tag, a in page.found if tag == "img" and str(a.get("alt")).startswith("Principal"))
+    with Image.open(io.BytesIO(base64.b64decode(str(source).partition(",")[2]))) as picture:
+        mosaic = np.asarray(picture)
+    # Eight filters of 2×2 in rows of seven, each pixel eight times; one line around each, and nothing where there is none.
+    assert mosaic.shape == (2 * 17 + 1, 7 * 17 + 1, 4)
+    assert (mosaic[::17, : 1 * 17 + 1] == (128, 128, 128, 80)).all()
+    assert (mosaic[:18, ::17] == (128, 128, 128, 80)).all()
+    assert (mosaic[18:, 18:] == 0).all()
+    assert (mosaic[1:9, 1:9] == mosaic[1, 1]).all()
+    assert mosaic[1, 1, 3] == 255
 
 
 def unpack(packed: dict[str, Any]) -> np.ndarray:
@@ -493,7 +534,7 @@ def test_the_page_shows_the_maps_and_answers_to_hand_and_keyboard(vit: Model, pa
         np.testing.assert_array_equal(pixels_of(page, "picture"), overlay.shown(arrays["pixels"]))
         assert close(pixels_of(page, "drawn"), expected(arrays["rollouts"][2]))
         assert says().startswith(
-            "Rollout through layers 0 to 2: where what the class token has then came from. Highest in row "
+            "Rollout through layers 0 to 2: where the content of the class token came from. Highest in row "
         )
         row, column = np.unravel_index(arrays["rollouts"][2].argmax(), (11, 7))
         assert f"Highest in row {row}, column {column} of 11×7: {100 * arrays['rollouts'][2].max():.3g}" in says()

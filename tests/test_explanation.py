@@ -429,6 +429,9 @@ def test_a_choice_that_cannot_be_is_one_sentence() -> None:
     assert choose(vit, head=2) == Choice("attention", 2, 2)
     assert choose(vit, head=2).words == "attention of layer 2, head 2"
     assert choose(model_of(pool="map"), layer="pool").words == "attention of the attention pooling"
+    assert choose(vit, for_class=True) == choose(hybrid, for_class=True) == Choice("class")
+    assert choose(bit, for_class=True) == Choice("gradcam")
+    assert choose(vit, layer=1, for_class=True) == Choice("attention", 1)
     with wrong("a layer and a head are chosen for the map attention, not for rollout"):
         choose(vit, "rollout", layer=1)
     asking: tuple[Kind, ...] = ("rollout", "class", "attention")

@@ -309,6 +309,25 @@ def test_a_run_without_labels_learns_resumes_and_can_be_built_upon(
     assert load_model(tuned).num_classes == 3
 
 
+def test_a_folder_of_pictures_is_enough_to_learn_from_without_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(31):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(flat / f"{number}.png")
+    folder = run(tiny(flat, objective="masked-autoencoder", regularization={"patch_dropout": 0.0}), tmp_path / "run")
+    told = json.loads((folder / "result.json").read_text())
+    assert (told["train_images"], told["n"], told["data"]["classes"]) == (25, 3, [])
+    said = capsys.readouterr().err
+    assert "on 25 pictures: 12 steps of 10" in said
+    page = write_report(folder).read_text("utf-8")
+    assert "classes" not in page.partition("<h2>Data</h2>")[2].partition("<h2>")[0]
+    with pytest.raises(DataError, match=r"holds pictures \(31\) but no class folders"):
+        run(tiny(flat), tmp_path / "labels")
+
+
 def test_the_flops_of_an_auto_encoder_are_those_of_what_it_sees(pictures: Path, tmp_path: Path) -> None:
     sizes = {"patch_size": 2, "embed_dim": 64, "depth": 6, "mlp_dim": 256, "num_heads": 2}
     flops = {}
@@ -424,7 +443,7 @@ def test_a_teacher_is_asked_once_and_its_answers_are_whole_or_absent(
 
 
 def test_a_noisy_student_learns_from_pictures_that_nobody_has_labelled(
-    taught: Path, pictures: Path, tmp_path: Path
+    taught: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All of them are seen, or those of which the teacher is sure; a flat folder will do. None that is measured on is."""
     flat = tmp_path / "flat"
@@ -443,6 +462,8 @@ def test_a_noisy_student_learns_from_pictures_that_nobody_has_labelled(
     ):
         folder = run(tiny(pictures, teacher={"weights": str(taught), **fields}), tmp_path / f"run-{name}")
         seen[name] = json.loads((folder / "result.json").read_text())["train_images"]
+    said = "the teacher is sure of the class of 0 of 7 pictures without labels (teacher.confidence=1); the others are left out"
+    assert said in capsys.readouterr().err
     assert seen == {"flat": 72 + 7, "sure": 72, "folders": 72 + 72}
     notices = json.loads((tmp_path / "run-flat/result.json").read_text())["data"]["notices"]
     assert [notice["sentence"] for notice in notices if notice["kind"] == "leak"] == [

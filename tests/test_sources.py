@@ -198,6 +198,7 @@ def test_bad_folders(tmp_path: Path) -> None:
 
     touch(tmp_path / "flat", "a.jpg", "b.jpg")
     assert "holds pictures (2) but no class folders" in refusal(tmp_path / "flat")
+    assert refusal(tmp_path / "flat").endswith("objective=masked-autoencoder learns from pictures without labels")
 
     (tmp_path / "flat" / "labels.csv").write_text("path,label\n")
     assert refusal(tmp_path / "flat").endswith(f"to use the table, give {tmp_path / 'flat' / 'labels.csv'}")
@@ -207,6 +208,35 @@ def test_bad_folders(tmp_path: Path) -> None:
 
     touch(tmp_path / "texts", "a.txt")
     assert "texts holds no pictures" in refusal(tmp_path / "texts")
+
+
+def test_where_labels_do_not_count_pictures_need_no_class_folders(tmp_path: Path) -> None:
+    """Nor a second class; where there are class folders, everything is as ever."""
+    flat, fill_flat = tmp_path / "flat", [f"{number}.jpg" for number in range(23)]
+    touch(flat, *fill_flat, "notes.txt")
+    (flat / "nothing").mkdir()
+    dataset = open_data(flat, labelled=False)
+    assert dataset.classes == ("pictures",)
+    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 19, "validation": 2, "test": 2}
+    names = [split.name(index) for split in dataset.splits.values() for index in range(len(split))]
+    assert sorted(names) == sorted(fill_flat)
+    assert [notice.kind for notice in dataset.notices] == ["not-a-picture"]
+
+    touch(tmp_path / "split", "train/0.jpg", "train/1.jpg", "test/0.jpg")
+    dataset = open_data(tmp_path / "split", labelled=False)
+    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 2, "test": 1}
+    assert dataset.splits["test"].name(0) == "test/0.jpg"
+
+    fill(tmp_path / "one", ant=3)
+    assert open_data(tmp_path / "one", labelled=False).classes == ("ant",)
+    fill(tmp_path / "two", ant=3, bee=2)
+    touch(tmp_path / "two", "loose.jpg")
+    with_labels, without = open_data(tmp_path / "two"), open_data(tmp_path / "two", labelled=False)
+    assert with_labels.fingerprint() == without.fingerprint()
+    assert [notice.kind for notice in without.notices] == ["not-in-a-class"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="is empty; one folder for each class"):
+        open_data(tmp_path / "empty", labelled=False)
 
 
 def test_classes_missing_from_train(tmp_path: Path) -> None:

@@ -53,8 +53,9 @@ class Found:
     """Whether the reader has made the splits itself, by the rule of `splits.carve`, because there were none."""
 
 
-def assemble(found: Found, classes: tuple[str, ...] | None) -> Dataset:
-    """The data set, with class list `classes` (a model's) or one decided on train.
+def assemble(found: Found, classes: tuple[str, ...] | None, *, labelled: bool = True) -> Dataset:
+    """The data set, with class list `classes` (a model's) or one decided on train; a single class will do where labels do
+    not count.
 
     Raises `DataError` in one sentence for everything that would make training or evaluation wrong.
     """
@@ -69,7 +70,7 @@ def assemble(found: Found, classes: tuple[str, ...] | None) -> Dataset:
             raise DataError(
                 f"{where} has {' and '.join(parts)} but no train; training pictures belong under the name train"
             )
-        classes = _decide(found, used)
+        classes = _decide(found, used, labelled)
     else:
         _refuse_unknown(found, used, classes)
     multi_label = any(part.several for part in parts.values())
@@ -96,9 +97,9 @@ def in_order(names: set[str]) -> list[str]:
     return sorted(names, key=int) if all(name.isascii() and name.isdigit() for name in names) else sorted(names)
 
 
-def _decide(found: Found, used: dict[str, np.ndarray]) -> tuple[str, ...]:
+def _decide(found: Found, used: dict[str, np.ndarray], labelled: bool) -> tuple[str, ...]:
     in_train = {found.names[code] for code in used["train"]}
-    if len(in_train) < 2 and not any(part.several for part in found.parts.values()):
+    if labelled and len(in_train) < 2 and not any(part.several for part in found.parts.values()):
         raise DataError(
             f"{found.location} has pictures of one class only ({next(iter(in_train))}); "
             "a classifier needs at least two classes"

@@ -3,14 +3,12 @@
 import os
 from pathlib import Path
 
-import numpy as np
-
 from patchword.core import files
 from patchword.core.errors import DataError
 from patchword.data.assemble import Found, assemble
-from patchword.data.dataset import Dataset, Files, Names, Notice, Split
+from patchword.data.dataset import Dataset, Notice, Split
 from patchword.data.formats import named
-from patchword.data.formats.folder import find_folders, list_folder
+from patchword.data.formats.folder import find_folders
 from patchword.data.formats.parquet import find_parquet, find_parquet_address, find_parquets
 from patchword.data.formats.published import find_published
 from patchword.data.formats.table import find_table
@@ -19,10 +17,12 @@ from patchword.data.shards.find import find_address, find_tar, find_tars
 from patchword.data.shards.places import is_address
 from patchword.data.vtab import is_vtab, open_vtab
 
-__all__ = ["Dataset", "Notice", "Split", "open_data", "open_pictures"]
+__all__ = ["Dataset", "Notice", "Split", "open_data"]
 
 
-def open_data(data: str | os.PathLike[str], *, classes: tuple[str, ...] | None = None) -> Dataset:
+def open_data(
+    data: str | os.PathLike[str], *, classes: tuple[str, ...] | None = None, labelled: bool = True
+) -> Dataset:
     """Open a data set without reading any picture.
 
     `data` is a folder of class folders (with or without train, validation and test above them), a CSV, TSV or Parquet
@@ -31,40 +31,26 @@ def open_data(data: str | os.PathLike[str], *, classes: tuple[str, ...] | None =
     the cache, then downloaded. A path that exists wins over a name. `formula:fractals-1000x100` and the like are drawn
     (`data/formula.py` has the grammar); `vtab:cifar100` and the like are tasks in VTAB's form (`data/vtab.py`). `classes`
     applies the class list of a model instead of deciding one on train: labels become positions in it, and a class outside
-    it is an error.
+    it is an error. Where labels do not count (`labelled=False`), one class will do, and a folder of pictures without any.
 
     Raises `DataError` in one sentence: what is wrong, where, what would be right; `FaultError` for an address that does
     not answer.
     """
     if is_formula(data):
-        return assemble(find_formula(os.fspath(data)), classes)
+        return assemble(find_formula(os.fspath(data)), classes, labelled=labelled)
     if is_vtab(data):
         return open_vtab(os.fspath(data), classes)
     path = files.at_home(data)
     if path.exists() or path.is_symlink():
-        return assemble(_find(Path(os.path.abspath(path))), classes)
+        return assemble(_find(Path(os.path.abspath(path)), loose=not labelled), classes, labelled=labelled)
     if is_address(data):
-        return assemble(_find_address(os.fspath(data)), classes)
-    return assemble(named.find(os.fspath(data), _find), classes)
+        return assemble(_find_address(os.fspath(data)), classes, labelled=labelled)
+    return assemble(named.find(os.fspath(data), _find), classes, labelled=labelled)
 
 
-def open_pictures(data: str | os.PathLike[str]) -> Split:
-    """Pictures whose labels, if they have any, do not count and are −1: a folder of them, or a data set.
-
-    Of one that came with splits these are its training pictures, for the others are there to measure on.
-    """
-    path = files.at_home(data)
-    if path.is_dir() and (listing := list_folder(path)).pictures and not listing.folders:
-        names = Names(listing.pictures)
-        return Split(Files(path, names), np.full(len(names), -1, np.int64))
-    dataset = open_data(data)
-    split = dataset.whole() if dataset.carved else dataset.splits["train"]
-    return Split(split.items, np.full(len(split), -1, np.int64), split.rows)
-
-
-def _find(path: Path) -> Found:
+def _find(path: Path, *, loose: bool = False) -> Found:
     if path.is_dir():
-        return find_published(path) or find_parquets(path) or find_tars(path) or find_folders(path)
+        return find_published(path) or find_parquets(path) or find_tars(path) or find_folders(path, loose=loose)
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         return find_table(path)

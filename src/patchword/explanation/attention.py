@@ -219,7 +219,7 @@ def attentive(model: Model) -> ViT:
     """The model as one that has attention; raises `UsageError` where it has none."""
     if not isinstance(model, ViT):
         raise UsageError(
-            f"{model.name} has no attention to show; Grad-CAM shows where it looks (patchword explain does it by itself)"
+            f"{model.name} has no attention to show; Grad-CAM shows where it looks (map gradcam, or none named)"
         )
     return model
 

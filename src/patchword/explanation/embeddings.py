@@ -15,6 +15,7 @@ from patchword.explanation.attention import attentive
 from patchword.models.contract import Model
 from patchword.models.hybrid import StemmedViT
 from patchword.models.resnet import StandardizedConv
+from patchword.models.stem import Whitening
 from patchword.models.vit import ViT
 
 
@@ -47,11 +48,13 @@ def principal_components(rows: np.ndarray, count: int) -> Principal:
 
 
 def first_filters(model: Model) -> Tensor:
-    """D×C×P×P, what pixels meet first: the patch projection of a ViT, else the kernels of the first convolution."""
+    """D×C×P×P, what pixels meet first: the patch projection of a ViT, else the first convolution, learned or fixed."""
     if isinstance(model, ViT) and not isinstance(model, StemmedViT):
         side = model.config.patch_size
         return model.patch_embed.weight.detach().unflatten(1, (model.in_channels, side, side))
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d | Whitening))
+    if isinstance(first, Whitening):
+        return first.kernels.detach()
     kernels = first.kernel() if isinstance(first, StandardizedConv) else first.weight
     return kernels.detach()
 

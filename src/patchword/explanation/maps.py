@@ -21,6 +21,7 @@ from patchword.models.vit import ViT
 
 Kind = Literal["rollout", "class", "attention", "gradcam"]
 """Attention rollout; gradient-weighted rollout for a class; the attention of one layer; Grad-CAM for a class."""
+_FOR_CLASS: tuple[Kind, ...] = ("class", "gradcam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +67,15 @@ def kinds(model: Model) -> tuple[Kind, ...]:
 
 
 def choose(
-    model: Model, kind: Kind | Literal["auto"] = "auto", layer: Layer | None = None, head: int | None = None
+    model: Model,
+    kind: Kind | Literal["auto"] = "auto",
+    layer: Layer | None = None,
+    head: int | None = None,
+    *,
+    for_class: bool = False,
 ) -> Choice:
-    """The map that is asked for; `auto` is the one that stands for the model, or attention where a layer or head is named.
+    """The map that is asked for; `auto` is attention where a layer or head is named, else the first that the model can give
+    of those `for_class` or of all.
 
     Raises `UsageError` for one that the model cannot give, and for a layer or head that there is not.
     """
@@ -77,7 +84,10 @@ def choose(
             raise UsageError(
                 f"{model.name} has no head, so Grad-CAM has no class to look for; a model with a head is right"
             )
-        kind = kinds(model)[0] if layer is None and head is None else "attention"
+        able: list[Kind] = [each for each in kinds(model) if each in _FOR_CLASS or not for_class] or list(kinds(model))
+        kind = able[0]
+        if layer is not None or head is not None:
+            kind = "attention"
     elif kind != "attention" and (layer is not None or head is not None):
         raise UsageError(f"a layer and a head are chosen for the map attention, not for {kind}")
     if kind == "attention":

@@ -30,6 +30,8 @@ _LEVELS = 15  # four bits for each number of what patches pay to each other
 _FILTERS_ACROSS = 7
 _MAPS_ACROSS = 16  # of position similarities, at most
 _MOSAIC = 640  # pixels across, about, when enlarged
+_TILE = 16  # pixels of a tile's side, about, beside which a line of one is thin
+_LINE = (128, 128, 128, 80)  # on white and on black paper: a white filter is to be seen, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,12 +267,17 @@ def _positions(similarity: np.ndarray) -> dict[str, Any]:
 
 
 def _mosaic(tiles: np.ndarray, across: int) -> dict[str, Any]:
-    """uint8 k×h×w×3 in rows of so many, a pixel apart; and the size to show it in, its pixels as squares."""
+    """uint8 k×h×w×3 in rows of so many, a thin line around each; and the size to show it in, its pixels as squares."""
+    larger = max(1, _TILE // min(tiles.shape[1:3]))
+    tiles = tiles.repeat(larger, axis=1).repeat(larger, axis=2)
     k, h, w, _ = tiles.shape
     down = -(-k // across)
-    picture = np.full((down * (h + 1) - 1, across * (w + 1) - 1, 4), 0, np.uint8)
-    for i, tile in enumerate(tiles):
+    picture = np.zeros((down * (h + 1) + 1, across * (w + 1) + 1, 4), np.uint8)
+    for i in range(k):
         y, x = i // across * (h + 1), i % across * (w + 1)
+        picture[y : y + h + 2, x : x + w + 2] = _LINE
+    for i, tile in enumerate(tiles):
+        y, x = i // across * (h + 1) + 1, i % across * (w + 1) + 1
         picture[y : y + h, x : x + w] = np.dstack([tile, np.full((h, w), 255, np.uint8)])
     factor = max(1, _MOSAIC // picture.shape[1])
     height, width = picture.shape[0] * factor, picture.shape[1] * factor

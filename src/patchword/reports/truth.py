@@ -48,7 +48,10 @@ def _verdict(beaten: dict[str, bool | None]) -> str:
     if "others" in beaten:
         return "follows the picture" if beaten["others"] else "no more than any map"
     lost = [words for control, words in _CONTROLS.items() if beaten.get(control) is False]
-    return "better than each" if not lost else f"no better than {' or '.join(lost)}"
+    if not lost:
+        return "better than each"
+    *others, last = lost
+    return f"no better than {', '.join(others)} or {last}" if others else f"no better than {last}"
 
 
 def _sentence(truth: dict[str, Figure], choice: Choice) -> tuple[str, bool]:
@@ -76,8 +79,11 @@ def _sentence(truth: dict[str, Figure], choice: Choice) -> tuple[str, bool]:
         said.append(f"On the {pictures} here, what it points to did not decide the answer more than random pixels.")
     elif {"deletion", "insertion"} <= {*lost["untrained"]}:
         said.append("What it points to did not decide the answer more than what an untrained network points to.")
-    if lost["others"]:
+    if {"flip", "shift"} <= {*lost["others"]}:
         said.append(
             "Maps of different pictures are as alike as those of a picture and its copy, so they say little of it."
         )
+    elif lost["others"]:
+        copy = "mirrored picture" if "flip" in lost["others"] else "picture moved a little"
+        said.append(f"The map of the {copy} is no more like it than that of another picture.")
     return " ".join(said), len(said) > 1

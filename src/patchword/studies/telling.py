@@ -10,7 +10,7 @@ _SURE = 0.975
 
 
 def headline(answer: dict[str, Any]) -> str:
-    """Who leads, by how much, how sure that is, and what the plain ViT (or the next) would need to be as good."""
+    """Who leads, by how much, how sure that is, and what the plain ViT (or the next) would need to catch up if it is sure."""
     lead, tested = answer["lead"], answer["data"]["splits"][answer["data"]["tested_on"]]
     if lead is None:
         return "Nothing can be compared yet: fewer than two models have an accuracy."
@@ -33,7 +33,7 @@ def headline(answer: dict[str, Any]) -> str:
         )
     if difference["seeds"] == 1:
         sentence += " (of a single seed: the chance of training is not in the interval)"
-    elif need := _need(answer, names):
+    elif difference["low"] > 0 and (need := _need(answer, names)):
         sentence += f"; {need}"
     return f"{sentence}."
 

@@ -14,10 +14,11 @@ from patchword.data.dataset import Dataset, Split
 from patchword.data.decoding.decode import header
 from patchword.data.duplicates import find_duplicates, without_leaks
 from patchword.data.join import together
-from patchword.data.sources import open_data, open_pictures
+from patchword.data.sources import open_data
 from patchword.data.splits import first_of
 from patchword.data.store import Store, estimated_bytes
 from patchword.training.choice import SMALL_PICTURE
+from patchword.training.objectives import UNLABELLED
 from patchword.training.recipe import Recipe
 from patchword.training.shelf import Shelf, filled
 
@@ -55,7 +56,7 @@ class Opened:
 
 def open_training_data(recipe: Recipe, shelf: Shelf | None = None) -> Opened:
     """The recipe's data set, looked through for duplicates where the recipe says so or the set is small enough."""
-    dataset, fingerprint = (shelf or Shelf()).open(recipe.data)
+    dataset, fingerprint = (shelf or Shelf()).open(recipe.data, labelled=recipe.objective not in UNLABELLED)
     if recipe.learn_validation:
         dataset = _learning_validation(dataset, recipe.validation_share)
     dataset = _with_validation(dataset, recipe.validation_share)
@@ -78,7 +79,9 @@ def with_unlabelled(dataset: Dataset, recipe: Recipe) -> Dataset:
         return dataset
     if dataset.multi_label:
         raise UsageError(f"teacher.unlabelled needs one label a picture; {dataset.location} has several")
-    extra = open_pictures(recipe.teacher.unlabelled)
+    more = open_data(recipe.teacher.unlabelled, labelled=False)
+    extra = more.whole() if more.carved else more.splits["train"]  # the others are there to measure on
+    extra = Split(extra.items, np.full(len(extra), -1, np.int64), extra.rows)
     pool, _ = _without_duplicates(dataclasses.replace(dataset, splits={**dataset.splits, "train": extra}), recipe)
     splits = {**dataset.splits, "train": together([dataset.splits["train"], pool.splits["train"]])}
     return dataclasses.replace(dataset, splits=splits, notices=pool.notices)
@@ -176,7 +179,7 @@ def natural_size(pictures: Pictures, stride: int) -> tuple[int, int]:
 
 def fetch(recipe: Recipe) -> None:
     """Find, or download, the recipe's data set."""
-    open_data(recipe.data)
+    open_data(recipe.data, labelled=recipe.objective not in UNLABELLED)
 
 
 def held_in_memory(recipe: Recipe, dataset: Dataset, channels: int, world: Processes, shelf: Shelf | None) -> bool:

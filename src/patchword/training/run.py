@@ -37,7 +37,7 @@ from patchword.models.contract import Model
 from patchword.models.cost import Cost, cost
 from patchword.training import loop, machine, run_folder, start, unlabelled
 from patchword.training.checkpoint import State
-from patchword.training.objectives import Objective, choose
+from patchword.training.objectives import UNLABELLED, Objective, choose
 from patchword.training.pictures import (
     Opened,
     fetch,
@@ -241,8 +241,10 @@ class Run:
         )
         sure = confident(train, said, teacher.confidence)
         if len(sure) < len(train):
+            labelled = int((train.labels >= 0).sum())
             say(
-                f"the teacher is sure of the class of {len(sure):,} of {len(train):,} pictures; the others are left out"
+                f"the teacher is sure of the class of {len(sure) - labelled:,} of {len(train) - labelled:,} pictures without "
+                f"labels (teacher.confidence={teacher.confidence:g}); the others are left out"
             )
             splits = {**dataset.splits, "train": train.subset(sure)}
             self.dataset, said = dataclasses.replace(dataset, splits=splits), said[sure]
@@ -344,9 +346,10 @@ class Run:
         height, width = self.model.image_size
         tuned = "" if recipe.tune == "all" else f", {learning / 1e6:.3g} M learn"
         each = "" if self.world.count == 1 else f" in each of {self.world.count} processes"
+        classes = "" if recipe.objective in UNLABELLED else f" of {len(self.dataset.classes)} classes"
         say(
             f"{self.model.name} ({self.cost.params / 1e6:.2f} M parameters{tuned}) at {height}×{width} on "
-            f"{len(self.dataset.splits['train']):,} pictures of {len(self.dataset.classes)} classes: {total:,} steps of "
+            f"{len(self.dataset.splits['train']):,} pictures{classes}: {total:,} {'step' if total == 1 else 'steps'} of "
             f"{recipe.batch_size}, {flops / 1e15:.3g} PFLOP, {time_needed} and about {size(memory)} beside Python and torch{each}"
         )
         if self.world.count > 1 and self.model.has_batch_norm:
@@ -524,7 +527,7 @@ class Run:
             "data": {
                 "name": dataset.name,
                 "location": dataset.location,
-                "classes": list(dataset.classes),
+                "classes": [] if recipe.objective in UNLABELLED else list(dataset.classes),
                 "multi_label": dataset.multi_label,
                 "splits": {name: len(split) for name, split in dataset.splits.items()},
                 "split_rule": dataset.split_rule,

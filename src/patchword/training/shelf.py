@@ -18,16 +18,16 @@ class Shelf:
     """The data set that was opened last, and the decoded pictures of its splits: one data set at a time, to bound memory."""
 
     def __init__(self) -> None:
-        self._data = ""
+        self._data, self._labelled = "", True
         self._opened: tuple[Dataset, str] | None = None
         self._stores: dict[tuple[str, int], Store] = {}
 
-    def open(self, data: str) -> tuple[Dataset, str]:
-        """The data set, and its fingerprint."""
-        if self._opened is None or self._data != data:
+    def open(self, data: str, *, labelled: bool = True) -> tuple[Dataset, str]:
+        """The data set, which needs no labels where these do not count, and its fingerprint."""
+        if self._opened is None or self._data != data or (labelled and not self._labelled):
             self._stores = {}
-            dataset = open_data(data)
-            self._data, self._opened = data, (dataset, dataset.fingerprint())
+            dataset = open_data(data, labelled=labelled)
+            self._data, self._labelled, self._opened = data, labelled, (dataset, dataset.fingerprint())
         return self._opened
 
     def holds(self, dataset: Dataset, channels: int) -> bool:

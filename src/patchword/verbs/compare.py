@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from patchword.core.errors import UsageError
-from patchword.verbs.options import Assignments, Data, ImageSize, Name, Number, Target, Whole, argument
+from patchword.verbs.options import Assignments, Data, ImageSize, Name, Number, OtherData, Target, Whole, argument
 
 if TYPE_CHECKING:
     Several = str | Sequence[str | int]
@@ -23,7 +23,7 @@ def compare(
     image_size: ImageSize = None,
     pflop: Number = None,
     minutes: Number = None,
-    pretrain: Name = None,
+    pretrain: OtherData = None,
     pretrain_pflop: Number = None,
     recipe: Name = None,
     set: Assignments = (),  # noqa: A002 (the command line's word)

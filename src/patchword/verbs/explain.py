@@ -53,11 +53,12 @@ def explain(
         images: Picture files, or folders whose pictures are taken; a page holds eight.
         out: The folder to write to; explained/MODEL if not given.
         map: What the overlays show: rollout (attention through all layers), class (what spoke for the class), attention
-            (of one layer), gradcam (of convolutions); auto takes rollout where there is attention, else gradcam.
+            (of one layer), gradcam (of convolutions); auto takes rollout where there is attention (class with a label,
+            attention with a layer or head), else gradcam.
         layer: The layer whose attention is shown, from 0; the last if not given. pool is that of attention pooling.
         head: The head whose attention is shown, from 0; the mean of all if not given.
         label: The class that maps are for; what the model says of each picture if not given.
-        beside: A second model (as the first), whose map of each picture is put beside.
+        beside: A second model (as the first), whose map of each picture is put beside, for the same label if it knows it.
         data: Pictures as for train, among which the nearest neighbours are looked for; 1,000 of them at most.
         check: Measure whether the maps are true, on the first eight pictures and on 64 drawn ones whose objects are known, and
             write the figures to check.json; --no-check saves that time.
@@ -76,12 +77,12 @@ def explain(
 
     paths = picture_files(images)
     loaded = as_model(model)
-    subject = _subject(loaded, maps.choose(loaded, map, _layer(layer), head))
+    subject = _subject(loaded, maps.choose(loaded, map, _layer(layer), head, for_class=label is not None))
     wanted = None if label is None else _class_named(loaded, subject.labels, str(label))
     folder = Path(out) if out is not None else Path("explained") / _folder_name(model, loaded)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder} is a file; a folder is right")
-    other = None if beside is None else _Other(beside)
+    other = None if beside is None else _Other(beside, None if label is None else str(label))
     known = None if data is None else KnownPictures(loaded, str(data))
     rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     count = -(-len(rows) // _PER_PAGE)
@@ -232,12 +233,16 @@ def _shown(
 class _Other:
     """A second model beside the first."""
 
-    def __init__(self, source: "str | Path | Model") -> None:
+    def __init__(self, source: "str | Path | Model", label: str | None) -> None:
         from patchword.explanation.maps import choose
         from patchword.weights.io import as_model
 
         self.model = as_model(source)
         self.subject = _subject(self.model, choose(self.model))
+        self.wanted = None
+        if label is not None and label in self.subject.labels:
+            self.subject = _subject(self.model, choose(self.model, for_class=True))
+            self.wanted = self.subject.labels.index(label)
 
     def see(self, path: Path) -> "Beside | None":
         """What it makes of a picture."""
@@ -263,5 +268,8 @@ class _Other:
                 (self.subject.labels[i], share)
                 for i, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
             ]
-        drawn = overlay(pixels, self.subject.choice.of(model, image)[0].cpu().numpy())
-        return Beside(model.name, self.subject.choice.words, says, drawn)
+        words, classes = self.subject.choice.words, None
+        if self.wanted is not None:
+            words, classes = f"{words} for {self.subject.labels[self.wanted]}", torch.tensor([self.wanted])
+        drawn = overlay(pixels, self.subject.choice.of(model, image, classes)[0].cpu().numpy())
+        return Beside(model.name, words, says, drawn)

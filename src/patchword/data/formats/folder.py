@@ -13,6 +13,9 @@ from patchword.data.dataset import Files, Names, Notice
 from patchword.data.decoding.decode import SUFFIXES
 from patchword.data.splits import SPLIT_NAMES
 
+_WITHOUT_LABELS = "--set objective=masked-autoencoder learns from pictures without labels"
+LOOSE = "pictures"
+"""The class of pictures that lie in no class folder, where labels do not count."""
 _SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)
 
 
@@ -58,21 +61,24 @@ def list_folder(path: Path) -> Listing:
     return listing
 
 
-def find_folders(root: Path) -> Found:
-    """The class folders at `root`, or at `root`/train, … ; raises `DataError` where the tree has another form."""
+def find_folders(root: Path, *, loose: bool = False) -> Found:
+    """The class folders at `root`, or at `root`/train, … ; raises `DataError` where the tree has another form.
+
+    With `loose`, pictures that lie there without class folders are right, too, and are of the one class `LOOSE`.
+    """
     top = list_folder(root)
     splits = {name: SPLIT_NAMES[name.lower()] for name in top.folders if name.lower() in SPLIT_NAMES}
     # "train" may also be a class, beside "car": it is a split when it holds folders and no pictures of its own.
     if any(_holds_folders(root / name) for name in splits) or (splits and len(splits) == len(top.folders)):
-        return _find_splits(root, top, splits)
+        return _find_splits(root, top, splits, loose)
     tally = _Tally(root)
     tally.add(root, top)
-    if not top.folders or not (part := _classes(root, "", top, tally)):
+    if not (part := _classes(root, "", top, tally, loose)):
         raise _no_classes(root, top, root, top.others)
     return Found(root.name, root, tally.classes, {"train": part}, notices=tally.notices())
 
 
-def _find_splits(root: Path, top: Listing, splits: dict[str, str]) -> Found:
+def _find_splits(root: Path, top: Listing, splits: dict[str, str], loose: bool) -> Found:
     tally = _Tally(root)
     tally.add(root, top)
     parts: dict[str, Part] = {}
@@ -81,7 +87,7 @@ def _find_splits(root: Path, top: Listing, splits: dict[str, str]) -> Found:
             raise DataError(f"{root} has two folders for {split}, {folder!r} is one of them; join them or rename one")
         listing = list_folder(root / folder)
         tally.add(root / folder, listing)
-        part = _classes(root, folder, listing, tally)
+        part = _classes(root, folder, listing, tally, loose)
         if part is None:
             raise _no_classes(root / folder, listing, root, top.others)
         parts[split] = part
@@ -91,15 +97,12 @@ def _find_splits(root: Path, top: Listing, splits: dict[str, str]) -> Found:
     return Found(root.name, root, tally.classes, parts, notices=tally.notices())
 
 
-def _classes(root: Path, below: str, listing: Listing, tally: "_Tally") -> Part | None:
-    """The class folders in `root`/`below`, whose `listing` this is; None where no folder holds a picture."""
+def _classes(root: Path, below: str, listing: Listing, tally: "_Tally", loose: bool) -> Part | None:
+    """The class folders in `root`/`below`, whose `listing` this is, or its `loose` pictures; None where there are none."""
     names = Names()
     codes: list[int] = []
     counts: list[int] = []
     empty: list[str] = []
-    if listing.pictures and listing.folders:
-        loose = [os.fsdecode(name) for name in listing.pictures]
-        tally.note("not-in-a-class", root / below, loose, "picture is in no class folder and is left out")
     for folder in listing.folders:
         inside = list_folder(root / below / folder)
         tally.add(root / below / folder, inside)
@@ -118,8 +121,15 @@ def _classes(root: Path, below: str, listing: Listing, tally: "_Tally") -> Part 
             raise _too_deep(root / below, listing, folder, deeper)
         else:
             empty.append(folder)
+    if listing.pictures and codes:
+        beside = [os.fsdecode(name) for name in listing.pictures]
+        tally.note("not-in-a-class", root / below, beside, "picture is in no class folder and is left out")
     if empty and codes:
         tally.note("empty-class", root / below, empty, "class folder holds no picture and is left out")
+    if not codes and loose and listing.pictures:
+        names.extend(listing.pictures, os.fsencode(os.path.join(below, "")))
+        codes.append(tally.code(LOOSE))
+        counts.append(len(listing.pictures))
     if not codes:
         return None
     return Part(Files(root, names), np.repeat(np.array(codes, np.int64), counts))
@@ -172,7 +182,9 @@ def _no_classes(path: Path, listing: Listing, root: Path, beside: list[str]) -> 
     if tables:
         want = f"to use the table, give {root / tables[0]}"
     if listing.pictures:
-        away = ", or move it away if its pictures have no labels" if path != root else ""
+        away = "" if tables else f", and {_WITHOUT_LABELS}"
+        if path != root:
+            away = ", or move it away if its pictures have no labels"
         return DataError(f"{path} holds pictures ({len(listing.pictures)}) but no class folders; {want}{away}")
     if listing.folders:
         shown = ", ".join(listing.folders[:3]) + (", …" if len(listing.folders) > 3 else "")

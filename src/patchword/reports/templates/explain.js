@@ -85,7 +85,7 @@ function view(box) {
     if (kind === "gradcam") return [unpack(data.gradcam, Number(number)), `Grad-CAM: what spoke for ${data.names[number]} in the convolutions.`];
     if (kind === "rollout") {
       const last = Math.min(state.layer, data.rollouts.shape[0] - 1);
-      return [unpack(data.rollouts, last), `Rollout through ${last ? `layers 0 to ${last}` : "layer 0"}: where what ${data.asker} has then came from.`];
+      return [unpack(data.rollouts, last), `Rollout through ${last ? `layers 0 to ${last}` : "layer 0"}: where the content of ${data.asker} came from.`];
     }
     const each = Array.from({ length: heads }, (_, i) => i);
     const maps = (state.head < 0 ? each : [state.head]).map((i) => unpack(data.heads, state.layer * heads + i));
