@@ -355,7 +355,9 @@ def test_what_can_be_explained_is(
     assert "none.jpg cannot be read (No such file or directory)" in page.text
     assert "looks on 2 pictures" in page.text
     rows = patchword.explain(vit, [tmp_path / "none.jpg"], out=tmp_path / "other")
-    assert rows == [{"image": str(tmp_path / "none.jpg"), "error": "cannot be read (No such file or directory)"}]
+    page = tmp_path / "other/report.html"
+    told = {"error": "cannot be read (No such file or directory)", "page": page}
+    assert rows == [{"image": str(tmp_path / "none.jpg"), **told}]
     assert "None of the pictures of this page can be explained." in page_of(tmp_path / "other").text
 
 
@@ -574,7 +576,6 @@ def test_the_page_shows_the_maps_and_answers_to_hand_and_keyboard(vit: Model, pa
         np.testing.assert_array_equal(pixels_of(page, "picture")[inside], overlay.shown(arrays["pixels"])[inside])
 
         # From there by arrow keys, no further than the edge, and back with Escape.
-        page.run("document.querySelector('.picture').focus()")
         before = pixels_of(page, "drawn")
         page.press("ArrowDown")
         assert "row 9, column 1" in says()

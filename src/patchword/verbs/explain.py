@@ -46,7 +46,7 @@ def explain(
     """Show where a model looks: an overlay (.png) and arrays (.npz) for each picture, and a page (report.html) for all.
 
     For each picture `image`, `predictions`, `map` (h×w), `overlay`, `arrays` and `page` are returned. A picture that cannot be
-    read gets an `error` instead; the others are explained all the same.
+    read gets an `error` and its `page`, which tells it, too; the others are explained all the same.
 
     Args:
         model: A run folder, a model folder or other weights (in Python also a model).
@@ -90,7 +90,9 @@ def explain(
         for number in range(count):
             first, last = number * _PER_PAGE, min((number + 1) * _PER_PAGE, len(rows))
             pixels = _read(loaded, rows[first:last])
-            page, shown = folder / pages.page_name(number), []
+            shown: list[Shown] = []
+            for row in rows[first:last]:
+                row["page"] = folder / pages.page_name(number)
             looks: list[Look] = []
             seeing = look(loaded, np.stack(list(pixels.values())), wanted) if pixels else iter(())
             for place, seen in zip(pixels, seeing, strict=True):
@@ -98,7 +100,6 @@ def explain(
                 row = rows[first + place]
                 stem = f"{first + place + 1:03d}-{Path(row['image']).stem[:_LONGEST_STEM]}"
                 row |= _write(folder, stem, seen, subject, wanted)
-                row["page"] = page
                 shown.append(_shown(row, seen, wanted, other, known))
                 progress.update(first + place + 1)
             facts = None

@@ -168,6 +168,7 @@ function view(box) {
       canvas.addEventListener("keydown", step);
       canvas.addEventListener("click", (event) => {
         const area = canvas.getBoundingClientRect();
+        picture.focus({ preventScroll: true });  // so that arrow keys go on from there, and Escape ends it
         ask(Math.floor((event.clientY - area.top) / area.height * data.grid[0]),
             Math.floor((event.clientX - area.left) / area.width * data.grid[1]));
       });
