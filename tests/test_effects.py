@@ -551,7 +551,7 @@ def test_duplicates_are_looked_for_below_a_hundred_thousand(
     train, test = Split(items, np.zeros(count - 2, np.int64)), Split(items, np.zeros(2, np.int64), np.arange(2))
     dataset = Dataset("many", "many", ("a",), False, {"train": train, "test": test}, "given")
     calls: list[Dataset] = []
-    monkeypatch.setattr(shelf, "open_data", lambda _: dataset)
+    monkeypatch.setattr(shelf, "open_data", lambda _, **__: dataset)
     monkeypatch.setattr(
         "patchword.training.pictures.find_duplicates", lambda given, **_: (calls.append(given), Duplicates(()))[1]
     )
