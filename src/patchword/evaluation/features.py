@@ -7,13 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchword.core.errors import DivergedError
 from patchword.core.processes import Processes
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch
 from patchword.data.store import Store
 from patchword.evaluation.memory import remembered
-from patchword.evaluation.predict import look_at_all, why_unreadable
+from patchword.evaluation.predict import check_finite, look_at_all, why_unreadable
 from patchword.models.contract import Model
 
 
@@ -79,8 +78,7 @@ def features_of(
         )
         values = together.add(values)  # each row is zeros everywhere but in one process
         values[list(unreadable)] = 0
-        if not np.isfinite(values).all():
-            raise DivergedError(f"{model.name} gives features that are not finite: its weights have been spoiled")
+        check_finite(model, values, "features")
         readable = torch.ones(len(split), dtype=torch.uint8)
         readable[list(unreadable)] = 0
         return {"features": torch.from_numpy(values), "readable": readable}

@@ -66,10 +66,10 @@ def predict(
     return Predictions(logits, split.labels, unreadable)
 
 
-def check_finite(model: Model, outputs: np.ndarray) -> None:
+def check_finite(model: Model, values: np.ndarray, what: str = "outputs") -> None:
     """Raise `DivergedError` where a number that the model gave is none to work with."""
-    if not np.isfinite(outputs).all():
-        raise DivergedError(f"{model.name} gives outputs that are not finite: its weights have been spoiled")
+    if not np.isfinite(values).all():
+        raise DivergedError(f"{model.name} gives {what} that are not finite: its weights have been spoiled")
 
 
 def look_at_all(

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from patchword.core.errors import DivergedError
 from patchword.core.processes import Processes
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch
 from patchword.data.store import Store
 from patchword.evaluation.metrics import Z95
-from patchword.evaluation.predict import look_at_all
+from patchword.evaluation.predict import check_finite, look_at_all
 from patchword.models.chance import Chance, drawing_from
 from patchword.models.contract import Model
 from patchword.training.objectives import Objective
@@ -45,8 +44,7 @@ def measure(
         model, split, look, store=store, batch_size=batch_size, workers=workers, stop=stop, world=world, threads=threads
     )
     found = np.delete(world.add(found), list(unreadable), axis=0)
-    if not np.isfinite(found).all():
-        raise DivergedError(f"{model.name} gives losses that are not finite: its weights have been spoiled")
+    check_finite(model, found, "losses")
     loss, value = found.mean(axis=0).tolist()
     half = Z95 * float(found[:, 1].std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 1.0
     return {
