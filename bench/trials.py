@@ -76,9 +76,9 @@ def main() -> None:
         folder = out / f"{name.replace(', ', '-').replace(' ', '-')}-{budget:g}"
         if (not only or name in only) or (folder / "result.json").is_file():
             if share := FIRST.get(name):
-                train(folder.with_name(f"{folder.name}-first"), base, changes, share * budget)
-                started = [f'init="{folder.with_name(f"{folder.name}-first")}"', "image_size=[32,32]"]
-                train(folder, base, started, (1 - share) * budget)
+                first = folder.with_name(f"{folder.name}-first")
+                train(first, base, changes, share * budget)
+                train(folder, base, [f'init="{first}"', "image_size=[32,32]"], (1 - share) * budget)
             else:
                 train(folder, base, changes, budget)
             rows.append((name, changes, figures(folder)))
