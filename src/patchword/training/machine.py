@@ -13,8 +13,9 @@ from patchword.models.contract import Model
 from patchword.models.cost import Cost
 from patchword.training.recipe import Recipe
 
-_ROWS = 1600
-"""Tokens of all images of a micro-batch together."""
+_ROWS, _NUMBERS = 1600, 2**18
+"""Tokens of all images of a micro-batch together, and what they are when written out, where that is more: narrow models
+take longer for each operation's call than for its work."""
 _PIXELS = 1_000_000
 """Of all images of a micro-batch together, in a convolutional network."""
 _NORM_BATCH = 16
@@ -68,7 +69,8 @@ def comfortable_micro_batch(model: Model, batch_size: int, threads: int) -> int:
         fewest = _NORM_BATCH if model.has_batch_norm else 1
         return min(batch_size, max(fewest, min(64, _PIXELS // (height * width))))
     tokens = 64 if model.grid is None else model.grid[0] * model.grid[1]
-    parts = -(-batch_size // max(1, min(64, _ROWS // tokens)))
+    rows = max(_ROWS, _NUMBERS // model.num_features)
+    parts = -(-batch_size // max(1, min(64, rows // tokens)))
     parts = min(batch_size, -(-parts // threads) * threads)
     return -(-batch_size // parts)
 
