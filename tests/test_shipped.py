@@ -1,5 +1,6 @@
 """Weights that come with the package: whole, small, told of; taken where they fit and nowhere else."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,33 @@ def test_auto_sees_small_pictures_at_the_next_multiple_of_eight(
 ) -> None:
     data = write_pictures(tmp_path / "pictures", ("ant", "bee"), 8, side)
     scratch, finetune = (recipes.load(name, {"data": str(data), "init": "auto"}) for name in ("scratch", "finetune"))
-    decided, said = start.decide_start(scratch, finetune, open_data(str(data)), lambda _: None)
+    asked: list[str] = []
+
+    def with_weights(found: str) -> recipes.Recipe:
+        asked.append(found)
+        return dataclasses.replace(finetune, init=found)
+
+    decided, said = start.decide_start(scratch, with_weights, open_data(str(data)), lambda _: None)
+    assert asked == ["auto"] + ["shipped:tiny"] * (size is not None)
     assert (decided.init, decided.image_size) == (("none", (0, 0)) if size is None else ("shipped:tiny", (size, size)))
     assert "from nothing" in said if size is None else "tiny" in said
+
+
+def test_what_muon_has_trained_is_fine_tuned_by_muon(ours: Path, small_pictures: Path) -> None:
+    """The weights of the package, and a run whose recipe says so; and so on from run to run. All else by AdamW."""
+
+    def trained(out: str, **options: Any) -> tuple[Path, recipes.Recipe]:
+        run = pw.train(str(small_pictures), steps=1, out=str(ours / out), **options)
+        return run, recipes.load(str(run / "recipe.toml"))
+
+    first, by_muon = trained("first")
+    assert (by_muon.name, by_muon.optimizer.name, by_muon.init) == ("finetune/muon", "muon", "shipped:tiny")
+    assert trained("second", init=str(first))[1].name == "finetune/muon"
+    nothing, scratch = trained("nothing", init="none", model="ViT-At/8")
+    assert (scratch.name, scratch.optimizer.name) == ("scratch", "adamw")
+    assert trained("after", init=str(nothing))[1].name == "finetune"
+    (nothing / "recipe.toml").write_text("optimizer = 3")
+    assert start.preset_for(str(nothing)) == "finetune"
 
 
 def test_auto_takes_them_for_their_own_architecture(ours: Path, small_pictures: Path) -> None:

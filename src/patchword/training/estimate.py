@@ -91,15 +91,15 @@ class Estimate:
         return tpu_core_days(self.train_flops)
 
 
-def estimate(recipe: Recipe, with_weights: Recipe | None = None, shelf: Shelf | None = None) -> Estimate:
+def estimate(recipe: Recipe, shelf: Shelf | None = None) -> Estimate:
     """What the run of a recipe will take on this machine, in one process; takes a few seconds itself.
 
-    `with_weights` and `shelf` are as for `run`. Raises what the run would raise before its first step.
+    `shelf` is as for `run`. Raises what the run would raise before its first step.
     """
     keep_memory()
     began = time.perf_counter()
     world = Processes()
-    _, opened, prepared, note = settle(recipe, with_weights, shelf, world)
+    _, opened, prepared, note = settle(recipe, None, shelf, world)
     trial = _Trial(Path(), opened, prepared, None, StopFlag(), None, world, note, shelf)
     return trial.estimated(opening=time.perf_counter() - began)
 

@@ -64,16 +64,16 @@ def run(
     *,
     restart: bool = False,
     publish: Callable[[Path], object] | None = None,
-    with_weights: Recipe | None = None,
+    with_weights: Callable[[str], Recipe] | None = None,
     shelf: Shelf | None = None,
 ) -> Path:
     """Train as `recipe` says and leave everything in a run folder, whose path is returned.
 
     A folder that holds the same run, unfinished, is resumed; finished, it is left as it is; another recipe in it is a
     `UsageError`. `restart` moves what is there aside. On a fault or a signal, `result.json` says so before the error is
-    raised. `publish` is called with the folder whenever it has a new result: it writes the page. `with_weights` is what is
-    asked for in the place of `recipe` where `init=auto` finds weights. `shelf` is what the runs of a study share, which
-    has told then what there is to tell before a run.
+    raised. `publish` is called with the folder whenever it has a new result: it writes the page. `with_weights` gives what
+    is asked for in the place of `recipe` where `init=auto` finds weights, for their address. `shelf` is what the runs of a
+    study share, which has told then what there is to tell before a run.
     """
     keep_memory()
     flag = StopFlag()
@@ -88,7 +88,7 @@ def _run(
     publish: Callable[[Path], object] | None,
     flag: StopFlag,
     world: Processes,
-    with_weights: Recipe | None,
+    with_weights: Callable[[str], Recipe] | None,
     shelf: Shelf | None,
 ) -> Path:
     if out is not None:
@@ -113,7 +113,7 @@ def _run(
 
 def settle(
     recipe: Recipe,
-    with_weights: Recipe | None,
+    with_weights: Callable[[str], Recipe] | None,
     shelf: Shelf | None,
     world: Processes,
     out: Path | None = None,

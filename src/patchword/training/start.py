@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchword.core import config
+from patchword.core import config, files
 from patchword.core.errors import DataError, PatchwordError, UsageError
 from patchword.core.preprocessing import Preprocessing
 from patchword.core.progress import say
@@ -25,6 +25,7 @@ from patchword.training.objectives import UNLABELLED, start_at_prior
 from patchword.training.objectives.choose import check_objective, label_counts
 from patchword.training.pictures import Pictures, look_at, natural_size
 from patchword.training.recipe import Recipe, load
+from patchword.training.run_folder import RECIPE
 from patchword.training.tune import tune
 from patchword.weights import hub, shipped
 from patchword.weights.adapt import adapt
@@ -36,17 +37,21 @@ _FIRST_LOOK = 2000
 
 
 def decide_start(
-    recipe: Recipe, with_weights: Recipe | None, dataset: Dataset, published: Callable[[str], str | None]
+    recipe: Recipe,
+    with_weights: Callable[[str], Recipe] | None,
+    dataset: Dataset,
+    published: Callable[[str], str | None],
 ) -> tuple[Recipe, str]:
     """What `init=auto` comes to, and a sentence that says it.
 
     Weights of the package where architecture and size fit, else those of the hub for a model that is named, from its cache or
-    if it answers soon, else nothing. `with_weights` is the same request with the recipe for weights; None: the one that there
-    is serves both. `published` gives the address of a model's weights.
+    if it answers soon, else nothing. `with_weights` gives the same request with the recipe for the weights of an address, or for
+    any (`auto`); None: the one that there is serves all. `published` gives the address of a model's weights.
     """
     if recipe.init != "auto":
         return recipe, ""
-    other = with_weights or recipe
+    request = with_weights or (lambda init: dataclasses.replace(recipe, init=init))
+    other = request(recipe.init)
     pictures, wanted = look_at(dataset.splits["train"]), dict(other.model)
     stride, whole = SHIPPED_STRIDE, ""
     if name := wanted.pop("name", None):
@@ -58,14 +63,23 @@ def decide_start(
     found = shipped.fitting(wanted, size) if not any(side % stride for side in size) else None
     if found is not None:
         note = f"starting from weights that come with patchword, {found} (--init none starts from nothing)"
-        return dataclasses.replace(other, init=shipped.PREFIX + found, image_size=size), note
+        return dataclasses.replace(request(shipped.PREFIX + found), image_size=size), note
     if whole and (address := published(whole)) is not None:
         note = f"starting from {address} (--init none starts from nothing)"
-        return dataclasses.replace(other, init=address), note
+        return request(address), note
     silent = ", and the hub does not answer" if whole in hub.PUBLISHED else ""
     return dataclasses.replace(recipe, init="none"), (
         f"starting from nothing: no weights that come with patchword fit{silent} (--init RUN takes those of another run)"
     )
+
+
+def preset_for(init: str) -> str:
+    """The preset that fine-tunes the weights at `init`: by Muon what was trained by Muon, whose weights AdamW is slow to move."""
+    stored = files.at_home(init) / RECIPE
+    if stored.is_file():
+        with contextlib.suppress(PatchwordError):  # what is wrong with the folder is said where it is taken
+            return "finetune/muon" if load(str(stored)).optimizer.name == "muon" else "finetune"
+    return "finetune/muon" if init.startswith(shipped.PREFIX) else "finetune"
 
 
 def published_weights(model: str, stored: Path | None) -> str | None:

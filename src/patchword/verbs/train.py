@@ -73,6 +73,7 @@ def train(
     from patchword.training import recipe as recipes
     from patchword.training.run import result_sentence, run
     from patchword.training.run_folder import PAGE
+    from patchword.training.start import preset_for
 
     changes: dict[str, Any] = config.parse_assignments(assignments(set))
     named = changes.get("model")
@@ -110,10 +111,13 @@ def train(
     if seed is not None:
         over["seed"] = seed
     wanted = config.merge(changes, over)
-    chosen = recipes.load(str(recipe or "") or ("finetune" if starts_from_weights else "scratch"), wanted)
-    other = recipes.load("finetune", wanted) if init == "auto" and recipe is None else None
+    chosen = recipes.load(str(recipe or "") or (preset_for(str(init)) if starts_from_weights else "scratch"), wanted)
+
+    def with_weights(found: str) -> recipes.Recipe:
+        return recipes.load(preset_for(found), {**wanted, "init": found})
+
     place = None if out is None else Path(out)
-    folder = run(chosen, place, restart=restart, publish=write_report, with_weights=other)
+    folder = run(chosen, place, restart=restart, publish=write_report, with_weights=None if recipe else with_weights)
     if sentence := result_sentence(folder):
         say(sentence)
     say(f"the report is {folder / PAGE}")
