@@ -68,7 +68,7 @@ def explain(
     from patchword.core import files
     from patchword.core.progress import Progress
     from patchword.core.runtime import versions
-    from patchword.explanation import maps
+    from patchword.explanation import faithfulness, maps
     from patchword.explanation.facts import facts_of
     from patchword.explanation.known import KnownPictures
     from patchword.explanation.picture import look
@@ -86,7 +86,8 @@ def explain(
     known = None if data is None else KnownPictures(loaded, str(data))
     rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     count = -(-len(rows) // _PER_PAGE)
-    with Progress("explaining", len(rows)) as progress:
+    checks = faithfulness.steps(min(_PER_PAGE, len(rows))) if check else 0
+    with Progress("explaining", len(rows) + checks) as progress:
         for number in range(count):
             first, last = number * _PER_PAGE, min((number + 1) * _PER_PAGE, len(rows))
             pixels = _read(loaded, rows[first:last])
@@ -101,7 +102,7 @@ def explain(
                 stem = f"{first + place + 1:03d}-{Path(row['image']).stem[:_LONGEST_STEM]}"
                 row |= _write(folder, stem, seen, subject, wanted)
                 shown.append(_shown(row, seen, wanted, other, known))
-                progress.update(first + place + 1)
+                progress.update(first + place + 1 + (checks if number else 0))
             facts = None
             if number == 0:
                 tell = functools.partial(_tell_check, progress, last)
@@ -113,7 +114,7 @@ def explain(
             pages.write_page(
                 folder, subject, shown, bad, facts, number=number, count=count, version=versions()["patchword"]
             )
-            progress.update(last)
+            progress.update(last + checks)
     return rows
 
 
@@ -179,7 +180,7 @@ def _read(model: "Model", rows: list[dict[str, Any]]) -> "dict[int, np.ndarray]"
 
 
 def _says(seen: "Look", labels: tuple[str, ...]) -> "Says":
-    order = seen.probabilities.argsort(kind="stable")[::-1][:_SAID]
+    order = (-seen.probabilities).argsort(kind="stable")[:_SAID]
     return [(labels[i], float(seen.probabilities[i])) for i in order.tolist()]
 
 
@@ -190,7 +191,8 @@ def _write(folder: Path, stem: str, seen: "Look", subject: "Subject", wanted: in
     from patchword.core import files
     from patchword.explanation import overlay
 
-    chosen = seen.chosen(subject.choice, seen.place(wanted))
+    # A copy: a view would keep all maps of a picture for as long as its row.
+    chosen = np.array(seen.chosen(subject.choice, seen.place(wanted)))
     overlaid, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
     files.write_bytes(overlaid, overlay.png(overlay.overlay(seen.pixels, chosen)))
     buffer = io.BytesIO()
@@ -207,7 +209,7 @@ def _write(folder: Path, stem: str, seen: "Look", subject: "Subject", wanted: in
 
 
 def _tell_check(progress: "Progress", explained: int, done: int, total: int) -> None:
-    progress.update(explained, f"checking {done}/{total}")
+    progress.update(explained + done, f"checking {done}/{total}")
 
 
 def _name(row: dict[str, Any]) -> str:
