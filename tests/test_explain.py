@@ -472,6 +472,29 @@ def test_the_page_says_what_of_positions_is_alike(
     assert words is None or f"One small map for each patch: {words}, from the least to the most." in text
 
 
+def test_what_an_earlier_call_left_does_not_speak_for_this_one(vit: Model, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "many", ("a",), 17)
+    out = tmp_path / "out"
+    patchword.explain(vit, tmp_path / "many", out=out)
+    for name in ("report-2024-plan.html", "notes.txt"):
+        (out / name).write_text("mine")
+    patchword.explain(vit, photo(tmp_path / "b.png"), out=out, check=False)
+    names = {path.name for path in out.iterdir() if path.suffix not in (".png", ".npz")}
+    assert names == {"report.html", "report-2024-plan.html", "notes.txt"}
+
+
+@pytest.mark.parametrize(("mark", "what"), [("recipe.toml", "run"), ("study.toml", "study")])
+def test_the_page_of_a_run_or_study_is_not_written_over(mark: str, what: str, vit: Model, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for name in (mark, "report.html"):
+        (tmp_path / "runs" / name).write_text("of a run")
+    with pytest.raises(
+        UsageError, match=rf"holds a {what}, whose report.html would be lost; a folder of its own is right"
+    ):
+        patchword.explain(vit, photo(tmp_path / "a.png"), out=tmp_path / "runs")
+    assert (tmp_path / "runs/report.html").read_text() == "of a run"
+
+
 def test_a_grey_model_and_one_without_a_head(tmp_path: Path) -> None:
     picture = photo(tmp_path / "a.png")
     grey = small("early-conv", in_channels=1)

@@ -80,10 +80,10 @@ def explain(
     subject = _subject(loaded, maps.choose(loaded, map, _layer(layer), head, for_class=label is not None))
     wanted = None if label is None else _class_named(loaded, subject.labels, str(label))
     folder = Path(out) if out is not None else Path("explained") / _folder_name(model, loaded)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out {folder} is a file; a folder is right")
+    _check_folder(folder)
     other = None if beside is None else _Other(beside, None if label is None else str(label))
     known = None if data is None else KnownPictures(loaded, str(data))
+    _remove_older(folder)
     rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     count = -(-len(rows) // _PER_PAGE)
     checks = faithfulness.steps(min(_PER_PAGE, len(rows))) if check else 0
@@ -129,6 +129,27 @@ def show(rows: list[dict[str, Any]]) -> str:
         lines.append(f"{row['image']}: {answers or 'no head, no label'}  → {row['overlay']}")
     pages = dict.fromkeys(str(row["page"]) for row in rows if "page" in row)
     return "\n".join([*lines, *(f"page: {page}" for page in pages)])
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises `UsageError` for one that cannot be written to without loss."""
+    from patchword.studies.grid import SETTINGS
+    from patchword.training.run_folder import RECIPE
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file; a folder is right")
+    for what, mark in (("run", RECIPE), ("study", SETTINGS)):
+        if (folder / mark).exists():
+            raise UsageError(
+                f"--out {folder} holds a {what}, whose report.html would be lost; a folder of its own is right"
+            )
+
+
+def _remove_older(folder: Path) -> None:
+    """What would speak of other pictures or another model: further pages and the check of an earlier call."""
+    for path in [*folder.glob("report-*.html"), folder / _CHECK]:
+        if path.name == _CHECK or re.fullmatch(r"report-[0-9]+\.html", path.name):
+            path.unlink(missing_ok=True)
 
 
 def _layer(layer: str | int | None) -> "Layer | None":
