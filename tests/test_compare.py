@@ -10,15 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 import patchword
 from conftest import write_pictures
 from made import MODELS, TEST, TRAIN, made
 from patchword.core.errors import DataError, UsageError
+from patchword.data.decoding.decode import decode
 from patchword.data.sources import open_data
 from patchword.evaluation.answers import read_answers, write_answers
+from patchword.evaluation.mistakes import thumbnail
+from patchword.explanation.attention import rollout
+from patchword.explanation.maps import as_images
+from patchword.explanation.overlay import overlay
 from patchword.models.cost import cost
+from patchword.models.names import create_model
 from patchword.reports import run as pages
 from patchword.reports.study import command, warnings, write_study
 from patchword.studies import compare as studies
@@ -28,6 +35,7 @@ from patchword.studies.question import Question, ask, skeleton
 from patchword.training import loop
 from patchword.training.pictures import open_training_data
 from patchword.training.recipe import Budget
+from patchword.weights.io import save_model
 
 SMALL = {"model": {"depth": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 16, "units": [1]}, "batch_size": 8}
 
@@ -299,6 +307,41 @@ def test_disagreements_are_right_always_and_wrong_always(study: studies.Study, t
         assert expected[int(picture["name"].split("/")[-1].removesuffix(".jpg"))]
         assert picture["thumbnail"].startswith("data:image/jpeg;base64,")
         assert set(picture["said"]) == set(MODELS)
+
+
+def test_where_models_disagree_the_page_shows_where_each_looked(tmp_path: Path) -> None:
+    """With the weights of the first seed that left some; a model that left none has its answers alone."""
+    study = made(tmp_path, seeds=2, sizes=(300, 0))
+    attends, convolves, gone, lost = MODELS
+    models = {}
+    for name, seed in ((attends, 1), (convolves, 0), (convolves, 1)):
+        torch.manual_seed(seed)
+        models[name, seed] = create_model(name, 5, 64)
+        save_model(models[name, seed], tmp_path / study.cell(name, 0, seed).place / "model")
+    found = json.loads(json.dumps(answer(study)))["disagreements"]
+    words = "attention rollout"
+    assert found["maps"] == {attends: words, convolves: words, gone: None, lost: None}
+    assert len(found["pictures"]) == 8
+    for row in found["pictures"]:
+        index = int(row["name"].split("/")[-1].removesuffix(".jpg"))
+        for name, model in ((attends, models[attends, 1]), (convolves, models[convolves, 0])):
+            pixels = model.preprocessing.fit(decode(study.dataset.splits["test"].read(index), 3))
+            values = rollout(model, as_images(model, pixels[None]))[0].numpy()
+            assert row["maps"][name] == thumbnail(overlay(pixels, values))
+        assert row["maps"][gone] is row["maps"][lost] is None
+    page = write_study(write_answer(study)).read_text()
+    sources = [attrs["src"] for tag, attrs in Texts(page).tags if tag == "img"]
+    shown = [[row["thumbnail"], row["maps"][attends], row["maps"][convolves]] for row in found["pictures"]]
+    assert sources == [source for each in shown for source in each]
+    assert "bright where it looked (attention rollout), with the weights of its first seed." in page
+    # What is no picture is not shown, and a file from before the maps has its page, too.
+    told = json.loads((tmp_path / "study.json").read_text())
+    told["disagreements"]["pictures"][0]["maps"][attends] = "https://example.org/a.png"
+    del told["disagreements"]["pictures"][1]["maps"]
+    (tmp_path / "study.json").write_text(json.dumps(told))
+    page = write_study(tmp_path).read_text()
+    assert "example.org" not in page
+    assert [tag for tag, _ in Texts(page).tags].count("img") == len(sources) - 3
 
 
 def test_fronts_hold_whom_nobody_beats(table: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import re
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from browser import Browser, browser
 from conftest import write_pictures
 from patchword import cli
 from patchword.core.errors import DivergedError, UsageError
+from patchword.core.progress import Progress
 from patchword.data.decoding.decode import decode
 from patchword.data.sources import open_data
 from patchword.evaluation.mistakes import thumbnail
@@ -394,6 +397,102 @@ def test_many_pictures_come_page_by_page(tmp_path: Path) -> None:
     assert "Filters" in first.text
     assert "Filters" not in last.text
     assert [attrs["aria-current"] for _, attrs in last.found if "aria-current" in attrs] == ["page"] * 2
+
+
+def test_of_many_pictures_eight_are_kept_and_of_those_before_their_maps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Look] = weakref.WeakSet()
+    counts = []
+
+    def watched(*arguments: Any) -> Iterator[Look]:
+        for seen in look(*arguments):
+            alive.add(seen)
+            counts.append(len(alive))
+            yield seen
+
+    monkeypatch.setattr("patchword.explanation.picture.look", watched)
+    model = model_of("hybrid")
+    write_pictures(tmp_path / "many", ("a",), 20)
+    patchword.explain(model, tmp_path / "many", out=tmp_path / "out", check=False)
+    assert len(counts) == 20
+    assert max(counts) <= 9  # a page, and the last one of the page before
+    asked: tuple[dict[str, Any], ...] = (
+        {"map": "rollout"},
+        {"map": "class"},
+        {"layer": 1},
+        {"layer": 1, "head": 2},
+        {"map": "gradcam"},
+    )
+    for options in asked:
+        [row] = patchword.explain(model, photo(tmp_path / "a.png"), out=tmp_path / "out", check=False, **options)
+        assert row["map"].base is None, options  # a view would keep the maps of all layers and heads
+
+
+def test_progress_counts_the_check(
+    vit: Model, pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that what is left is not "under 1 s" while the check goes on."""
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(Progress, "update", lambda self, done, detail="": told.append((done, self.total)))
+    patchword.explain(vit, pair, out=tmp_path / "out")
+    assert [done for done, _ in told] == [1, 2, *range(3, 12), 11]  # one for the drawn pictures, four for each of two
+    assert {total for _, total in told} == {11}
+    told.clear()
+    patchword.explain(vit, pair, out=tmp_path / "out", check=False)
+    assert told == [(1, 2), (2, 2), (2, 2)]
+
+
+def test_of_answers_that_are_equal_the_first_class_comes_first(pair: list[Path], tmp_path: Path) -> None:
+    """In the list as in the maps; a new model gives all classes the same."""
+    model = model_of()
+    model.replace_head(5)
+    model.labels = LABELS
+    [row] = patchword.explain(model, pair[0], out=tmp_path / "out", check=False)
+    assert [each["label"] for each in row["predictions"]] == list(LABELS)
+    with np.load(row["arrays"]) as saved:
+        assert saved["labels"].tolist() == list(LABELS[:3])
+
+
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [
+        ("1d", "how alike its position embedding is to those of all others"),
+        ("relative", "how alike the keys with which it meets all tokens are to those of all others"),
+        ("rope", "how alike its queries and keys are turned to those of all others"),
+        ("none", None),
+    ],
+)
+def test_the_page_says_what_of_positions_is_alike(
+    position: str, words: str | None, pair: list[Path], tmp_path: Path
+) -> None:
+    patchword.explain(model_of(position=position), pair[0], out=tmp_path / "out", check=False)
+    text = page_of(tmp_path / "out").text
+    assert ("Positions" in text) == (words is not None)
+    assert words is None or f"One small map for each patch: {words}, from the least to the most." in text
+
+
+def test_what_an_earlier_call_left_does_not_speak_for_this_one(vit: Model, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "many", ("a",), 17)
+    out = tmp_path / "out"
+    patchword.explain(vit, tmp_path / "many", out=out)
+    for name in ("report-2024-plan.html", "notes.txt"):
+        (out / name).write_text("mine")
+    patchword.explain(vit, photo(tmp_path / "b.png"), out=out, check=False)
+    names = {path.name for path in out.iterdir() if path.suffix not in (".png", ".npz")}
+    assert names == {"report.html", "report-2024-plan.html", "notes.txt"}
+
+
+@pytest.mark.parametrize(("mark", "what"), [("recipe.toml", "run"), ("study.toml", "study")])
+def test_the_page_of_a_run_or_study_is_not_written_over(mark: str, what: str, vit: Model, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for name in (mark, "report.html"):
+        (tmp_path / "runs" / name).write_text("of a run")
+    with pytest.raises(
+        UsageError, match=rf"holds a {what}, whose report.html would be lost; a folder of its own is right"
+    ):
+        patchword.explain(vit, photo(tmp_path / "a.png"), out=tmp_path / "runs")
+    assert (tmp_path / "runs/report.html").read_text() == "of a run"
 
 
 def test_a_grey_model_and_one_without_a_head(tmp_path: Path) -> None:

@@ -409,6 +409,12 @@ def test_what_there_is_not_is_one_sentence() -> None:
         attention(model_of(pool="map"), batch, 7)
     with wrong("has no head 3; its heads are 0 to 2"):
         attention(vit, batch, 0, head=3)
+    for pool, layers in (("token", "its only layer is 0$"), ("map", "its layers are 0 and pool$")):
+        single = model_of(depth=1, num_heads=1, pool=pool)
+        with wrong(layers):
+            attention(single, batch, 1)
+        with wrong("its only head is 0$"):
+            attention(single, batch, 0, head=1)
     with wrong(r"has no patch \(11, 0\) \(row, column\); its grid is 11×7, from \(0, 0\)"):
         rollout(vit, batch, (11, 0))
     with wrong("the probe alone asks; no patch does"):

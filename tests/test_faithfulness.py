@@ -294,6 +294,17 @@ def test_a_map_no_better_than_chance_is_called_so() -> None:
     assert "say little of it." not in said["sentence"]
     assert said["sentence"].endswith("The map of the mirrored picture is no more like it than that of another picture.")
 
+    # The middle is beaten in energy and not in pointing: the shares in the first sentence are not left to speak alone.
+    energy = Figure("energy", True, draw.random(20) + 2, same)
+    half = Figure(
+        "pointing", True, draw.random(20) + 2, {**same, "centre": draw.random(20) + 3, "untrained": draw.random(20) + 2}
+    )
+    said = truth_of((energy, half), Choice("rollout"))
+    assert said["sentence"].endswith(
+        " In pointing it is no better than the middle or an untrained network, within the interval."
+    )
+    assert said["fails"]
+
     few = [first_of(figure, 5) for figure in figures]
     said = truth_of(tuple(few), Choice("rollout"))
     assert {row["verdict"] for row in said["rows"]} == {"too few pictures to say"}

@@ -228,13 +228,13 @@ def check_layer(model: ViT, layer: Layer, head: int | None = None) -> str:
     """The name of a layer's attention in `model.walk`; raises `UsageError` for a layer or head that there is not."""
     depth, heads = model.config.depth, model.config.num_heads
     if head is not None and not 0 <= head < heads:
-        raise UsageError(f"{model.name} has no head {head}; its heads are 0 to {heads - 1}")
+        raise UsageError(f"{model.name} has no head {head}; {_there_are('head', heads)}")
     if layer == "pool" and model.attention_pool is not None:
         return "pool/attention"
     if isinstance(layer, int) and 0 <= layer < depth:
         return f"block_{layer:02d}/attention"
-    known = f"0 to {depth - 1}" + (" and pool" if model.attention_pool is not None else "")
-    raise UsageError(f"{model.name} has no layer {layer}; its layers are {known}")
+    known = _there_are("layer", depth, also="" if model.attention_pool is None else " and pool")
+    raise UsageError(f"{model.name} has no layer {layer}; {known}")
 
 
 def asker(model: ViT) -> str:
@@ -255,6 +255,12 @@ def frozen(model: Model) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+def _there_are(what: str, count: int, also: str = "") -> str:
+    if count == 1 and not also:
+        return f"its only {what} is 0"
+    return f"its {what}s are {f'0 to {count - 1}' if count > 1 else '0'}{also}"
 
 
 def _asked(vit: ViT, weights: Tensor, query: Query) -> Tensor:

@@ -33,7 +33,8 @@ class Facts:
     projection: bool = True
     """Whether they are a ViT's patch projection, else a convolution's kernels."""
     positions: np.ndarray | None = None
-    """h×w×h×w."""
+    """h×w×h×w, of the kind `position`."""
+    position: str = "none"
     atlas: Atlas | None = None
 
 
@@ -75,4 +76,5 @@ def facts_of(
         heads=head_figures(model, images) if looks else None,
         even=(float(between.mean()), math.log2(model.prefix + len(between))),
         positions=position_similarity(model).numpy() if model.config.position != "none" else None,
+        position=model.config.position,
     )

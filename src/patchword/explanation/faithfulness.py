@@ -35,6 +35,7 @@ __all__ = [
     "deletion_and_insertion",
     "known_objects",
     "localisation",
+    "steps",
 ]
 
 FEWEST = 8
@@ -170,7 +171,7 @@ def check(
     drawn, new = as_images(model, pixels), untrained(model)
     theirs = named(model, drawn) if model.num_classes else None
     figures = [*localisation(choice.of(model, drawn, theirs), masks, choice.of(new, drawn, theirs))]
-    total = 1 + _SERIES * len(images)
+    total = steps(len(images))
     on_progress(1, total)
     if len(images) and classes is not None:
         maps, before = choice.of(model, images, classes), choice.of(new, images, classes)
@@ -179,6 +180,11 @@ def check(
     if len(images) > 1:
         figures += agreement(lambda those: choice.of(model, those, classes), images)
     return figures
+
+
+def steps(pictures: int) -> int:
+    """How many steps a `check` of so many pictures tells of."""
+    return 1 + _SERIES * pictures
 
 
 def untrained(model: Model, seed: int = 0) -> Model:

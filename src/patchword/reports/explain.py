@@ -31,6 +31,11 @@ _FILTERS_ACROSS = 7
 _MAPS_ACROSS = 16  # of position similarities, at most
 _MOSAIC = 640  # pixels across, about, when enlarged
 _TILE = 16  # pixels of a tile's side, about, beside which a line of one is thin
+_ALIKE = {
+    "relative": "the keys with which it meets all tokens are to those of all others",
+    "rope": "its queries and keys are turned to those of all others",
+}
+"""What of two patches is compared where none has an embedding."""
 _LINE = (128, 128, 128, 80)  # on white and on black paper: a white filter is to be seen, too
 
 
@@ -245,6 +250,7 @@ def _facts(facts: Facts) -> dict[str, Any]:
         "explained": facts.explained,
         "projection": facts.projection,
         "positions": None if facts.positions is None else _positions(facts.positions),
+        "alike": _ALIKE.get(facts.position, "its position embedding is to those of all others"),
         "atlas": None if facts.atlas is None else _atlas(facts.atlas),
     }
 

@@ -214,14 +214,14 @@ def _calibration(calibration: Fields | None) -> dict[str, Any] | None:
 
 def with_size(answer: Fields) -> Fields:
     """A mistake or a hit with the size of its thumbnail; what is no embedded picture is taken away."""
-    size = _size(answer["thumbnail"])
+    size = picture_size(answer["thumbnail"])
     if size is None:
         return Fields(answer | {"thumbnail": None, "map": None})
-    drawn = answer["map"] if _size(answer["map"]) else None
+    drawn = answer["map"] if picture_size(answer["map"]) else None
     return Fields(answer | {"width": size[0], "height": size[1], "map": drawn})
 
 
-def _size(source: str | None) -> tuple[int, int] | None:
+def picture_size(source: str | None) -> tuple[int, int] | None:
     """Width and height of an embedded picture; None for anything else."""
     match = _PICTURE.fullmatch(source or "")
     try:

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from patchword.core.files import write_text
 from patchword.reports import charts, page
-from patchword.reports.run import read_fields, with_size
+from patchword.reports.run import picture_size, read_fields, with_size
 from patchword.studies import telling
 from patchword.studies.answer import STUDY
 from patchword.training.run_folder import PAGE
@@ -167,4 +167,12 @@ def _tests(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _disagreements(answer: dict[str, Any]) -> dict[str, Any] | None:
     found = answer["disagreements"]
-    return None if found is None else {**found, "pictures": [with_size(each) for each in found["pictures"]]}
+    if found is None:
+        return None
+    pictures = []
+    for each in found["pictures"]:
+        drawn = each["maps"] or {}
+        maps = {name: drawn.get(name) if picture_size(drawn.get(name)) else None for name in each["said"]}
+        pictures.append({**with_size(each), "maps": maps})
+    words = dict.fromkeys(word for word in (found["maps"] or {}).values() if word)
+    return {**found, "pictures": pictures, "map_words": " or ".join(words)}

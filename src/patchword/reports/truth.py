@@ -50,8 +50,12 @@ def _verdict(beaten: dict[str, bool | None]) -> str:
     lost = [words for control, words in _CONTROLS.items() if beaten.get(control) is False]
     if not lost:
         return "better than each"
-    *others, last = lost
-    return f"no better than {', '.join(others)} or {last}" if others else f"no better than {last}"
+    return f"no better than {_either(lost)}"
+
+
+def _either(words: list[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _sentence(truth: dict[str, Figure], choice: Choice) -> tuple[str, bool]:
@@ -74,6 +78,8 @@ def _sentence(truth: dict[str, Figure], choice: Choice) -> tuple[str, bool]:
         said.append("That is no better than before training: these maps show what stands out, not what was learned.")
     elif {"pointing", "energy"} <= {*lost["centre"]}:
         said.append("It does not beat the blob: an object is often in the middle anyway.")
+    elif blind := [words for control, words in _CONTROLS.items() if "pointing" in lost[control]]:
+        said.append(f"In pointing it is no better than {_either(blind)}, within the interval.")
     if {"deletion", "insertion"} <= {*lost["random"]}:
         pictures = page.count(len(truth["deletion"].values), "picture")
         said.append(f"On the {pictures} here, what it points to did not decide the answer more than random pixels.")

@@ -20,6 +20,7 @@ from patchword.data.decoding.decode import decode
 from patchword.evaluation.answers import Answers
 from patchword.evaluation.metrics import Z95
 from patchword.evaluation.mistakes import thumbnail
+from patchword.explanation.gallery import add_maps
 from patchword.models.cost import cost
 from patchword.models.names import parse_name
 from patchword.studies import floor, speed
@@ -286,7 +287,9 @@ def _tests(models: Sequence[str], cells: Cells) -> list[dict[str, Any]]:
 
 
 def _disagreements(study: Study, cells: Cells) -> dict[str, Any] | None:
-    """Test pictures that some model got right with every seed and some other with none: how many, and a few of the surest."""
+    """Test pictures that some model got right with every seed and some other with none: how many, and a few of the surest, with
+    where each model looked on them.
+    """
     split = study.dataset.splits["test" if "test" in study.dataset.splits else "validation"]
     given = {name: [each for each in cells.answers(name) if each is not None] for name in study.question.models}
     given = {name: answers for name, answers in given.items() if answers}
@@ -315,8 +318,15 @@ def _disagreements(study: Study, cells: Cells) -> dict[str, Any] | None:
         except DecodeError:
             picture = None
         said = {name: _most_often([each.predicted[index] for each in answers]) for name, answers in given.items()}
-        rows.append({"name": first.pictures[index], "label": first.labels[index], "thumbnail": picture, "said": said})
-    return {"count": len(spread), "of": len(first.pictures), "pictures": rows}
+        label = first.labels[index]
+        rows.append({"name": first.pictures[index], "label": label, "thumbnail": picture, "said": said, "maps": {}})
+    words: dict[str, str | None] = {}
+    for name in given:
+        folder, seen = cells.trained(name), [{"index": index} for index in chosen]
+        words[name] = None if folder is None or not seen else add_maps(load_model(folder), split, seen)
+        for row, each in zip(rows, seen, strict=True):
+            row["maps"][name] = each.get("map")
+    return {"count": len(spread), "of": len(first.pictures), "maps": words, "pictures": rows}
 
 
 def _most_often(said: Sequence[str | None]) -> str | None:

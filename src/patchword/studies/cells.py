@@ -4,6 +4,7 @@ Letters: S sizes, k seeds.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from patchword.studies import floor
 from patchword.studies.compare import Study
 from patchword.studies.grid import Outcome
 from patchword.studies.statistics import PowerLaw, fit_power_law
-from patchword.training.run_folder import ANSWERS
+from patchword.training.run_folder import ANSWERS, MODEL
 
 
 class Cells:
@@ -80,3 +81,9 @@ class Cells:
             None if outcome is None or outcome.value is None else read_answers(outcome.folder / ANSWERS)
             for outcome in outcomes
         ]
+
+    def trained(self, model: str) -> Path | None:
+        """The run at the largest size whose weights stand for the model: that of the first seed that left any."""
+        outcomes = [self.outcome(model, self.question.sizes[-1], seed) for seed in range(self.question.seeds)]
+        folders = [outcome.folder for outcome in outcomes if outcome is not None and outcome.value is not None]
+        return next((folder for folder in folders if (folder / MODEL).is_dir()), None)

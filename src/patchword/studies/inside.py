@@ -4,9 +4,11 @@ embeddings know rows and columns (section 4.5, Figure 7).
 Letters: L layers, H heads.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from patchword.core.picture import DecodeError
@@ -23,6 +25,7 @@ from patchword.weights import shipped
 from patchword.weights.io import load_model
 
 DEPTH, GRID, LINES = "depth", "grid", "lines"
+_CONTROLS = 3
 _PICTURES = 128
 """That attention distances are the mean over, as in the paper."""
 
@@ -66,6 +69,7 @@ def _first(model: Model, split: Split) -> np.ndarray:
     return np.stack(found)
 
 
+@functools.cache  # weights in the package do not change, and a study asks after each of its runs
 def shipped_depth() -> str:
     """What the weights that come with the package say about distance and depth, over drawn pictures."""
     lines = []
@@ -74,27 +78,41 @@ def shipped_depth() -> str:
             lines.append(f"{name} has a single layer, and so no trend")
             continue
         pixels, _ = known_objects(model.image_size, model.in_channels)
-        found = depth_trend(head_figures(model, as_images(model, pixels)).distance)
+        images = as_images(model, pixels)
+        found = depth_trend(head_figures(model, images).distance)
         lines.append(
-            f"in {name} distance and depth correlate by {found.correlation:.2f}, and so they do in {found.p_value:.3f} of the "
-            "orders of its layers"
+            f"in {name} distance ({found.layers[0]:.1f} px in the first layer, {found.layers[-1]:.1f} in the last) and depth "
+            f"correlate by {found.correlation:.2f}, untrained by {_untrained(DEPTH, model, images):.2f}, and by as much in "
+            f"{found.p_value:.3f} of the orders of its layers"
         )
     return _told(lines)
 
 
+@functools.cache
 def shipped_lines() -> str:
-    """What they say about position embeddings."""
+    """What they say about position embeddings, where these are learned."""
     lines = []
     for name, model in _shipped():
         if model.config.position != "1d" or min(model.grid) < 3:
             continue
         found = grid_structure(position_table(model).numpy(), model.grid)
         lines.append(
-            f"in {name} rows and columns explain {found.additive:.2f} of the variance, {found.additive_by_chance:.2f} of that "
-            f"of shuffled patches (p = {found.additive_p:.3f}), and patches of a line are more alike by {found.aligned:.2f} "
-            f"(p = {found.aligned_p:.3f})"
+            f"in {name} rows and columns explain {found.additive:.2f} of the variance, untrained "
+            f"{_untrained(GRID, model):.2f}, of that of shuffled patches {found.additive_by_chance:.2f} "
+            f"(p = {found.additive_p:.3f}), and patches of a line are more alike by {found.aligned:.2f}, untrained by "
+            f"{_untrained(LINES, model):.2f} (p = {found.aligned_p:.3f})"
         )
     return _told(lines)
+
+
+def _untrained(name: str, model: ViT, images: Tensor | None = None) -> float:
+    """The mean of a figure over the same network with new weights of three seeds; positions need no images."""
+    found = []
+    for seed in range(_CONTROLS):
+        new = untrained(model, seed)
+        assert isinstance(new, ViT)
+        found.append(FIGURES[name](new, torch.empty(0) if images is None else images))
+    return float(np.mean(found))
 
 
 def _shipped() -> list[tuple[str, ViT]]:

@@ -68,7 +68,7 @@ def explain(
     from patchword.core import files
     from patchword.core.progress import Progress
     from patchword.core.runtime import versions
-    from patchword.explanation import maps
+    from patchword.explanation import faithfulness, maps
     from patchword.explanation.facts import facts_of
     from patchword.explanation.known import KnownPictures
     from patchword.explanation.picture import look
@@ -80,13 +80,14 @@ def explain(
     subject = _subject(loaded, maps.choose(loaded, map, _layer(layer), head, for_class=label is not None))
     wanted = None if label is None else _class_named(loaded, subject.labels, str(label))
     folder = Path(out) if out is not None else Path("explained") / _folder_name(model, loaded)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out {folder} is a file; a folder is right")
+    _check_folder(folder)
     other = None if beside is None else _Other(beside, None if label is None else str(label))
     known = None if data is None else KnownPictures(loaded, str(data))
+    _remove_older(folder)
     rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     count = -(-len(rows) // _PER_PAGE)
-    with Progress("explaining", len(rows)) as progress:
+    checks = faithfulness.steps(min(_PER_PAGE, len(rows))) if check else 0
+    with Progress("explaining", len(rows) + checks) as progress:
         for number in range(count):
             first, last = number * _PER_PAGE, min((number + 1) * _PER_PAGE, len(rows))
             pixels = _read(loaded, rows[first:last])
@@ -101,7 +102,7 @@ def explain(
                 stem = f"{first + place + 1:03d}-{Path(row['image']).stem[:_LONGEST_STEM]}"
                 row |= _write(folder, stem, seen, subject, wanted)
                 shown.append(_shown(row, seen, wanted, other, known))
-                progress.update(first + place + 1)
+                progress.update(first + place + 1 + (checks if number else 0))
             facts = None
             if number == 0:
                 tell = functools.partial(_tell_check, progress, last)
@@ -113,7 +114,7 @@ def explain(
             pages.write_page(
                 folder, subject, shown, bad, facts, number=number, count=count, version=versions()["patchword"]
             )
-            progress.update(last)
+            progress.update(last + checks)
     return rows
 
 
@@ -128,6 +129,27 @@ def show(rows: list[dict[str, Any]]) -> str:
         lines.append(f"{row['image']}: {answers or 'no head, no label'}  → {row['overlay']}")
     pages = dict.fromkeys(str(row["page"]) for row in rows if "page" in row)
     return "\n".join([*lines, *(f"page: {page}" for page in pages)])
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises `UsageError` for one that cannot be written to without loss."""
+    from patchword.studies.grid import SETTINGS
+    from patchword.training.run_folder import RECIPE
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file; a folder is right")
+    for what, mark in (("run", RECIPE), ("study", SETTINGS)):
+        if (folder / mark).exists():
+            raise UsageError(
+                f"--out {folder} holds a {what}, whose report.html would be lost; a folder of its own is right"
+            )
+
+
+def _remove_older(folder: Path) -> None:
+    """What would speak of other pictures or another model: further pages and the check of an earlier call."""
+    for path in [*folder.glob("report-*.html"), folder / _CHECK]:
+        if path.name == _CHECK or re.fullmatch(r"report-[0-9]+\.html", path.name):
+            path.unlink(missing_ok=True)
 
 
 def _layer(layer: str | int | None) -> "Layer | None":
@@ -179,7 +201,7 @@ def _read(model: "Model", rows: list[dict[str, Any]]) -> "dict[int, np.ndarray]"
 
 
 def _says(seen: "Look", labels: tuple[str, ...]) -> "Says":
-    order = seen.probabilities.argsort(kind="stable")[::-1][:_SAID]
+    order = (-seen.probabilities).argsort(kind="stable")[:_SAID]
     return [(labels[i], float(seen.probabilities[i])) for i in order.tolist()]
 
 
@@ -190,7 +212,8 @@ def _write(folder: Path, stem: str, seen: "Look", subject: "Subject", wanted: in
     from patchword.core import files
     from patchword.explanation import overlay
 
-    chosen = seen.chosen(subject.choice, seen.place(wanted))
+    # A copy: a view would keep all maps of a picture for as long as its row.
+    chosen = np.array(seen.chosen(subject.choice, seen.place(wanted)))
     overlaid, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
     files.write_bytes(overlaid, overlay.png(overlay.overlay(seen.pixels, chosen)))
     buffer = io.BytesIO()
@@ -207,7 +230,7 @@ def _write(folder: Path, stem: str, seen: "Look", subject: "Subject", wanted: in
 
 
 def _tell_check(progress: "Progress", explained: int, done: int, total: int) -> None:
-    progress.update(explained, f"checking {done}/{total}")
+    progress.update(explained + done, f"checking {done}/{total}")
 
 
 def _name(row: dict[str, Any]) -> str:
