@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,6 +172,7 @@ def test_config_builds_nested_and_typed() -> None:
     ("values", "message"),
     [
         ({"step": 3}, "unknown field step; did you mean 'steps'?"),
+        ({"inner": {"banana": 3}}, "unknown field inner.banana; known: inner.rate, inner.kind"),
         ({"inner": {"rat": 3}}, "unknown field inner.rat; did you mean 'inner.rate'?"),
         ({"steps": 3.5}, "steps=3.5 is not of the right type; it takes a whole number"),
         ({"steps": True}, "steps=True is not of the right type"),
@@ -200,9 +202,40 @@ def test_assignments_are_toml_or_strings() -> None:
     }
 
 
-def test_nearest_helps() -> None:
-    assert nearest("vit-b/16", ["ViT-B/16", "ViT-L/16"]) == "did you mean 'ViT-B/16'?"
-    assert nearest("zzz", ["one", "two"]) == "known: one, two"
+@pytest.mark.parametrize(
+    ("name", "choices", "clause"),
+    [
+        ("vit-b/16", ["ViT-B/16", "ViT-L/16"], "did you mean 'ViT-B/16'?"),
+        ("ViT-B16", ["ViT-L/16", "ViT-B/16", "R50+ViT-B/16"], "did you mean 'ViT-B/16'?"),
+        ("vit_base", ["ViT-S/8", "ViT-B/8"], "known: ViT-S/8, ViT-B/8"),
+        ("ViT-Q/16", ["ViT-S/16", "ViT-S/8", "ViT-L/16", "R50+ViT-L/16"], "did you mean 'ViT-S/16' or 'ViT-L/16'?"),
+        ("hybrid-0.2", ["speedrun/hybrid-0.02", "speedrun/hybrid-0.1"], "did you mean 'speedrun/hybrid-0.02'?"),
+        ("plain", ["plain-vit", "speedrun/plain-0.1"], "did you mean 'plain-vit'?"),
+        ("paper", ["paper-a", "scratch", "paper-b", "paper-c"], "did you mean 'paper-a', 'paper-b' or 'paper-c'?"),
+        ("sofmax", ["softmax", "sigmoid"], "did you mean 'softmax'?"),
+        ("cosin", ["linear", "cosine", "constant"], "did you mean 'cosine'?"),
+        ("cosin", ["softmax", "sigmoid"], "known: softmax, sigmoid"),
+        ("1D", ["none", "1d", "2d"], "did you mean '1d'?"),
+        ("3D", ["none", "1d", "2d"], "known: none, 1d, 2d"),
+        ("rel", ["rope", "relative"], "did you mean 'relative'?"),
+        ("re", ["rope", "relative"], "known: rope, relative"),
+        ("banana", ["anchovy", "band", "canal"], "known: anchovy, band, canal"),
+        ("tset", ["train", "test"], "did you mean 'test'?"),
+        ("猫 ", ["犬", "猫"], "did you mean '猫'?"),
+        ("", ["one", ""], "known: one, "),
+        ("zzz", [], "known: "),
+        ("a" * 10**6, ["b", "a" * 3], "known: b, aaa"),
+        ("same", [f"same-{i}" for i in range(13)], f"known: {', '.join(f'same-{i}' for i in range(13))}"),
+        ("zzz", map(str, range(15)), f"known: {', '.join(map(str, range(12)))}, … and 3 more"),
+    ],
+)
+def test_only_what_is_near_is_suggested(name: str, choices: Iterable[str], clause: str) -> None:
+    assert nearest(name, choices) == clause
+
+
+def test_a_prefix_makes_nothing_near() -> None:
+    assert nearest("lrr", ["lr", "momentum"], "optimizer.") == "did you mean 'optimizer.lr'?"
+    assert nearest("banana", ["lr", "momentum"], "optimizer.") == "known: optimizer.lr, optimizer.momentum"
 
 
 def test_words_for_time_and_size() -> None:

@@ -539,7 +539,7 @@ WRONG = [
     (["--map", "gradcam"], "has no convolutions for Grad-CAM to look at; rollout shows where it looks"),
     (["--map", "rollout", "--head", "1"], "a layer and a head are chosen for the map attention, not for rollout"),
     (["--map", "rolout"], "--map 'rolout' is not known; did you mean 'rollout'?"),
-    (["--label", "bea"], "knows no class 'bea'; did you mean 'bee'?"),
+    (["--label", "beee"], "knows no class 'beee'; did you mean 'bee'?"),
     (["--beside", "nowhere"], "nowhere holds no model"),
     (["--data", "nowhere"], "nowhere is neither a path that exists nor a named data set"),
 ]

@@ -302,6 +302,12 @@ def test_the_classes_of_a_model_are_applied(tmp_path: Path) -> None:
     assert contents(dataset) == {"test": [("test/ant/0.jpg", 2), ("test/bee/0.jpg", 1)]}
     sentence = refusal(tmp_path, classes=("bees", "ant"))
     assert "the class 'bee' of test is not among the 2 classes of the model; did you mean 'bees'?" in sentence
+    sentence = refusal(tmp_path, classes=("ant", *map(str, range(40)), "bees"))
+    assert sentence.endswith("is not among the 42 classes of the model; did you mean 'bees'?")
+    sentence = refusal(tmp_path, classes=("ant", *map(str, range(40))))
+    assert sentence.endswith(
+        "is not among the 41 classes of the model; known: ant, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, … and 29 more"
+    )
     only = fill(tmp_path / "only", bee=20)
     assert open_data(only, classes=("ant", "bee")).splits["train"].labels.tolist() == [1] * 16
 

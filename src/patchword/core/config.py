@@ -25,9 +25,7 @@ def build(kind: type[T], values: dict[str, Any], where: str = "") -> T:
     prefix = f"{where}." if where else ""
     for name in values:
         if name not in hints:
-            raise UsageError(
-                f"unknown field {prefix}{name}; {nearest(prefix + name, [prefix + hint for hint in hints])}"
-            )
+            raise UsageError(f"unknown field {prefix}{name}; {nearest(name, hints, prefix)}")
     return kind(**{name: coerce(value, hints[name], prefix + name) for name, value in values.items()})
 
 

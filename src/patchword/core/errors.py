@@ -5,6 +5,15 @@ import re
 from collections.abc import Iterable
 
 _SHOWN = 12
+_NEAR = 0.7
+"""The share of letters in order that a name has in common with what it is a slip for: of four, one may be another."""
+_LESS = 0.95
+"""What a mere beginning of a choice counts, and each likeness that skips a word of it."""
+_ABBREVIATED = 3
+"""The fewest letters that are understood as a beginning."""
+_COMPARED = 100
+"""Characters of a name; a cell of a table may have many more."""
+_WORD = re.compile(r"[^\W_]+")
 _LONGEST = 2000
 """Characters of a sentence: a table may have a cell, and so a class, of 100,000."""
 
@@ -63,19 +72,48 @@ _MOST_SIGNS = 200
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """A clause for the end of a sentence about an unknown name: the nearest choice, or what there is when none is near.
+def nearest(name: str, choices: Iterable[str], prefix: str = "") -> str:
+    """A clause for the end of a sentence about an unknown name: the nearest choices, or what there is when none is near.
+
+    All that are equally near are said. `prefix` is put before each choice, and is none of what is compared.
 
     >>> nearest("sofmax", ["softmax", "sigmoid"])
     "did you mean 'softmax'?"
+    >>> nearest("masked", ["softmax", "masked-patch", "masked-autoencoder"])
+    "did you mean 'masked-patch' or 'masked-autoencoder'?"
+    >>> nearest("banana", ["softmax", "sigmoid"])
+    'known: softmax, sigmoid'
     """
     known = list(choices)
-    folded = {choice.casefold(): choice for choice in known}
-    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {folded[close[0]]!r}?"
-    shown = known if len(known) <= _SHOWN + 2 else [*known[:_SHOWN], f"… and {len(known) - _SHOWN} more"]
+    likeness = {choice: _likeness(name, choice) for choice in known}
+    most = max(likeness.values(), default=0.0)
+    near = [repr(prefix + choice) for choice, value in likeness.items() if value == most >= _NEAR]
+    if 0 < len(near) <= _SHOWN:
+        *others, last = near
+        return f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"
+    shown = [prefix + choice for choice in known]
+    if len(known) > _SHOWN + 2:
+        shown = [*shown[:_SHOWN], f"… and {len(known) - _SHOWN} more"]
     return "known: " + ", ".join(shown)
+
+
+def _likeness(name: str, choice: str) -> float:
+    """How near a name is to a choice, or to what follows one of its words; 1: the same but for case and punctuation."""
+    name, words = "".join(_words(name)), _words(choice)
+    best = 0.0
+    for first in range(len(words)):
+        there = "".join(words[first:])
+        if name != there and len(name) >= _ABBREVIATED and there.startswith(name):
+            value = _LESS
+        else:
+            value = difflib.SequenceMatcher(None, there, name, autojunk=False).ratio()
+        best = max(best, value * _LESS**first)
+    return best
+
+
+def _words(text: str) -> list[str]:
+    """Its words without case and punctuation."""
+    return _WORD.findall(text[:_COMPARED].casefold())
 
 
 def brief(error: object) -> str:

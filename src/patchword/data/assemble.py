@@ -138,7 +138,7 @@ def _refuse_unknown(found: Found, used: dict[str, np.ndarray], classes: tuple[st
             several = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise DataError(
                 f"{found.location}: the class {unknown[0]!r}{several} of {split} is not among the {len(classes)} classes of "
-                f"the model; {nearest(unknown[0], classes[:20])}"
+                f"the model; {nearest(unknown[0], classes)}"
             )
 
 

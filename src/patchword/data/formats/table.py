@@ -142,7 +142,7 @@ class Rows:
                     if self.class_names:
                         raise DataError(
                             f"{self.source} has the label {label!r}, which is not among its {len(self.class_names)} classes; "
-                            f"{nearest(label, self.class_names[:20])}"
+                            f"{nearest(label, self.class_names)}"
                         )
                     codes[label] = len(names)
                     names.append(label)
