@@ -16,7 +16,7 @@ from typing import Any
 from bench.page import put
 from patchword.core import config, files
 from patchword.data.sources import open_data
-from patchword.evaluation.predict import look_at_all
+from patchword.evaluation.predict import Looking, look_at_all
 from patchword.models.contract import Model
 from patchword.models.vit import ViT
 from patchword.reports.run import write_report
@@ -120,12 +120,11 @@ def commonest(model: Model) -> float:
     """The share of patches of the test pictures whose colour is the one that most have: what guessing finds."""
     assert isinstance(model, ViT)
     counts: Counter[int] = Counter()
-    # One thread: `look` adds to one counter.
     look_at_all(
         model,
         open_data("cifar10").splits["test"],
         lambda _, images: counts.update(mean_colours(model, images).flatten().tolist()),
-        threads=1,
+        Looking(threads=1),  # `look` adds to one counter
     )
     return counts.most_common(1)[0][1] / counts.total()
 

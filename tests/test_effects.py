@@ -436,10 +436,10 @@ def test_the_average_is_what_is_measured_and_what_is_left(
     measured: list[tuple[str, dict[str, Tensor]]] = []
     predict = runs.predict
 
-    def recorded(model: Model, split: Split, **options: Any) -> Any:
+    def recorded(model: Model, split: Split, *how: Any, **options: Any) -> Any:
         held = {name: value.clone() for name, value in model.state_dict().items()}
         measured.append((split.name(0).split("/")[0], held))
-        return predict(model, split, **options)
+        return predict(model, split, *how, **options)
 
     monkeypatch.setattr(runs, "predict", recorded)
     recipe = plain(

@@ -77,7 +77,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
     look = runs.predict
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
-        patch.setattr(runs, "predict", lambda m, split, **rest: (seen.append(len(split)), look(m, split, **rest))[1])
+        patch.setattr(runs, "predict", lambda m, split, *a, **k: (seen.append(len(split)), look(m, split, *a, **k))[1])
         return study(data, tmp_path_factory.mktemp("quiet") / "study"), seen
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from patchword.core.errors import DataError, StoppedError, UsageError
-from patchword.core.processes import Processes
 from patchword.data.dataset import Arrays, Split
 from patchword.evaluation import memory
+from patchword.evaluation.predict import Looking
 from patchword.models.chance import Chance, drawing_from
 from patchword.models.names import create_model
 from patchword.models.position import sincos
@@ -401,8 +401,7 @@ def test_a_teachers_answers_are_in_the_order_of_the_data_sets_classes(
     monkeypatch.setattr(teacher, "load_model", lambda _: model)
     monkeypatch.setattr(teacher, "predict", lambda *_, **__: SimpleNamespace(logits=logits))
     split = Split(Arrays(np.zeros((2, 16, 16, 3), np.uint8), "x"), np.array([0, -1]))
-    asked: dict[str, Any] = {"device": "cpu", "workers": 0, "stop": lambda: False, "world": Processes()}
-    said = teacher.answers(Teacher(weights="x", temperature=4.0), split, ("ant", "bee", "cat"), **asked)
+    said = teacher.answers(Teacher(weights="x", temperature=4.0), split, ("ant", "bee", "cat"), "cpu", Looking())
     powers = np.exp(logits[:, [1, 2, 0]] / 4)
     np.testing.assert_allclose(said.numpy(), powers / powers.sum(1, keepdims=True), rtol=1e-6)
     sure = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.5, 0.5], [0.9, 0.1]])

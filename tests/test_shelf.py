@@ -33,7 +33,7 @@ def test_what_is_chosen_by_validation_does_not_look_at_test(
     seen: list[int] = []
     look = runs.predict
     monkeypatch.setattr(
-        runs, "predict", lambda model, split, **rest: (seen.append(len(split)), look(model, split, **rest))[1]
+        runs, "predict", lambda m, split, *a, **k: (seen.append(len(split)), look(m, split, *a, **k))[1]
     )
     folder = run(tiny(pictures, evaluation={"final": "validation"}), tmp_path / "trial")
     result = json.loads((folder / "result.json").read_text())

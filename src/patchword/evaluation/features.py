@@ -1,18 +1,15 @@
 """What the body of a model makes of pictures, before the head: computed once for all that is measured on it."""
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchword.core.processes import Processes
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch
-from patchword.data.store import Store
 from patchword.evaluation.memory import remembered
-from patchword.evaluation.predict import check_finite, look_at_all, why_unreadable
+from patchword.evaluation.predict import Looking, check_finite, look_at_all, why_unreadable
 from patchword.models.contract import Model
 
 
@@ -39,24 +36,11 @@ class Features:
         return Features(self.values[self.mask], self.labels[self.mask], {})
 
 
-def features_of(
-    model: Model,
-    split: Split,
-    *,
-    store: Store | None = None,
-    batch_size: int = 0,
-    workers: int = 0,
-    what: str = "computing features",
-    stop: Callable[[], bool] = bool,
-    world: Processes | None = None,
-    threads: int = 0,
-) -> Features:
+def features_of(model: Model, split: Split, how: Looking = Looking(what="computing features")) -> Features:
     """The features of each picture of a split, as evaluation sees it, or those remembered from before.
 
-    They are remembered by weights, pictures and resolution (`evaluation/memory.py`). The arguments are those of
-    `evaluation.predict.look_at_all`.
+    They are remembered by weights, pictures and resolution (`evaluation/memory.py`).
     """
-    together = world or Processes()
 
     def compute() -> dict[str, Tensor]:
         values = np.zeros((len(split), model.num_features), dtype=np.float32)
@@ -64,19 +48,8 @@ def features_of(
         def look(batch: Batch, images: Tensor) -> None:
             values[batch.ids] = model.features(images).float().cpu().numpy()
 
-        unreadable = look_at_all(
-            model,
-            split,
-            look,
-            store=store,
-            batch_size=batch_size,
-            workers=workers,
-            what=what,
-            stop=stop,
-            world=together,
-            threads=threads,
-        )
-        values = together.add(values)  # each row is zeros everywhere but in one process
+        unreadable = look_at_all(model, split, look, how)
+        values = how.world.add(values)  # each row is zeros everywhere but in one process
         values[list(unreadable)] = 0
         check_finite(model, values, "features")
         readable = torch.ones(len(split), dtype=torch.uint8)
@@ -84,8 +57,8 @@ def features_of(
         return {"features": torch.from_numpy(values), "readable": readable}
 
     shapes = {"features": (len(split), model.num_features), "readable": (len(split),)}
-    found = remembered("features", model, split, shapes, compute, world)
+    found = remembered("features", model, split, shapes, compute, how.world)
     bad = np.flatnonzero(found["readable"].numpy() == 0).tolist()
     return Features(
-        found["features"].numpy(), split.labels, {index: why_unreadable(split, store, index) for index in bad}
+        found["features"].numpy(), split.labels, {index: why_unreadable(split, how.store, index) for index in bad}
     )

@@ -14,6 +14,7 @@ from patchword.evaluation.features import Features, features_of
 from patchword.evaluation.fewshot import SEEDS, STRENGTH, draw, few_shot_accuracies
 from patchword.evaluation.metrics import wilson_interval
 from patchword.evaluation.neighbours import NEIGHBOURS, votes
+from patchword.evaluation.predict import Looking
 from patchword.evaluation.probe import FITS, linear_probe
 from patchword.models.contract import Model
 
@@ -46,8 +47,8 @@ def measure_features(
     def seen(name: str, rows: np.ndarray | None = None) -> Features:
         """The features of a split, or of some of its pictures, with labels that are positions in `known`."""
         whole = dataset.splits[name]
-        part, what = (whole if rows is None else whole.subset(rows)), f"computing features of {name}"
-        found = features_of(model, part, workers=workers, what=what, stop=stop)
+        part = whole if rows is None else whole.subset(rows)
+        found = features_of(model, part, Looking(workers=workers, stop=stop, what=f"computing features of {name}"))
         place = np.minimum(np.searchsorted(known, whole.labels), len(known) - 1)
         labels = np.where(known[place] == whole.labels, place, -1)  # −1: a class of which train has nothing
         if rows is None:

@@ -1,5 +1,6 @@
 """A model over a split or over a few pictures: every picture exactly once, in order."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -22,23 +23,30 @@ from patchword.evaluation.metrics import Predictions
 from patchword.models.contract import Model
 
 
-def predict(
-    model: Model,
-    split: Split,
-    *,
-    store: Store | None = None,
-    batch_size: int = 0,
-    workers: int = 0,
-    what: str = "evaluating",
-    stop: Callable[[], bool] = bool,
-    world: Processes | None = None,
-    threads: int = 0,
-    mirror: bool = False,
-) -> Predictions:
-    """Logits for each picture of a split, in evaluation mode; the processes of `world` share the work and know it all.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Looking:
+    """How a model looks at all pictures of a split: for speed and company, not for what it finds there."""
 
-    With `mirror` they are the mean of those of the picture and of its mirror image, which takes twice the time. The other
-    arguments are those of `look_at_all`.
+    store: Store | None = None
+    """The split's decoded pictures where they are in memory; else they are decoded as they come."""
+    batch_size: int = 0
+    """Images at once; 0 takes what suits the caches."""
+    workers: int = 0
+    """Processes that decode; 0 decodes in a thread."""
+    threads: int = 0
+    """This process's on a CPU, through which batches go side by side; 0 takes torch's number."""
+    world: Processes = dataclasses.field(default_factory=Processes)
+    """The processes that share the pictures out, each of which knows all in the end."""
+    stop: Callable[[], bool] = bool
+    """Asked between batches; when it says so to any process, all raise `StoppedError`."""
+    what: str = "evaluating"
+    """What is done, for the progress bar and that error."""
+
+
+def predict(model: Model, split: Split, how: Looking = Looking(), *, mirror: bool = False) -> Predictions:
+    """Logits for each picture of a split, in evaluation mode.
+
+    With `mirror` they are the mean of those of the picture and of its mirror image, which takes twice the time.
     """
     logits = np.zeros((len(split), model.num_classes), dtype=np.float32)
 
@@ -48,20 +56,8 @@ def predict(
             said = (said + model(images.flip(3))) / 2
         logits[batch.ids] = said.float().cpu().numpy()
 
-    world = world or Processes()
-    unreadable = look_at_all(
-        model,
-        split,
-        look,
-        store=store,
-        batch_size=batch_size,
-        workers=workers,
-        what=what,
-        stop=stop,
-        world=world,
-        threads=threads,
-    )
-    logits = world.add(logits)  # each row is zeros everywhere but in one process
+    unreadable = look_at_all(model, split, look, how)
+    logits = how.world.add(logits)  # each row is zeros everywhere but in one process
     check_finite(model, logits)
     return Predictions(logits, split.labels, unreadable)
 
@@ -73,37 +69,23 @@ def check_finite(model: Model, values: np.ndarray, what: str = "outputs") -> Non
 
 
 def look_at_all(
-    model: Model,
-    split: Split,
-    look: Callable[[Batch, Tensor], None],
-    *,
-    store: Store | None = None,
-    batch_size: int = 0,
-    workers: int = 0,
-    what: str = "evaluating",
-    stop: Callable[[], bool] = bool,
-    world: Processes | None = None,
-    threads: int = 0,
+    model: Model, split: Split, look: Callable[[Batch, Tensor], None], how: Looking = Looking()
 ) -> dict[int, str]:
     """Give `look` each picture of a split once, in batches and normalised; why some could not be read, by index.
 
-    The model is in evaluation mode, and nothing is kept for gradients. Each process of `world` looks at its share; batches
-    go side by side through the threads of a process. `store` holds the split's decoded pictures where they are in memory;
-    `batch_size` 0 takes what suits the caches; `threads` are this process's on a CPU, 0 for torch's number; `stop` is asked
-    between batches; when it says so to any process, all raise `StoppedError`.
+    The model is in evaluation mode, and nothing is kept for gradients. Each process looks at its share.
     """
-    world = world or Processes()
     device = next(model.parameters()).device
-    threads = (threads or torch.get_num_threads()) if device.type == "cpu" else 1
+    threads = (how.threads or torch.get_num_threads()) if device.type == "cpu" else 1
     crew = Crew(threads, most=MOST_REPLICAS if model.replicates else 1)
     batches = evaluation_batches(
         split,
         preprocessing=model.preprocessing,
-        batch_size=batch_size or comfortable_batch(model),
-        store=store,
-        workers=workers,
-        rank=world.rank,
-        count=world.count,
+        batch_size=how.batch_size or comfortable_batch(model),
+        store=how.store,
+        workers=how.workers,
+        rank=how.world.rank,
+        count=how.world.count,
     )
     unreadable: dict[int, str] = {}
 
@@ -111,18 +93,18 @@ def look_at_all(
         with torch.inference_mode():
             look(batch, model.preprocessing.normalize(batch.images.to(device)))
 
-    with evaluating(model), crew, closing(batches), Progress(what, len(split)) as progress:
+    with evaluating(model), crew, closing(batches), Progress(how.what, len(split)) as progress:
         while group := list(itertools.islice(batches, crew.size)):
-            if stop():
+            if how.stop():
                 break
             crew.run([functools.partial(work, batch) for batch in group])
             for batch in group:
                 for index in batch.ids[batch.weights.numpy() == 0].tolist():
-                    unreadable[index] = why_unreadable(split, store, index)
+                    unreadable[index] = why_unreadable(split, how.store, index)
             progress.update(int(group[-1].ids[-1]) + 1)
-    if world.sum(stop())[0]:
-        raise StoppedError(f"stopped by a signal while {what}; the same command goes on")
-    return world.together(unreadable)
+    if how.world.sum(how.stop())[0]:
+        raise StoppedError(f"stopped by a signal while {how.what}; the same command goes on")
+    return how.world.together(unreadable)
 
 
 def why_unreadable(split: Split, store: Store | None, index: int) -> str:

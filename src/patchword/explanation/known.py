@@ -11,6 +11,7 @@ from patchword.data.decoding.decode import decode
 from patchword.data.sources import open_data
 from patchword.evaluation.features import features_of
 from patchword.evaluation.mistakes import thumbnail
+from patchword.evaluation.predict import Looking
 from patchword.explanation.embeddings import nearest, picture_map
 from patchword.explanation.maps import as_images
 from patchword.explanation.picture import Look
@@ -50,7 +51,7 @@ class KnownPictures:
         dataset = open_data(data)
         split = dataset.splits["train"]
         split = split.subset(_evenly(len(split), _MOST))
-        found = features_of(model, split, what="looking for neighbours")
+        found = features_of(model, split, Looking(what="looking for neighbours"))
         if not found.mask.any():
             raise DataError(f"{data}: none of its pictures can be read")
         self.model, self.name, self.classes = model, dataset.name, dataset.classes

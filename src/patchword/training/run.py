@@ -31,7 +31,7 @@ from patchword.data.store import Store
 from patchword.evaluation.answers import answers_of, write_answers
 from patchword.evaluation.metrics import measure
 from patchword.evaluation.mistakes import confident_mistakes, sure_hits
-from patchword.evaluation.predict import predict
+from patchword.evaluation.predict import Looking, predict
 from patchword.explanation.gallery import add_maps
 from patchword.models.contract import Model
 from patchword.models.cost import Cost, cost
@@ -224,21 +224,18 @@ class Run:
                 self.write_result(status, reason=str(error), diverged=isinstance(error, DivergedError))
             raise
 
+    def stop(self) -> bool:
+        """Whether a signal has come."""
+        return bool(self.flag)
+
     def ask_teacher(self) -> None:
         """What the recipe's teacher says of the training pictures; those that it is unsure of are left out."""
         teacher, dataset = self.recipe.teacher, self.dataset
         if not teacher.weights:
             return
         train = dataset.splits["train"]
-        said = answers(
-            teacher,
-            train,
-            dataset.classes,
-            device=self.recipe.device,
-            workers=self.recipe.loading.workers,
-            stop=lambda: bool(self.flag),
-            world=self.world,
-        )
+        how = Looking(workers=self.recipe.loading.workers, world=self.world, stop=self.stop, what="asking the teacher")
+        said = answers(teacher, train, dataset.classes, self.recipe.device, how)
         sure = confident(train, said, teacher.confidence)
         if len(sure) < len(train):
             labelled = int((train.labels >= 0).sum())
@@ -418,7 +415,7 @@ class Run:
             folder=self.out,
             state=self.state,
             validate=validate,
-            stop=lambda: bool(self.flag),
+            stop=self.stop,
             world=self.world,
             sharded=self.sharded,
         )
@@ -445,22 +442,21 @@ class Run:
 
     def predict(self, model: Model, split: str) -> Any:
         pictures, mirror = self.dataset.splits[split], self.recipe.evaluation.mirror
-        return predict(model, pictures, **self.looking(split), mirror=mirror)
+        return predict(model, pictures, self.looking(split), mirror=mirror)
 
     def measure_unlabelled(self, model: Model, split: str) -> dict[str, Any]:
         """The objective's own figure, where there is no label to predict."""
-        return unlabelled.measure(self.objective, model, self.dataset.splits[split], **self.looking(split))
+        return unlabelled.measure(self.objective, model, self.dataset.splits[split], self.looking(split))
 
-    def looking(self, split: str) -> dict[str, Any]:
-        """How a model looks at a split: the arguments of `look_at_all`."""
-        return {
-            "store": self.stores.get(split),
-            "batch_size": self.recipe.evaluation.batch_size,
-            "workers": self.recipe.loading.workers,
-            "stop": lambda: bool(self.flag),
-            "world": self.world,
-            "threads": max(1, self.recipe.threads // self.world.local_count),
-        }
+    def looking(self, split: str) -> Looking:
+        return Looking(
+            store=self.stores.get(split),
+            batch_size=self.recipe.evaluation.batch_size,
+            workers=self.recipe.loading.workers,
+            threads=max(1, self.recipe.threads // self.world.local_count),
+            world=self.world,
+            stop=self.stop,
+        )
 
     def evaluate(self) -> None:
         """The test split is looked at once, here."""

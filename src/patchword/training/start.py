@@ -16,7 +16,7 @@ from patchword.core.preprocessing import Preprocessing
 from patchword.core.progress import say
 from patchword.data.dataset import Dataset, Split
 from patchword.data.plan import evened
-from patchword.evaluation.predict import look_at_all
+from patchword.evaluation.predict import Looking, look_at_all
 from patchword.models.contract import Model
 from patchword.models.names import create_model, parse_name
 from patchword.models.vit import ViT
@@ -150,8 +150,8 @@ def some_images(model: Model, split: Split) -> Tensor:
     """Pictures from all over the split, at most `_FIRST_LOOK`, as evaluation sees them: normalised B×C×H×W."""
     found: list[Tensor] = []
     rows = np.unique(np.linspace(0, len(split) - 1, _FIRST_LOOK).round().astype(np.int64))
-    # One thread, so that they come in order.
-    look_at_all(model, split.subset(rows), lambda _, images: found.append(images.cpu()), what="a first look", threads=1)
+    how = Looking(threads=1, what="a first look")  # one thread, so that they come in order
+    look_at_all(model, split.subset(rows), lambda _, images: found.append(images.cpu()), how)
     if not found:
         raise DataError(f"none of {len(rows):,} training pictures can be read; the first is {split.name(0)}")
     return torch.cat(found)

@@ -1,16 +1,13 @@
 """What a teacher says of every training picture: asked once, and remembered."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from patchword.core.errors import DataError
-from patchword.core.processes import Processes
 from patchword.data.dataset import Split
 from patchword.evaluation.memory import remembered
-from patchword.evaluation.predict import predict
+from patchword.evaluation.predict import Looking, predict
 from patchword.models.contract import Model
 from patchword.training.recipe import Teacher
 from patchword.weights.io import load_model
@@ -32,16 +29,7 @@ def load_teacher(teacher: Teacher, classes: tuple[str, ...]) -> Model:
     return model
 
 
-def answers(
-    teacher: Teacher,
-    split: Split,
-    classes: tuple[str, ...],
-    *,
-    device: str,
-    workers: int,
-    stop: Callable[[], bool],
-    world: Processes,
-) -> Tensor:
+def answers(teacher: Teacher, split: Split, classes: tuple[str, ...], device: str, how: Looking) -> Tensor:
     """float32 M×K: the teacher's probabilities for each picture of a split, in the order of `classes`.
 
     They are looked for among the answers that were kept before, by the weights, the preprocessing and the pictures. A
@@ -50,10 +38,10 @@ def answers(
     model = load_teacher(teacher, classes).to(device)
 
     def ask() -> dict[str, Tensor]:
-        said = predict(model, split, workers=workers, what="asking the teacher", stop=stop, world=world)
+        said = predict(model, split, how)
         return {"logits": torch.from_numpy(said.logits)}
 
-    kept = remembered("answers", model, split, {"logits": (len(split), len(classes))}, ask, world)["logits"]
+    kept = remembered("answers", model, split, {"logits": (len(split), len(classes))}, ask, how.world)["logits"]
     labels = model.labels or ()
     order = torch.tensor([labels.index(name) for name in classes])
     return (kept[:, order] / teacher.temperature).softmax(1)

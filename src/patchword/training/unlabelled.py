@@ -1,34 +1,20 @@
 """How well an objective without labels does on pictures that training has not seen."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from patchword.core.processes import Processes
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch
-from patchword.data.store import Store
 from patchword.evaluation.metrics import Z95
-from patchword.evaluation.predict import check_finite, look_at_all
+from patchword.evaluation.predict import Looking, check_finite, look_at_all
 from patchword.models.chance import Chance, drawing_from
 from patchword.models.contract import Model
 from patchword.training.objectives import Objective
 
 
-def measure(
-    objective: Objective,
-    model: Model,
-    split: Split,
-    *,
-    store: Store | None,
-    batch_size: int,
-    workers: int,
-    stop: Callable[[], bool],
-    world: Processes,
-    threads: int,
-) -> dict[str, Any]:
+def measure(objective: Objective, model: Model, split: Split, how: Looking) -> dict[str, Any]:
     """`n`, `metric`, `value` with its 95 % interval over pictures, and `loss`; what is hidden of a picture is always the same.
 
     A picture that cannot be read is left out: nobody can say what it hides.
@@ -40,10 +26,8 @@ def measure(
             losses, figures = objective.measure(model, images)
         found[batch.ids, 0], found[batch.ids, 1] = losses.float().cpu().numpy(), figures.float().cpu().numpy()
 
-    unreadable = look_at_all(
-        model, split, look, store=store, batch_size=batch_size, workers=workers, stop=stop, world=world, threads=threads
-    )
-    found = np.delete(world.add(found), list(unreadable), axis=0)
+    unreadable = look_at_all(model, split, look, how)
+    found = np.delete(how.world.add(found), list(unreadable), axis=0)
     check_finite(model, found, "losses")
     loss, value = found.mean(axis=0).tolist()
     half = Z95 * float(found[:, 1].std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 1.0

@@ -125,10 +125,10 @@ def _choose(split: str, dataset: "Dataset", model: "Model") -> str:
 def _measure(model: "Model", dataset: "Dataset", chosen: str, workers: int, mirror: bool) -> dict[str, Any]:
     """What the model itself says."""
     from patchword.evaluation.metrics import measure
-    from patchword.evaluation.predict import predict
+    from patchword.evaluation.predict import Looking, predict
 
     pictures: Split = dataset.whole() if chosen == "all" else dataset.splits[chosen]
-    predictions = predict(model, pictures, workers=workers, mirror=mirror)
+    predictions = predict(model, pictures, Looking(workers=workers), mirror=mirror)
     figures = measure(predictions, dataset.classes, one_answer=not model.multi_label)
     unreadable = [
         {"name": pictures.name(index), "reason": reason} for index, reason in sorted(predictions.unreadable.items())
