@@ -32,7 +32,7 @@ from patchword.models.contract import Model
 from patchword.models.cost import cost
 from patchword.models.layers import Dropout
 from patchword.models.names import create_model
-from patchword.training import loop, shelf
+from patchword.training import loop, measuring, shelf
 from patchword.training import recipe as recipes
 from patchword.training import run as runs
 from patchword.training.choice import choose_model
@@ -434,14 +434,14 @@ def test_the_average_is_what_is_measured_and_what_is_left(
 ) -> None:
     """On validation, on test and in `model/`; each checkpoint holds the raw weights, too."""
     measured: list[tuple[str, dict[str, Tensor]]] = []
-    predict = runs.predict
+    predict = measuring.predict
 
     def recorded(model: Model, split: Split, *how: Any, **options: Any) -> Any:
         held = {name: value.clone() for name, value in model.state_dict().items()}
         measured.append((split.name(0).split("/")[0], held))
         return predict(model, split, *how, **options)
 
-    monkeypatch.setattr(runs, "predict", recorded)
+    monkeypatch.setattr(measuring, "predict", recorded)
     recipe = plain(
         data,
         regularization={"average_decay": 0.9},
@@ -485,8 +485,8 @@ def test_the_test_split_is_read_once_and_after_training(
 
     monkeypatch.setattr(Split, "read", counted)
     monkeypatch.setattr(loop, "gradients", stepped)
-    monkeypatch.setattr(runs, "confident_mistakes", lambda *_: [])
-    monkeypatch.setattr(runs, "sure_hits", lambda *_: [])
+    monkeypatch.setattr(measuring, "confident_mistakes", lambda *_: [])
+    monkeypatch.setattr(measuring, "sure_hits", lambda *_: [])
     run(plain(data, loading={"in_memory": "no"}, evaluation={"every_steps": 1}), tmp_path / "out")
     tested = [(name, when) for name, when in reads if name.startswith("test/")]
     assert Counter(tested) == {(f"test/{label}/{i:03d}.png", 3): 1 for label in ("ant", "bee") for i in range(3)}

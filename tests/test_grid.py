@@ -20,8 +20,7 @@ from patchword.studies import grid as grids
 from patchword.studies.answer import write_answer
 from patchword.studies.grid import Cell, Grid, Outcome, held, settle
 from patchword.studies.search import COST, FACTORS, ROUNDS, ahead, part_of, search, with_rate
-from patchword.training import loop
-from patchword.training import run as runs
+from patchword.training import loop, measuring
 from patchword.training.recipe import Budget
 from patchword.training.recipe import load as loaded
 from tiny import tiny
@@ -74,10 +73,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[studies.Study, list[int]]:
     """The study, and the sizes of the splits that models were measured on, in order."""
     seen: list[int] = []
-    look = runs.predict
+    look = measuring.predict
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
-        patch.setattr(runs, "predict", lambda m, split, *a, **k: (seen.append(len(split)), look(m, split, *a, **k))[1])
+        patch.setattr(
+            measuring, "predict", lambda m, split, *a, **k: (seen.append(len(split)), look(m, split, *a, **k))[1]
+        )
         return study(data, tmp_path_factory.mktemp("quiet") / "study"), seen
 
 

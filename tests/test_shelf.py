@@ -9,7 +9,7 @@ import pytest
 from patchword.core.errors import DataError, UsageError
 from patchword.data.dataset import Split
 from patchword.evaluation.answers import read_answers, write_answers
-from patchword.training import run as runs
+from patchword.training import measuring
 from patchword.training import shelf as shelves
 from patchword.training.pictures import open_training_data
 from patchword.training.run import run
@@ -31,9 +31,9 @@ def test_what_is_chosen_by_validation_does_not_look_at_test(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    look = runs.predict
+    look = measuring.predict
     monkeypatch.setattr(
-        runs, "predict", lambda m, split, *a, **k: (seen.append(len(split)), look(m, split, *a, **k))[1]
+        measuring, "predict", lambda m, split, *a, **k: (seen.append(len(split)), look(m, split, *a, **k))[1]
     )
     folder = run(tiny(pictures, evaluation={"final": "validation"}), tmp_path / "trial")
     result = json.loads((folder / "result.json").read_text())
@@ -87,7 +87,7 @@ def test_runs_that_share_a_shelf_are_those_that_do_not(
     monkeypatch.setattr(shelves, "filled", lambda name, *rest: (decoded.append(name), fill(name, *rest))[1])
     shelf, alone = shelves.Shelf(), {"train_images": 30, "train_images_seed": 1, "loading": {"in_memory": in_memory}}
     for number, changes in enumerate(({"loading": {"in_memory": in_memory}}, alone)):
-        runs.run(tiny(pictures, **changes), tmp_path / f"shared-{number}", shelf=shelf)
+        run(tiny(pictures, **changes), tmp_path / f"shared-{number}", shelf=shelf)
     assert decoded == (["train", "validation", "test"] if in_memory == "auto" else [])
     folder = run(tiny(pictures, **alone), tmp_path / "alone")
     assert weights_hash(folder) == weights_hash(tmp_path / "shared-1")

@@ -28,9 +28,8 @@ from patchword.models import chance
 from patchword.models.chance import Chance
 from patchword.models.cost import cost
 from patchword.models.names import create_model
-from patchword.training import checkpoint, loop, machine, start
+from patchword.training import budget, checkpoint, loop, machine, measuring, start
 from patchword.training import recipe as recipes
-from patchword.training import run as runs
 from patchword.training.objectives import Objective, Sigmoid, Softmax
 from patchword.training.optimizer import Average, build_optimizer
 from patchword.training.passes import Part, Passes
@@ -432,7 +431,7 @@ def test_a_place_that_cannot_be_read_is_not_blamed_on_the_learning_rate(
     def gone(*_: Any, **__: Any) -> None:
         raise FaultError("s3://somewhere cannot be read")
 
-    monkeypatch.setattr(runs, "predict", gone)
+    monkeypatch.setattr(measuring, "predict", gone)
     with pytest.raises(FaultError, match="^s3://somewhere cannot be read$"):
         run(tiny(pictures, evaluation={"every_steps": 5}, checkpoint={"every_steps": 100}), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-00000005"]
@@ -862,7 +861,7 @@ def test_a_budget_of_less_than_a_step_is_refused(pictures: Path, tmp_path: Path)
     enough = float(str(said.value).split("; ")[1].split()[0])
     folder = run(tiny(pictures, budget={"pflop": enough}), tmp_path / "out")
     assert json.loads((folder / "result.json").read_text())["steps"] == 1
-    assert [runs._rounded_up(value) for value in (1.01e-9, 3.0e-7, 0.0995, 2.41)] == pytest.approx(
+    assert [budget._rounded_up(value) for value in (1.01e-9, 3.0e-7, 0.0995, 2.41)] == pytest.approx(
         [1.1e-9, 3e-7, 0.1, 2.5]
     )
 
@@ -1042,10 +1041,10 @@ def test_every_field_of_a_recipe_is_read_in_a_run(
         monkeypatch.setattr(kind, "__getattribute__", record(kind))
     budgets = [{"steps": 2}, {"epochs": 0.2}, {"minutes": 0.01}, {"pflop": 1e-8}]
     crops = ["shift", "random-resized", "resize", "shift"]
-    for i, (budget, crop) in enumerate(zip(budgets, crops, strict=True)):
+    for i, (spent, crop) in enumerate(zip(budgets, crops, strict=True)):
         optimizer = {"name": ("adamw", "sgd", "adam", "muon")[i]}
         augment = {"crop": crop, "randaugment_layers": 1}
-        run(tiny(pictures, budget=budget, augment=augment, optimizer=optimizer), tmp_path / str(i))
+        run(tiny(pictures, budget=spent, augment=augment, optimizer=optimizer), tmp_path / str(i))
     run(tiny(pictures, init=str(tmp_path / "0"), budget={"steps": 1}), tmp_path / "from-weights")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     teacher = {"weights": str(tmp_path / "0"), "unlabelled": str(pictures)}

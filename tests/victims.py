@@ -170,8 +170,7 @@ def _signal_at(at: dict[str, Any]) -> None:
     """Send this process a signal in the middle of something."""
     from patchword.core import runtime
     from patchword.data import loader
-    from patchword.training import checkpoint, loop
-    from patchword.training import run as runs
+    from patchword.training import checkpoint, loop, measuring
 
     sent = [False]
 
@@ -192,8 +191,8 @@ def _signal_at(at: dict[str, Any]) -> None:
 
     loop.gradients = stepped
     if at["where"] == "validate":
-        predict = runs.predict
-        runs.predict = lambda *a, **k: (send(), predict(*a, **k))[1]
+        predict = measuring.predict
+        measuring.predict = lambda *a, **k: (send(), predict(*a, **k))[1]
     if at["where"] == "save":
         write = checkpoint.write_tensors
         checkpoint.write_tensors = lambda *a, **k: (send(), write(*a, **k))[1]

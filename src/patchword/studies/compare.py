@@ -22,8 +22,8 @@ from patchword.studies.grid import QUIET, Cell, Grid, Outcome, held, plain, sett
 from patchword.studies.question import Question, architecture, ask, sentence
 from patchword.studies.search import Found, ahead, part_of, search, tried, with_rate
 from patchword.training import recipe as recipes
+from patchword.training.pictures import tell_notices
 from patchword.training.recipe import Budget, Recipe
-from patchword.training.run import tell_notices
 
 LADDER = (0.25, 0.5)
 """Shares of the budget that are tried at the largest size beside the whole, for accuracy against compute."""

@@ -19,9 +19,10 @@ from patchword.core import files
 from patchword.core.errors import DataError, DivergedError, UsageError
 from patchword.core.progress import duration, say
 from patchword.core.runtime import only_writer
+from patchword.training.budget import steps_for
 from patchword.training.estimate import Estimate, estimate
 from patchword.training.recipe import Budget, Recipe
-from patchword.training.run import run, steps_for
+from patchword.training.run import run
 from patchword.training.run_folder import RESULT, ended_as, removed_if_empty
 from patchword.training.shelf import Shelf
 

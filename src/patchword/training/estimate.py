@@ -176,9 +176,9 @@ class _Trial(Run):
         for _ in range(2):
             began = time.perf_counter()
             if self.objective.metric:
-                self.measure_unlabelled(self.model, name)
+                self.measuring.without_labels(self.model, name)
             else:
-                self.predict(self.model, name)
+                self.measuring.predictions(self.model, name)
             times.append(time.perf_counter() - began)
         return times[-1] / len(self.dataset.splits[name])
 

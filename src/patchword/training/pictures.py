@@ -24,6 +24,7 @@ from patchword.training.shelf import Shelf, filled
 
 _CHECK_DUPLICATES_BELOW = 100_000
 _HEADERS = 64
+_NOTICES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,14 @@ def open_training_data(recipe: Recipe, shelf: Shelf | None = None) -> Opened:
     dataset = _with_images(dataset, recipe.train_images, recipe.train_images_seed)
     dataset, found = _without_duplicates(dataset, recipe)
     return Opened(dataset, found, fingerprint)
+
+
+def tell_notices(dataset: Dataset) -> None:
+    """A line for each of the first few things that the owner of the data should know."""
+    for notice in dataset.notices[:_NOTICES]:
+        say(f"note: {notice.sentence}")
+    if len(dataset.notices) > _NOTICES:
+        say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
 
 
 def with_unlabelled(dataset: Dataset, recipe: Recipe) -> Dataset:

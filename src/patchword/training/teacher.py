@@ -1,11 +1,14 @@
 """What a teacher says of every training picture: asked once, and remembered."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from patchword.core.errors import DataError
-from patchword.data.dataset import Split
+from patchword.core.progress import say
+from patchword.data.dataset import Dataset, Split
 from patchword.evaluation.memory import remembered
 from patchword.evaluation.predict import Looking, predict
 from patchword.models.contract import Model
@@ -27,6 +30,21 @@ def load_teacher(teacher: Teacher, classes: tuple[str, ...]) -> Model:
             f"({', '.join(classes[:5])}, {len(classes)} in all); one trained on the same classes would be right"
         )
     return model
+
+
+def ask(teacher: Teacher, dataset: Dataset, device: str, how: Looking) -> tuple[Dataset, Tensor]:
+    """The data set without the training pictures that the teacher is unsure of, and what it says of the others (as `answers`)."""
+    train = dataset.splits["train"]
+    said = answers(teacher, train, dataset.classes, device, how)
+    sure = confident(train, said, teacher.confidence)
+    if len(sure) == len(train):
+        return dataset, said
+    labelled = int((train.labels >= 0).sum())
+    say(
+        f"the teacher is sure of the class of {len(sure) - labelled:,} of {len(train) - labelled:,} pictures without "
+        f"labels (teacher.confidence={teacher.confidence:g}); the others are left out"
+    )
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": train.subset(sure)}), said[sure]
 
 
 def answers(teacher: Teacher, split: Split, classes: tuple[str, ...], device: str, how: Looking) -> Tensor:

@@ -71,7 +71,8 @@ def train(
     from patchword.core.progress import say
     from patchword.reports.run import write_report
     from patchword.training import recipe as recipes
-    from patchword.training.run import result_sentence, run
+    from patchword.training.result import result_sentence
+    from patchword.training.run import run
     from patchword.training.run_folder import PAGE
     from patchword.training.start import preset_for
 
