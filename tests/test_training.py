@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import write_pictures
 from patchword.core import config, files
 from patchword.core.errors import DataError, DivergedError, FaultError, StoppedError, UsageError
 from patchword.core.processes import Processes
@@ -35,6 +36,7 @@ from patchword.training.optimizer import Average, build_optimizer
 from patchword.training.passes import Part, Passes
 from patchword.training.recipe import Recipe
 from patchword.training.record import Record
+from patchword.training.result import result_sentence
 from patchword.training.run import run
 from patchword.training.step import gradients as step_gradients
 from patchword.training.step import parts as parts_of
@@ -852,6 +854,20 @@ def test_validation_is_taken_from_train_where_there_is_none(pictures: Path, tmp_
     assert result["data"]["splits"] == {"train": 54, "validation": 18, "test": 21}
     assert (result["split"], result["n"], result["train_images"]) == ("test", 21, 54)
     assert lines(folder)[-1]["kind"] == "validation"
+
+
+def test_a_set_too_small_to_hold_any_out_is_learned_and_not_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_pictures(tmp_path / "few", ("ant", "bee"), 3)
+    folder = run(tiny(data, batch_size=2, budget={"steps": 1}), tmp_path / "out")
+    assert "neither test nor validation pictures: the model is not evaluated" in capsys.readouterr().err
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["data"]["splits"]) == ("finished", {"train": 6})
+    assert not {"split", "n", "metric", "value"} & result.keys()
+    assert (folder / "model").is_dir()
+    assert not (folder / "evaluation.json").exists()
+    assert result_sentence(folder) == ""
 
 
 def test_a_budget_of_less_than_a_step_is_refused(pictures: Path, tmp_path: Path) -> None:
