@@ -1,30 +1,16 @@
-"""A recipe: everything that decides what training does, typed, frozen and strict.
+"""What a recipe is: its parts and the whole, typed and frozen, and when two of them ask for the same run."""
 
-A preset (`presets/*.toml`) or a file gives the start, `--set field=value` changes single fields, and the run writes the
-result, with nothing left open, as its `recipe.toml`. Unknown names and wrong types are errors.
-"""
-
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import tomllib
-from collections.abc import Iterator
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
-from patchword.core import config
-from patchword.core.errors import DataError, UsageError, nearest
-from patchword.core.files import check_regular
+from patchword.core.errors import UsageError
 from patchword.core.processes import TIMEOUT
-from patchword.data.augment import AUGREG_LEVELS, Augment
+from patchword.data.augment import Augment
 from patchword.data.store import MEMORY_SHARE
-from patchword.models.names import config_type, parse_name
 from patchword.models.position import Resampling
 from patchword.training.optimizer import OptimizerConfig, ScheduleConfig
-from patchword.training.run_folder import RECIPE
 from patchword.training.tune import rank_of
 
 _MOST = 1e12
@@ -384,113 +370,3 @@ def _difference(asked: dict[str, Any], stored: dict[str, Any], where: str) -> st
         elif name not in stored or (value != stored[name] and not (path in LEFT_OPEN and value == LEFT_OPEN[path])):
             return f"{path} is {value!r}, not {stored.get(name)!r}"
     return None
-
-
-def presets() -> list[str]:
-    """Names of the presets, with their variants: `paper-finetune`, `paper-finetune/pets`, …"""
-    names = []
-    for file in sorted(resources.files("patchword.training").joinpath("presets").iterdir(), key=lambda file: file.name):
-        stem = file.name.removesuffix(".toml")
-        names += [
-            stem,
-            *(f"{stem}/{variant}" for variant in tomllib.loads(file.read_text("utf-8")).get("variants", {})),
-        ]
-    return names
-
-
-def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
-    """A preset by name (`paper-finetune/pets` takes a variant) or a TOML file, with `changes` (nested tables) on top."""
-    if name_or_file.endswith(".toml"):
-        values = _parse(name_or_file, Path(name_or_file))
-        with _blamed(name_or_file):
-            values = _augment_level(values)
-    else:
-        stem, _, variant = name_or_file.partition("/")
-        file = resources.files("patchword.training").joinpath("presets", f"{stem}.toml")
-        if not file.is_file():
-            raise _no_recipe(name_or_file)
-        values = tomllib.loads(file.read_text("utf-8"))
-        variants = values.pop("variants", {})
-        if variant and variant not in variants:
-            raise UsageError(f"recipe {stem!r} has no variant {variant!r}; {nearest(variant, variants)}")
-        values = config.merge(values, variants.get(variant, {}))
-        values["name"] = name_or_file
-    changes = changes or {}
-    values, changes = _augment_level(values), _augment_level(changes)
-    if isinstance(changes.get("model"), dict):
-        values = _for_model(values, changes["model"].get("name"), preset=not name_or_file.endswith(".toml"))
-    if "budget" in changes:
-        values.pop("budget", None)  # a budget is replaced as a whole: 5 minutes do not mix with the preset's epochs
-    try:
-        return config.build(Recipe, config.merge(values, changes))
-    except UsageError as error:
-        if name_or_file.endswith(".toml"):
-            # Is it the file, or what is asked for beside it?
-            with _blamed(name_or_file, only=str(error)):
-                config.build(Recipe, values)
-        raise
-
-
-def _no_recipe(name: str) -> UsageError:
-    path, right = Path(name), "a preset, or a file that ends in .toml,"
-    if os.path.isdir(path):
-        return UsageError(f"{name} is a folder; {path / RECIPE if (path / RECIPE).is_file() else right} would be right")
-    if path.suffix or os.path.exists(path):
-        return UsageError(f"{name} is no recipe; {right} would be right")
-    return UsageError(f"unknown recipe {name!r}; {nearest(name, presets())} (a file ends in .toml)")
-
-
-def loads(text: str, where: str) -> Recipe:
-    """The recipe in a text that `to_toml` has written, which lies at `where`."""
-    try:
-        values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"recipe {where} cannot be read: {error}") from error
-    with _blamed(where):
-        return config.build(Recipe, values)
-
-
-@contextlib.contextmanager
-def _blamed(file: str, only: str = "") -> Iterator[None]:
-    """Name the file in what is wrong with its fields (if that is `only`, where given)."""
-    try:
-        yield
-    except UsageError as error:
-        if only in ("", str(error)):
-            raise UsageError(f"recipe {file}: {error}") from error
-
-
-def _for_model(values: dict[str, Any], name: Any, *, preset: bool) -> dict[str, Any]:
-    """`values` without what they say of a model that is not the one of this name.
-
-    Of a file that names another model, that is what the new name decides (its sizes), and what its family does not know. A
-    preset names none; its wishes for a ViT, such as `model.pool`, mean nothing to a model that has no such field.
-    """
-    table = values.get("model")
-    if not isinstance(name, str) or not isinstance(table, dict) or not (preset or table.get("name", name) != name):
-        return values
-    family, _ = parse_name(name, {})
-    kept = config.field_types(config_type(family)).keys() - (family.parse(name) or {})
-    return {**values, "model": {key: value for key, value in table.items() if key in kept}}
-
-
-def _augment_level(values: dict[str, Any]) -> dict[str, Any]:
-    """`augment.level=light2` stands for the fields of AugReg's level of that name."""
-    augment = values.get("augment", {})
-    if not isinstance(augment, dict) or "level" not in augment:
-        return values
-    level = augment["level"]
-    if not isinstance(level, str) or level not in AUGREG_LEVELS:
-        raise UsageError(f"unknown augment.level {level!r}; {nearest(str(level), AUGREG_LEVELS)}")
-    rest = {name: value for name, value in augment.items() if name != "level"}
-    return {**values, "augment": {**AUGREG_LEVELS[level], **rest}}
-
-
-def _parse(shown: str, path: Path) -> dict[str, Any]:
-    check_regular(path)
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"recipe {shown} does not exist; presets are {', '.join(presets())}") from error
-    except (ValueError, RecursionError, OSError) as error:
-        raise DataError(f"recipe {shown} cannot be read: {error}") from error
