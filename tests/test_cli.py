@@ -16,7 +16,7 @@ import patchword
 from patchword import cli
 from patchword.core.errors import UsageError
 from patchword.training import recipe as recipes
-from patchword.verbs.train import parse_image_size
+from patchword.verbs.options import parse_image_size
 from patchword.weights.io import load_model, save_model
 
 TINY = ["--set", "model.depth=1", "model.embed_dim=16", "model.mlp_dim=16", "batch_size=8"]
@@ -129,6 +129,7 @@ WRONG = [
     (["train", "DATA", "--set", "checkpoint.keep=0"], 2, "checkpoint.keep=0 must be at least 1"),
     (["train", "DATA", "--set", "loading.memory_share=2"], 2, "loading.memory_share=2.0 must lie in"),
     (["train", "DATA", "--set", "model=ViT-Ti/16"], 2, "--set model=… says what --model says"),
+    (["train", "DATA", "--model", "ViT-Ti/16", "--set", "model=5"], 2, "--set model=… says what --model says"),
     (["train", "DATA", "--seed", "1", "--set", "seed=2"], 2, "--seed alone is right"),
     (["train", "DATA", "--set", "data=x"], 2, "DATA alone is right"),
     (["train", "DATA", "--steps", "1", "--set", "budget.steps=2"], 2, "--set budget and --steps exclude each other"),

@@ -5,7 +5,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from patchword.core.errors import UsageError
-from patchword.verbs.options import Assignments, Data, ImageSize, Name, Number, OtherData, Target, Whole, argument
+from patchword.verbs.options import (
+    Assignments,
+    Data,
+    ImageSize,
+    Name,
+    Number,
+    OtherData,
+    Target,
+    Whole,
+    argument,
+    assignments,
+    one_budget,
+    parse_image_size,
+)
 
 if TYPE_CHECKING:
     Several = str | Sequence[str | int]
@@ -56,25 +69,13 @@ def compare(
     from patchword.studies.answer import STUDY, write_answer
     from patchword.studies.telling import headline
     from patchword.training.recipe import Budget
-    from patchword.verbs.train import assignments, parse_image_size
 
-    budgets = {"pflop": pflop, "minutes": minutes}
-    given = {name: value for name, value in budgets.items() if value is not None}
-    if len(given) > 1:
-        raise UsageError(f"--{' and --'.join(given)} exclude each other: one budget is right")
-    if pretrain is None and pretrain_pflop is not None:
+    budget = one_budget(pflop=pflop, minutes=minutes)
+    before = one_budget(pretrain_pflop=pretrain_pflop)
+    if pretrain is None and before:
         raise UsageError("--pretrain-pflop is the budget of pre-training; --pretrain DATA asks for it")
-    for name, value in {**given, "pretrain_pflop": pretrain_pflop}.items():
-        if value is not None and not value > 0:
-            raise UsageError(f"{name}={value} must be greater than 0")
-    changes: dict[str, Any] = config.parse_assignments(assignments(set))
-    for field, option in _SAID.items():
-        if field in changes:
-            raise UsageError(
-                f"--set {field}=… would make the runs differ from what {option} says; {option} alone is right"
-            )
-    if isinstance(changes.get("model"), str):
-        raise UsageError("--set model=… says what --models says; --models alone is right")
+    changes = config.parse_assignments(assignments(set))
+    _refuse_said(changes)
     place = Path(out) if out is not None else Path("studies") / (Path(str(data)).name or "data")
     studies.compare(
         str(data),
@@ -83,9 +84,9 @@ def compare(
         place,
         seeds=3 if seeds is None else seeds,
         image_size=None if image_size is None else parse_image_size(image_size),
-        budget=config.build(Budget, given) if given else None,
+        budget=config.build(Budget, budget) if budget else None,
         pretrain="" if pretrain is None else str(pretrain),
-        pretrain_budget=None if pretrain_pflop is None else Budget(pflop=pretrain_pflop),
+        pretrain_budget=Budget(pflop=before["pretrain_pflop"]) if before else None,
         recipe="" if recipe is None else str(recipe),
         changes=changes,
         publish_run=write_report,
@@ -106,6 +107,17 @@ _SAID = {
     "train_images_seed": "--seeds",
     "validation_share": "the study",
 }
+
+
+def _refuse_said(changes: dict[str, Any]) -> None:
+    """Raise `UsageError` where `--set` says what an option says, or would make the runs differ in what is compared."""
+    for field, option in _SAID.items():
+        if field in changes:
+            raise UsageError(
+                f"--set {field}=… would make the runs differ from what {option} says; {option} alone is right"
+            )
+    if isinstance(changes.get("model"), str):
+        raise UsageError("--set model=… says what --models says; --models alone is right")
 
 
 def _listed(words: "str | Sequence[str | int]") -> tuple[str, ...]:

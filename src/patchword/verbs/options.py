@@ -1,9 +1,13 @@
 """How the arguments of verbs look: what Python callers may pass, and what the command line makes of its words."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+
+from patchword.core.errors import UsageError
 
 
 def argument(metavar: str, **settings: Any) -> Any:
@@ -12,8 +16,6 @@ def argument(metavar: str, **settings: Any) -> Any:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from patchword.models.contract import Model
 
     Data = str | Path
@@ -45,3 +47,36 @@ else:
     LayerName = Annotated[str | None, argument("N|pool", constructor=str)]
     OtherModel = Annotated[str | None, argument("MODEL", constructor=str)]
     OtherData = Annotated[str | None, argument("DATA", constructor=str)]
+
+
+def parse_image_size(value: "int | str | tuple[int, int]") -> tuple[int, int]:
+    """`224`, `"224x320"` or `(224, 320)` → (height, width) in pixels."""
+    parts = value.lower().replace("×", "x").split("x") if isinstance(value, str) else value
+    try:
+        sides = [int(parts)] * 2 if isinstance(parts, int) else [int(part) for part in parts]
+    except ValueError:
+        sides = []
+    if len(sides) == 1:
+        sides *= 2
+    if len(sides) != 2 or min(sides) < 1:
+        raise UsageError(f"image size {value!r} is not a side or height×width in pixels, such as 224 or 224x320")
+    return (sides[0], sides[1])
+
+
+def assignments(given: "str | Mapping[str, Any] | Sequence[str]") -> list[str]:
+    """What `set` may be in Python: one assignment, several, or a mapping of fields to values."""
+    if isinstance(given, Mapping):
+        # Words stay words; what JSON writes of the rest is TOML, too.
+        return [f"{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in given.items()]
+    return [given] if isinstance(given, str) else list(given)
+
+
+def one_budget(**asked: float | None) -> dict[str, float]:
+    """Of several budgets the one that is given, if any; raises `UsageError` for two, and for one of nothing."""
+    given = {name: value for name, value in asked.items() if value is not None}
+    if len(given) > 1:
+        raise UsageError(f"--{' and --'.join(given)} exclude each other: one budget is right")
+    for name, value in given.items():
+        if not value > 0:
+            raise UsageError(f"{name}={value} must be greater than 0")
+    return given

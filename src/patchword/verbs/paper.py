@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from patchword.core.errors import UsageError, nearest
-from patchword.verbs.options import Number, Target, Whole, argument
+from patchword.verbs.options import Number, Target, Whole, argument, assignments
 
 if TYPE_CHECKING:
-    Experiment = str
+    from patchword.studies.experiment import Experiment
+
+    ExperimentName = str
     Weights = str | Path | None
     Places = str | Sequence[str] | Mapping[str, str]
 else:
-    Experiment = Annotated[str, tyro.conf.Positional, argument("NAME")]
+    ExperimentName = Annotated[str, tyro.conf.Positional, argument("NAME")]
     Weights = Annotated[str | None, tyro.conf.Positional, argument("[MODEL]", constructor=str)]
     Places = Annotated[tuple[str, ...], argument("TASK=DATA")]
 
 
 def paper(
-    name: Experiment,
+    name: ExperimentName,
     model: Weights = None,
     *,
     scale: Literal["smoke", "laptop", "full"] = "laptop",
@@ -44,16 +46,36 @@ def paper(
         data: For vtab, where the data of a task is, such as dmlab=photos/dmlab; may be given several times.
         out: The folder; studies/paper-SCALE if not given.
     """
-    from patchword.core import config
     from patchword.core.progress import say
     from patchword.reports.paper import write_paper
     from patchword.reports.run import write_report
     from patchword.studies import paper as papers
-    from patchword.studies import reproduce, vtab
+    from patchword.studies import reproduce
     from patchword.studies.results import write_table1
     from patchword.studies.scales import SCALES
-    from patchword.verbs.train import assignments
-    from patchword.weights.io import load_model
+
+    _check(name, model, seeds, minutes, data)
+    folder = Path(out) if out is not None else Path("studies") / f"paper-{scale}"
+    if name == "table1":
+        page = write_paper(write_table1(folder))
+    elif name == "claims":
+        path = reproduce.run_claims(
+            SCALES[scale], folder, minutes=minutes, publish_run=write_report, publish=write_paper
+        )
+        page = path.with_suffix(".html")
+    else:
+        asked = papers.experiment(name) if model is None else _vtab(name, model, data)
+        path = reproduce.run_one(
+            asked, SCALES[scale], folder, seeds=seeds, publish_run=write_report, publish=write_paper
+        )
+        page = path.with_suffix(".html")
+    say(f"the page is {page}")
+    return page
+
+
+def _check(name: ExperimentName, model: Weights, seeds: Whole, minutes: Number, data: Places) -> None:
+    """Raise `UsageError` for a name that is none and for what does not go with it."""
+    from patchword.studies import paper as papers
 
     known = (*papers.EXPERIMENTS, *papers.OTHERS)
     if name not in known:
@@ -70,28 +92,18 @@ def paper(
     ):
         if wrong:
             raise UsageError(sentence)
-    folder = Path(out) if out is not None else Path("studies") / f"paper-{scale}"
-    if name == "table1":
-        page = write_paper(write_table1(folder))
-    elif name == "claims":
-        path = reproduce.run_claims(
-            SCALES[scale], folder, minutes=minutes, publish_run=write_report, publish=write_paper
-        )
-        page = path.with_suffix(".html")
-    else:
-        if of_weights:
-            places = {task: str(place) for task, place in config.parse_assignments(assignments(data)).items()}
-            for task in places:
-                if task not in vtab.FACTS:
-                    raise UsageError(f"--data {task}=…: VTAB has no such task; {nearest(task, vtab.FACTS)}")
-            source = Path(str(model))
-            weights = str(source.resolve()) if source.exists() else str(model)
-            asked = vtab.experiment(load_model(weights), weights, lite=name == "vtab-lite", data=places)
-        else:
-            asked = papers.experiment(name)
-        path = reproduce.run_one(
-            asked, SCALES[scale], folder, seeds=seeds, publish_run=write_report, publish=write_paper
-        )
-        page = path.with_suffix(".html")
-    say(f"the page is {page}")
-    return page
+
+
+def _vtab(name: str, model: str | Path, data: Places) -> "Experiment":
+    """The benchmark of this name for somebody's weights."""
+    from patchword.core import config
+    from patchword.studies import vtab
+    from patchword.weights.io import load_model
+
+    places = {task: str(place) for task, place in config.parse_assignments(assignments(data)).items()}
+    for task in places:
+        if task not in vtab.FACTS:
+            raise UsageError(f"--data {task}=…: VTAB has no such task; {nearest(task, vtab.FACTS)}")
+    source = Path(model)
+    weights = str(source.resolve()) if source.exists() else str(model)
+    return vtab.experiment(load_model(weights), weights, lite=name == "vtab-lite", data=places)

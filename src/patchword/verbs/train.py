@@ -1,34 +1,22 @@
 """`patchword train`: a data set in, a run folder with a trained model and its page out."""
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from patchword.core.errors import UsageError
-from patchword.verbs.options import Assignments, Data, ImageSize, Name, Number, Target, Whole, argument
-
-
-def parse_image_size(value: "int | str | tuple[int, int]") -> tuple[int, int]:
-    """`224`, `"224x320"` or `(224, 320)` → (height, width) in pixels."""
-    parts = value.lower().replace("×", "x").split("x") if isinstance(value, str) else value
-    try:
-        sides = [int(parts)] * 2 if isinstance(parts, int) else [int(part) for part in parts]
-    except ValueError:
-        sides = []
-    if len(sides) == 1:
-        sides *= 2
-    if len(sides) != 2 or min(sides) < 1:
-        raise UsageError(f"image size {value!r} is not a side or height×width in pixels, such as 224 or 224x320")
-    return (sides[0], sides[1])
-
-
-def assignments(given: "str | Mapping[str, Any] | Sequence[str]") -> list[str]:
-    """What `set` may be in Python: one assignment, several, or a mapping of fields to values."""
-    if isinstance(given, Mapping):
-        # Words stay words; what JSON writes of the rest is TOML, too.
-        return [f"{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in given.items()]
-    return [given] if isinstance(given, str) else list(given)
+from patchword.verbs.options import (
+    Assignments,
+    Data,
+    ImageSize,
+    Name,
+    Number,
+    Target,
+    Whole,
+    argument,
+    assignments,
+    one_budget,
+    parse_image_size,
+)
 
 
 def train(
@@ -76,35 +64,18 @@ def train(
     from patchword.training.run_folder import PAGE
     from patchword.training.start import preset_for
 
-    changes: dict[str, Any] = config.parse_assignments(assignments(set))
-    named = changes.get("model")
-    for option, twice in (
-        ("DATA", "data" in changes),
-        ("--init", "init" in changes),
-        ("--model", isinstance(named, str) or (model is not None and "name" in (named or {}))),
-        ("--image-size", image_size is not None and "image_size" in changes),
-        ("--seed", seed is not None and "seed" in changes),
-    ):
-        if twice:
-            field = option.lower().lstrip("-").replace("-", "_")
-            raise UsageError(f"--set {field}=… says what {option} says; {option} alone is right")
+    changes = config.parse_assignments(assignments(set))
+    _refuse_twice(changes, model, image_size, seed)
+    budget = one_budget(minutes=minutes, epochs=epochs, steps=steps, pflop=pflop)
+    if budget and "budget" in changes:
+        raise UsageError(f"--set budget and --{next(iter(budget))} exclude each other: one budget is right")
     if init is None and recipe is None:
         init = "auto"
-    if init is not None:
-        changes["init"] = init
-    starts_from_weights = init not in ("auto", "none", None)
-    budget = {"minutes": minutes, "epochs": epochs, "steps": steps, "pflop": pflop}
-    given = {name: value for name, value in budget.items() if value is not None}
-    if given and "budget" in changes:
-        raise UsageError(f"--set budget and --{next(iter(given))} exclude each other: one budget is right")
-    if len(given) > 1:
-        raise UsageError(f"--{' and --'.join(given)} exclude each other: one budget is right")
-    for name, value in given.items():
-        if not value > 0:
-            raise UsageError(f"{name}={value} must be greater than 0")
     over: dict[str, Any] = {"data": str(data)}
-    if given:
-        over["budget"] = given
+    if init is not None:
+        over["init"] = init
+    if budget:
+        over["budget"] = budget
     if model is not None:
         over["model"] = {"name": str(model)}
     if image_size is not None:
@@ -112,14 +83,30 @@ def train(
     if seed is not None:
         over["seed"] = seed
     wanted = config.merge(changes, over)
-    chosen = recipes.load(str(recipe or "") or (preset_for(str(init)) if starts_from_weights else "scratch"), wanted)
 
     def with_weights(found: str) -> recipes.Recipe:
         return recipes.load(preset_for(found), {**wanted, "init": found})
 
+    start = recipe or ("scratch" if init in ("auto", "none", None) else preset_for(str(init)))
+    chosen = recipes.load(str(start), wanted)
     place = None if out is None else Path(out)
     folder = run(chosen, place, restart=restart, publish=write_report, with_weights=None if recipe else with_weights)
     if sentence := result_sentence(folder):
         say(sentence)
     say(f"the report is {folder / PAGE}")
     return folder
+
+
+def _refuse_twice(changes: dict[str, Any], model: Name, image_size: ImageSize, seed: Whole) -> None:
+    """Raise `UsageError` where `--set` says what DATA or an option says."""
+    named = changes.get("model", {})
+    for option, twice in (
+        ("DATA", "data" in changes),
+        ("--init", "init" in changes),
+        ("--model", not isinstance(named, dict) or (model is not None and "name" in named)),
+        ("--image-size", image_size is not None and "image_size" in changes),
+        ("--seed", seed is not None and "seed" in changes),
+    ):
+        if twice:
+            field = option.lower().lstrip("-").replace("-", "_")
+            raise UsageError(f"--set {field}=… says what {option} says; {option} alone is right")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from patchword.core.errors import FaultError
-from patchword.verbs.options import argument
+from patchword.verbs.options import argument, parse_image_size
 
 if TYPE_CHECKING:
     from patchword.weights.mapping import Hints
@@ -158,7 +158,6 @@ def show(report: dict[str, Any]) -> str:
 
 def _hints(assignments: tuple[str, ...]) -> "Hints":
     from patchword.core import config
-    from patchword.verbs.train import parse_image_size
     from patchword.weights.mapping import Hints
 
     values = config.parse_assignments(list(assignments))
