@@ -1,5 +1,6 @@
 """`patchword explain`: a saved model, some pictures → where it looks on each, as pictures, arrays and a page."""
 
+import dataclasses
 import functools
 import io
 import os
@@ -12,10 +13,13 @@ from patchword.verbs.options import Images, LayerName, ModelSource, Name, OtherD
 from patchword.verbs.pictures import fitted, picture_files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import numpy as np
 
     from patchword.core.progress import Progress
     from patchword.explanation.attention import Layer
+    from patchword.explanation.facts import Facts
     from patchword.explanation.known import KnownPictures
     from patchword.explanation.maps import Choice
     from patchword.explanation.picture import Look
@@ -63,15 +67,10 @@ def explain(
         check: Measure whether the maps are true, on the first eight pictures and on 64 drawn ones whose objects are known, and
             write the figures to check.json; --no-check saves that time.
     """
-    import numpy as np
-
-    from patchword.core import files
     from patchword.core.progress import Progress
     from patchword.core.runtime import versions
     from patchword.explanation import faithfulness, maps
-    from patchword.explanation.facts import facts_of
     from patchword.explanation.known import KnownPictures
-    from patchword.explanation.picture import look
     from patchword.reports import explain as pages
     from patchword.weights.io import as_model
 
@@ -83,6 +82,7 @@ def explain(
     _check_folder(folder)
     other = None if beside is None else _Other(beside, None if label is None else str(label))
     known = None if data is None else KnownPictures(loaded, str(data))
+    asked = _Asked(loaded, subject, wanted, other, known, folder)
     _remove_older(folder)
     rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     count = -(-len(rows) // _PER_PAGE)
@@ -90,26 +90,16 @@ def explain(
     with Progress("explaining", len(rows) + checks) as progress:
         for number in range(count):
             first, last = number * _PER_PAGE, min((number + 1) * _PER_PAGE, len(rows))
-            pixels = _read(loaded, rows[first:last])
-            shown: list[Shown] = []
             for row in rows[first:last]:
                 row["page"] = folder / pages.page_name(number)
-            looks: list[Look] = []
-            seeing = look(loaded, np.stack(list(pixels.values())), wanted) if pixels else iter(())
-            for place, seen in zip(pixels, seeing, strict=True):
-                looks.append(seen)
-                row = rows[first + place]
-                stem = f"{first + place + 1:03d}-{Path(row['image']).stem[:_LONGEST_STEM]}"
-                row |= _write(folder, stem, seen, subject, wanted)
-                shown.append(_shown(row, seen, wanted, other, known))
+            shown: list[Shown] = []
+            for place, seen in asked.looks(rows[first:last]):
+                shown.append(asked.answer(rows[first + place], first + place + 1, seen))
                 progress.update(first + place + 1 + (checks if number else 0))
             facts = None
             if number == 0:
-                tell = functools.partial(_tell_check, progress, last)
-                facts = facts_of(loaded, subject.choice, looks, wanted, known, tell if check else None)
-            if facts is not None and facts.truth:
-                figures = [figure.to_dict() for figure in facts.truth]
-                files.write_json(folder / _CHECK, {"map": subject.choice.words, "figures": figures})
+                tell = functools.partial(_tell_check, progress, last) if check else None
+                facts = asked.facts([each.look for each in shown], tell)
             bad = [(_name(row), row["error"]) for row in rows[first:last] if "error" in row]
             pages.write_page(
                 folder, subject, shown, bad, facts, number=number, count=count, version=versions()["patchword"]
@@ -187,48 +177,6 @@ def _folder_name(source: ModelSource, model: "Model") -> str:
     return re.sub(r"[^\w.+-]+", "-", name).strip(".-") or "model"
 
 
-def _read(model: "Model", rows: list[dict[str, Any]]) -> "dict[int, np.ndarray]":
-    """By its place among the rows, what the model sees of each picture; the others get their `error`."""
-    from patchword.core.picture import DecodeError
-
-    pixels = {}
-    for place, row in enumerate(rows):
-        try:
-            pixels[place] = fitted(Path(row["image"]), model)
-        except DecodeError as error:
-            row["error"] = error.reason
-    return pixels
-
-
-def _says(seen: "Look", labels: tuple[str, ...]) -> "Says":
-    order = (-seen.probabilities).argsort(kind="stable")[:_SAID]
-    return [(labels[i], float(seen.probabilities[i])) for i in order.tolist()]
-
-
-def _write(folder: Path, stem: str, seen: "Look", subject: "Subject", wanted: int | None) -> dict[str, Any]:
-    """The files of a picture, and its row."""
-    import numpy as np
-
-    from patchword.core import files
-    from patchword.explanation import overlay
-
-    # A copy: a view would keep all maps of a picture for as long as its row.
-    chosen = np.array(seen.chosen(subject.choice, seen.place(wanted)))
-    overlaid, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
-    files.write_bytes(overlaid, overlay.png(overlay.overlay(seen.pixels, chosen)))
-    buffer = io.BytesIO()
-    labels = np.array([subject.labels[i] for i in seen.classes])
-    np.savez_compressed(buffer, allow_pickle=False, map=chosen, labels=labels, **seen.arrays())
-    files.write_bytes(arrays, buffer.getvalue())
-    says = _says(seen, subject.labels)
-    return {
-        "predictions": [{"label": name, "probability": share} for name, share in says],
-        "map": chosen,
-        "overlay": overlaid,
-        "arrays": arrays,
-    }
-
-
 def _tell_check(progress: "Progress", explained: int, done: int, total: int) -> None:
     progress.update(explained + done, f"checking {done}/{total}")
 
@@ -238,20 +186,79 @@ def _name(row: dict[str, Any]) -> str:
     return os.fsencode(Path(row["image"]).name).decode("utf-8", "backslashreplace")
 
 
-def _shown(
-    row: dict[str, Any], seen: "Look", wanted: int | None, other: "_Other | None", known: "KnownPictures | None"
-) -> "Shown":
-    from patchword.reports.explain import Shown
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What is asked about each picture, and the folder for the answers."""
 
-    return Shown(
-        name=_name(row),
-        look=seen,
-        map=row["map"],
-        place=seen.place(wanted),
-        says=[(each["label"], each["probability"]) for each in row["predictions"]],
-        beside=None if other is None else other.see(Path(row["image"])),
-        neighbours=() if known is None else known.near(seen),
-    )
+    model: "Model"
+    subject: "Subject"
+    wanted: int | None
+    """The class that maps are for; None: the likeliest."""
+    other: "_Other | None"
+    known: "KnownPictures | None"
+    folder: Path
+
+    def looks(self, rows: list[dict[str, Any]]) -> "Iterator[tuple[int, Look]]":
+        """A look at each picture that can be read, with its place among the rows; the others get their `error`."""
+        import numpy as np
+
+        from patchword.core.picture import DecodeError
+        from patchword.explanation.picture import look
+
+        pixels: dict[int, np.ndarray] = {}
+        for place, row in enumerate(rows):
+            try:
+                pixels[place] = fitted(Path(row["image"]), self.model)
+            except DecodeError as error:
+                row["error"] = error.reason
+        if pixels:
+            yield from zip(pixels, look(self.model, np.stack(list(pixels.values())), self.wanted), strict=True)
+
+    def answer(self, row: dict[str, Any], number: int, seen: "Look") -> "Shown":
+        """Write the files of a picture, complete its row, and give what its page shows."""
+        import numpy as np
+
+        from patchword.core import files
+        from patchword.explanation import overlay
+        from patchword.reports.explain import Shown
+
+        labels, path, place = self.subject.labels, Path(row["image"]), seen.place(self.wanted)
+        # A copy: a view would keep all maps of a picture for as long as its row.
+        chosen = np.array(seen.chosen(self.subject.choice, place))
+        stem = f"{number:03d}-{path.stem[:_LONGEST_STEM]}"
+        overlaid, arrays = self.folder / f"{stem}.png", self.folder / f"{stem}.npz"
+        files.write_bytes(overlaid, overlay.png(overlay.overlay(seen.pixels, chosen)))
+        buffer = io.BytesIO()
+        named = np.array([labels[i] for i in seen.classes])
+        np.savez_compressed(buffer, allow_pickle=False, map=chosen, labels=named, **seen.arrays())
+        files.write_bytes(arrays, buffer.getvalue())
+        says = _says(seen.probabilities, labels)
+        row |= {
+            "predictions": [{"label": name, "probability": share} for name, share in says],
+            "map": chosen,
+            "overlay": overlaid,
+            "arrays": arrays,
+        }
+        return Shown(
+            name=_name(row),
+            look=seen,
+            map=chosen,
+            place=place,
+            says=says,
+            beside=None if self.other is None else self.other.see(path),
+            neighbours=() if self.known is None else self.known.near(seen),
+        )
+
+    def facts(self, looks: "list[Look]", tell: "Callable[[int, int], None] | None") -> "Facts":
+        """What is true of the model; whether its maps are true is written down where there is somebody to `tell`."""
+        from patchword.core import files
+        from patchword.explanation.facts import facts_of
+
+        facts = facts_of(self.model, self.subject.choice, looks, self.wanted, self.known, tell)
+        if facts.truth:
+            figures = [figure.to_dict() for figure in facts.truth]
+            files.write_json(self.folder / _CHECK, {"map": self.subject.choice.words, "figures": figures})
+        return facts
 
 
 class _Other:
@@ -270,6 +277,7 @@ class _Other:
 
     def see(self, path: Path) -> "Beside | None":
         """What it makes of a picture."""
+        import numpy as np
         import torch
 
         from patchword.core.picture import DecodeError
@@ -283,17 +291,17 @@ class _Other:
         except DecodeError:
             return None  # it could be read a moment ago
         image = as_images(model, pixels[None])
-        says: Says = []
-        if model.num_classes:
-            with torch.inference_mode():
-                shares = model.probabilities(image)[0].float().cpu()
-            best = shares.topk(min(_SAID, len(shares)))
-            says = [
-                (self.subject.labels[i], share)
-                for i, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ]
+        with torch.inference_mode():
+            shares = model.probabilities(image)[0].float().cpu().numpy() if model.num_classes else np.zeros(0)
+        says = _says(shares, self.subject.labels)
         words, classes = self.subject.choice.words, None
         if self.wanted is not None:
             words, classes = f"{words} for {self.subject.labels[self.wanted]}", torch.tensor([self.wanted])
         drawn = overlay(pixels, self.subject.choice.of(model, image, classes)[0].cpu().numpy())
         return Beside(model.name, words, says, drawn)
+
+
+def _says(shares: "np.ndarray", labels: tuple[str, ...]) -> "Says":
+    """The likeliest classes and their shares."""
+    order = (-shares).argsort(kind="stable")[:_SAID]
+    return [(labels[i], float(shares[i])) for i in order.tolist()]
