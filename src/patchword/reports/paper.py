@@ -115,7 +115,7 @@ def claims_table(answer: dict[str, Any]) -> str:
     """The claims as a table in Markdown, with every verdict as it came out."""
     lines = ["| claim | measured | differences [interval] | seeds | cost | verdict |", "|---|---|---|---|---|---|"]
     for row in answer["claims"]:
-        parts = "; ".join(f"{part['what']}: {difference(part, share=row['percent'])}" for part in row["parts"])
+        parts = "; ".join(f"{part['what']}: {difference(part)}" for part in row["parts"])
         level = f" ({round(100 * row['level'])} %)" if row["parts"] else row["why"]
         note = f" {row['note']}" if row["note"] else ""
         measured = f"{row['statistic']}; `patchword paper {row['experiment']}`"
@@ -127,9 +127,9 @@ def claims_table(answer: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def difference(part: dict[str, Any], *, share: bool = True) -> str:
-    """A difference with its interval, in points where it is one of shares."""
+def difference(part: dict[str, Any]) -> str:
+    """A difference with its interval, in its unit."""
     if part["value"] is None:
         return "none"
-    between = "" if part["low"] is None else f" [{page.gained(part['low'], share)}, {page.gained(part['high'], share)}]"
-    return f"{page.gained(part['value'], share)}{between}"
+    ends = [page.gained(part[end], part["unit"]) for end in ("low", "high")]
+    return page.gained(part["value"], part["unit"]) + ("" if part["high"] is None else f" [{', '.join(ends)}]")

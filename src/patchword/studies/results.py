@@ -97,7 +97,17 @@ def write_claims(
 
 def as_row(judged: Judged) -> dict[str, Any]:
     """A judged claim as plain values."""
-    parts = [{"what": p.what, "alike": p.alike, "verdict": p.verdict, **p.estimate.plain()} for p in judged.parts]
+    share = EXPERIMENTS[judged.claim.experiment].percent
+    parts = [
+        {
+            "what": part.what,
+            "alike": part.alike,
+            "verdict": part.verdict,
+            "unit": "times" if part.ratio else "points" if share else "value",
+            **(part.estimate.powers() if part.ratio else part.estimate).plain(),
+        }
+        for part in judged.parts
+    ]
     found = {"verdict": judged.verdict, "parts": parts, "note": judged.note}
     return {**_named(judged.claim), **found, "seeds": judged.seeds, "level": judged.level, "why": ""}
 
@@ -114,7 +124,6 @@ def _named(claim: Claim) -> dict[str, Any]:
         "source": claim.source,
         "experiment": claim.experiment,
         "statistic": claim.statistic,
-        "percent": EXPERIMENTS[claim.experiment].percent,
     }
 
 

@@ -39,6 +39,10 @@ class Estimate:
         """What stands behind ±: half of the interval."""
         return (self.high - self.low) / 2
 
+    def powers(self) -> "Estimate":
+        """Of a logarithm to the base 2: what it is the logarithm of."""
+        return Estimate(2.0**self.value, 2.0**self.low, 2.0**self.high)
+
     def plain(self) -> dict[str, float | None]:
         """`value`, `low` and `high` as JSON has them: None where one is not finite."""
         ends = {"value": self.value, "low": self.low, "high": self.high}
@@ -64,6 +68,12 @@ def mean_row(values: Sequence[float]) -> dict[str, Any]:
     """The mean with its interval and all `values`, as JSON has them; None where there are no values."""
     found = mean_interval(values) if values else Estimate(math.nan, -math.inf, math.inf)
     return {**found.plain(), "values": list(values)}
+
+
+def ends_of(resampled: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """The ends of the interval of resampled values, each one of them: some may be infinite."""
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    return float(low), float(high)
 
 
 def mean_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
@@ -189,7 +199,7 @@ class PowerLaw:
         value = float(_sizes_for(error, np.array([[self.a, self.b, self.c]]))[0])
         if not len(self.resampled):
             return Estimate(value, 0.0, math.inf)
-        return Estimate(value, *_between(_sizes_for(error, self.resampled)))
+        return Estimate(value, *ends_of(_sizes_for(error, self.resampled)))
 
 
 def fit_power_law(sizes: ArrayLike, errors: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> PowerLaw:
@@ -257,7 +267,7 @@ def crossing(first: PowerLaw, second: PowerLaw, *, reach: float = 10.0) -> Cross
     [size] = _last_falls(places, towards * ahead[None])
     if not len(resampled):
         return Crossing(**leaders, size=float(size), low=None, high=None, share=share)
-    ends = _between(_last_falls(places, towards * resampled))
+    ends = ends_of(_last_falls(places, towards * resampled))
     inside = [float(end) if 0 < end < math.inf else None for end in ends]
     return Crossing(**leaders, size=float(size), low=inside[0], high=inside[1], share=share)
 
@@ -340,12 +350,6 @@ def _linear(
     a, c = np.where(a < 0, 0.0, a), np.where(a < 0, my, np.maximum(c, 0.0))
     loss = ((a[:, :, None] * x + c[:, :, None] - y) ** 2) @ w
     return a, c, loss
-
-
-def _between(values: np.ndarray) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentile, each one of the values: some may be infinite."""
-    low, high = np.quantile(values, _LEVELS, method="inverted_cdf")
-    return float(low), float(high)
 
 
 def _numbers(values: ArrayLike) -> np.ndarray:
