@@ -27,8 +27,9 @@ from patchword.models.names import create_model
 from patchword.models.vit import ViT
 from patchword.reports import charts, page
 from patchword.reports import run as pages
-from patchword.reports.paper import claims_table, write_paper
+from patchword.reports.paper import claims_table, command, write_paper
 from patchword.reports.paper import difference as told_difference
+from patchword.reports.run import read_fields
 from patchword.studies import grid as grids
 from patchword.studies import inside, paper, reproduce, scales, trials, vtab
 from patchword.studies.claims import CLAIMS, LOOKS, Part, difference, estimate, judge, judge_at_last_look, last_look
@@ -342,7 +343,12 @@ def test_vtab_of_somebodys_weights(
     assert [row["value"] for row in told["groups"]] == [None] * 3
     assert len(told["groups"][0]["missing"]) == 3
     assert out == tmp_path / "out/vtab-lite.html"
-    assert f"patchword paper vtab-lite {tmp_path / 'weights'} --scale smoke" in out.read_text()
+    words = command(read_fields(tmp_path / "out/vtab-lite.json"), tmp_path / "out")
+    assert words == [
+        *("patchword", "paper", "vtab-lite", str(tmp_path / "weights")),
+        *("--scale", "smoke", "--out", str(tmp_path / "out")),
+    ]
+    assert " ".join(f"<span>{word}</span>" for word in words) in out.read_text()
     # Other weights at the same place are another start.
     torch_bytes = next(iter(model.parameters())).detach().numpy()
     torch_bytes += 1
@@ -700,6 +706,20 @@ def test_all_claims_in_one_go(ran: Ran, tmp_path: Path, monkeypatch: pytest.Monk
     count = len(ran)
     reproduce.run_claims(SMOKE, tmp_path)
     assert len(ran) == count
+
+
+def test_the_shown_command_asks_the_same(ran: Ran, tmp_path: Path) -> None:
+    folder = tmp_path / "my study"
+    path = reproduce.run_one(paper.EXPERIMENTS["masked"], SMOKE, folder, seeds=2)
+    asked = ["patchword", "paper", "masked", "--scale", "smoke", "--seeds", "2", "--out"]
+    assert command(read_fields(path), Path("my study")) == [*asked, "'my study'"]
+    path = reproduce.run_claims(SMOKE, folder, minutes=0.0, publish=write_paper)
+    asked = ["patchword", "paper", "claims", "--scale", "smoke", "--minutes", "0", "--out"]
+    assert command(read_fields(path), Path("out")) == [*asked, "out"]
+    assert "<span>--out</span>" in path.with_suffix(".html").read_text()
+    told = vtab.experiment(create_model("ViT-At/8", 5, (24, 16)), "w", lite=False, data={"dmlab": "a/b"})
+    path = reproduce.write_experiment(folder, told, SMOKE, [Measured(told.arms(SMOKE)[0], (0.5,))], {}, [])
+    assert "--data dmlab=a/b --out" in " ".join(command(read_fields(path), Path("out")))
 
 
 def test_minutes_end_where_they_are_over(

@@ -97,10 +97,10 @@ def run_claims(
                     if claim.experiment == name and (verdict := judge_at_last_look(claim, found[name], scale))
                 ]
                 publish(write_experiment(folder, EXPERIMENTS[name], scale, found[name], lacking[name], judged))
-                publish(write_claims(path, scale, found, lacking, spent))
+                publish(write_claims(path, scale, found, lacking, spent, minutes))
         except OutOfTime:
             say(f"the {minutes:g} minutes are over; the same command goes on")
-        publish(write_claims(path, scale, found, lacking, spent))
+        publish(write_claims(path, scale, found, lacking, spent, minutes))
     return path
 
 

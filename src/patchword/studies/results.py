@@ -36,6 +36,8 @@ def write_experiment(
         "question": asked.question,
         "source": asked.source,
         "weights": asked.weights,
+        "places": dict(asked.places),
+        "seeds": len(measured[0].values),
         "figure": asked.figure,
         "axis": asked.axis,
         "percent": asked.percent,
@@ -76,8 +78,12 @@ def write_claims(
     found: Mapping[str, Sequence[Measured]],
     lacking: Mapping[str, Mapping[str, str]],
     spent: Mapping[str, tuple[float, float]],
+    minutes: float | None = None,
 ) -> Path:
-    """Write all claims with their verdicts and what they took (`Trials.spent`, by experiment), and return the file."""
+    """Write all claims with their verdicts and what they took (`Trials.spent`, by experiment), and return the file.
+
+    `minutes` are those that were given for it.
+    """
     rows: list[dict[str, Any]] = []
     for claim in CLAIMS:
         measured, lost = found[claim.experiment], lacking[claim.experiment]
@@ -91,7 +97,8 @@ def write_claims(
             rows.append(_unjudged(claim, f"{seeds} of {scale.seeds} seeds are done" if seeds else "not run yet"))
     for row in rows:
         row["seconds"], row["flops"] = spent.get(row["experiment"], (None, None))
-    files.write_json(path, {"name": "claims", "claims": rows, "first_look": scale.seeds, **_circumstances(scale)})
+    content = {"name": "claims", "claims": rows, "first_look": scale.seeds, "minutes": minutes, **_circumstances(scale)}
+    files.write_json(path, content)
     return path
 
 
