@@ -233,6 +233,30 @@ def test_options_that_exclude_each_other(options: dict[str, Any], sentence: str)
         patchword.compare("nowhere", models="ViT-At/8,ViT-At/4", **options)
 
 
+def test_a_budget_of_less_than_a_step_is_refused_before_anything_is_done(pictures: Path, tmp_path: Path) -> None:
+    """A quarter of it is tried: four steps of eight pictures are the least."""
+    changes = {f"model.{name}": value for name, value in SMALL["model"].items()} | {"batch_size": 8}
+    asked: dict[str, Any] = {"models": "ViT-At/8,BiT-R14x0.25", "image_size": 16, "seeds": 1, "set": changes}
+    bones = [skeleton(name, "scratch", SMALL, (16, 16), 3) for name in ("ViT-At/8", "BiT-R14x0.25")]
+    least = max(4 * 8 * 3 * cost(each).forward_flops for each in bones) / 1e15
+    with pytest.raises(
+        UsageError, match=r"--pflop .* is too little for BiT-R14x0\.25: 0\.25 of it, .* or more"
+    ) as caught:
+        patchword.compare(pictures, out=tmp_path / "study", pflop=0.99 * least, **asked)
+    assert not (tmp_path / "study").exists()
+    told = float(re.findall(r"step; (\S+) or more", str(caught.value))[0])
+    assert least <= told < 1.1 * least
+    with pytest.raises(UsageError, match="--pretrain-pflop 1e-12 is too little for ViT-At/8"):
+        patchword.compare(
+            pictures,
+            out=tmp_path / "study",
+            pflop=1.0,
+            pretrain="formula:shapes-2x10@16",
+            pretrain_pflop=1e-12,
+            **asked,
+        )
+
+
 # The figures
 
 
@@ -359,7 +383,8 @@ def lead(table: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 def test_the_headline(table: dict[str, Any]) -> None:
     sure = {"value": 0.021, "low": 0.015, "high": 0.027, "seeds": 3}
-    need = {"name": MODELS[0], "value": 8431.0, "low": 5012.0, "high": 19870.0, "never": False}
+    behind = {"value": 0.124, "low": 0.08, "high": 0.168, "seeds": 3}
+    need = {"name": MODELS[0], "value": 8431.0, "low": 5012.0, "high": 19870.0, "never": False, "behind": behind}
     told = telling.headline(lead(table, difference=sure, needs=[need]))
     assert told.startswith(
         "With your 3,067 training pictures and 0.004 PFLOP a model, **the ResNet (BiT-R14x0.25) leads by 2.1 ± 0.6 points**: "
@@ -367,7 +392,16 @@ def test_the_headline(table: dict[str, Any]) -> None:
     assert told.endswith("; the plain ViT (ViT-Fe/16) would need about 8,400 [5,000–20,000].")
     doubtful = {**sure, "low": -0.001}
     assert "**no model leads for sure**: the ResNet" in telling.headline(lead(table, difference=doubtful))
-    assert "would need" not in telling.headline(lead(table, difference=doubtful))
+    assert telling.headline(lead(table, difference=doubtful, needs=[need])).endswith(
+        "a difference of 2.1 ± 0.6 points; the plain ViT (ViT-Fe/16) is behind by 12.4 ± 4.4 points, and would need about 8,400 "
+        "[5,000–20,000]."
+    ), "who leads is open, and that it is not the plain ViT is not"
+    close = {**need, "behind": {**behind, "low": -0.01}}
+    lost = {**need, "behind": {"value": None, "low": None, "high": None, "seeds": 0}}
+    for each in (close, lost, {**need, "name": MODELS[3]}):
+        assert telling.headline(lead(table, difference=doubtful, needs=[each])).endswith(
+            "a difference of 2.1 ± 0.6 points."
+        )
     single = telling.headline(lead(table, difference={**sure, "seeds": 1}))
     assert "(of a single seed: the chance of training is not in the interval)" in single
     for change, end in (

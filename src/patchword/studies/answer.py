@@ -179,7 +179,8 @@ def _lead(study: Study, cells: Cells, laws: dict[str, PowerLaw | None]) -> dict[
         law = laws[name]
         if name != first and law is not None:
             size = law.size_for(1 - means[first])
-            needs.append({"name": name, **size.plain(), "never": not math.isfinite(size.value)})
+            behind = _difference(cells, list(means), first, name)
+            needs.append({"name": name, **size.plain(), "never": not math.isfinite(size.value), "behind": behind})
     return {
         "first": first,
         "second": second,

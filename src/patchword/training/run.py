@@ -161,7 +161,7 @@ def steps_for(budget: Budget, pictures: int, batch_size: int, flops_per_image: f
     return int(budget.pflop * 1e15 / (flops_per_image * batch_size)) if budget.pflop else None
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
     """To two digits."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return math.ceil(value / unit) * unit
@@ -284,7 +284,7 @@ class Run:
             step = self.train_flops_per_image * batch_size / 1e15
             raise UsageError(
                 f"a budget of {budget.pflop:g} PFLOP is less than one step of {self.model.name} on {batch_size} pictures; "
-                f"{_rounded_up(step):.2g} or more, a smaller model or a smaller batch_size would be right"
+                f"{rounded_up(step):.2g} or more, a smaller model or a smaller batch_size would be right"
             )
         if steps is None:
             if not budget.minutes:
