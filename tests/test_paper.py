@@ -23,6 +23,7 @@ from patchword.explanation.attention import head_figures
 from patchword.explanation.embeddings import position_table
 from patchword.explanation.maps import as_images
 from patchword.explanation.structure import depth_trend, grid_structure
+from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.models.vit import ViT
 from patchword.reports import charts, page
@@ -36,6 +37,7 @@ from patchword.studies.claims import CLAIMS, LOOKS, Part, difference, estimate, 
 from patchword.studies.experiment import Arm, Measured, Stage
 from patchword.studies.grid import Grid
 from patchword.studies.results import as_row, write_table1
+from patchword.studies.search import ROUNDS
 from patchword.studies.statistics import Estimate
 from patchword.studies.trials import Trials, flops_of
 from patchword.training import estimate as estimates
@@ -128,6 +130,27 @@ def test_every_experiment_is_declared_at_every_scale(name: str, scale: Any, tmp_
             assert step.recipe.seed == (0 if arm.one_start and not step.origin else 1)
             budget = step.recipe.budget
             assert budget.steps or budget.pflop or budget.epochs
+
+
+@pytest.mark.parametrize("scale", [SMOKE, LAPTOP], ids=lambda scale: scale.name)
+def test_every_run_and_every_trial_has_a_step(scale: Any, tmp_path: Path) -> None:
+    """Counted by shapes, with the head of ten classes: a budget of less than a step would end a study on its way."""
+    runner, flops = Trials(Grid(tmp_path), scale), dict[tuple[Any, ...], int]()
+    for experiment in paper.EXPERIMENTS.values():
+        for arm in experiment.arms(scale):
+            for step in runner.steps(arm, 0):
+                for recipe, part in ((step.recipe, 1.0), (step.trial, ROUNDS[0])):
+                    if recipe.budget.steps or (recipe is step.trial and not scale.searched):
+                        continue
+                    options = {name: value for name, value in recipe.model.items() if name != "name"}
+                    kind = (recipe.model["name"], recipe.image_size, *map(repr, sorted(options.items())))
+                    if kind not in flops:
+                        with torch.device("meta"):
+                            model = create_model(recipe.model["name"], 10, recipe.image_size, **options)
+                        flops[kind] = cost(model).train_flops
+                    assert part * recipe.budget.pflop * 1e15 >= recipe.batch_size * flops[kind], (
+                        f"{arm.label}, {recipe.data}"
+                    )
 
 
 def test_the_full_scale_costs_what_the_paper_says() -> None:
@@ -247,6 +270,24 @@ def test_rates_do_not_depend_on_the_order_of_experiments(ran: Ran, tmp_path: Pat
     for start in starts:
         usual = place[Path(start).name]
         assert (usual.seed, usual.train_images, usual.budget) == (0, 0, JUDGED.before)
+
+
+def test_a_search_that_diverges_at_every_rate_leaves_the_others(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No run with SGD ends: its arms have no value, and the others have theirs."""
+    outcome = Grid.outcome
+
+    def lost(grid: Grid, cell: grids.Cell) -> grids.Outcome:
+        found = outcome(grid, cell)
+        return dataclasses.replace(found, diverged="it did") if cell.recipe.optimizer.name == "sgd" else found
+
+    monkeypatch.setattr(Grid, "outcome", lost)
+    path = reproduce.run_one(paper.EXPERIMENTS["adam-vs-sgd"], JUDGED, tmp_path, publish=write_paper)
+    told = json.loads(path.read_text())
+    assert [len(row["values"]) for row in told["arms"]] == [3, 0, 3, 0]
+    assert [row["verdict"] for row in told["claims"]] == ["undecided"]
+    assert "training diverges at every rate tried" in capsys.readouterr().err
 
 
 def test_a_search_whose_start_diverged_leaves_the_presets_rate(

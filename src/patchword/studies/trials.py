@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from patchword.core import config, files
-from patchword.core.errors import DataError, UsageError
+from patchword.core.errors import DataError, DivergedError, UsageError
+from patchword.core.progress import say
 from patchword.data.dataset import Dataset
 from patchword.data.sources import open_data
 from patchword.evaluation.fewshot import SEEDS
@@ -239,12 +240,16 @@ class Trials:
         return outcome
 
     def _search(self, step: _Step) -> float:
-        """The factor on the rate of a kind of runs; the preset's own rate where what the search begins with diverged."""
+        """The factor on the rate of a kind of runs; that of the preset where the start of the search diverged, or all of it."""
         if step.tried_from is not None:
             [start] = self.grid.run([self._cell(step.tried_from)])
             if start.diverged:
                 return 1.0
-        return search(self.grid, f"search/{step.kind}", f"{step.title}, search", self._trial(step)).factor
+        try:
+            return search(self.grid, f"search/{step.kind}", f"{step.title}, search", self._trial(step)).factor
+        except DivergedError as error:  # the runs will say so, too, and the other arms have something to say
+            say(f"note: {error}")
+            return 1.0
 
     def _trial(self, step: _Step) -> Recipe:
         return tried(step.trial, self.grid.shelf.open(step.trial.data)[0])
