@@ -23,17 +23,21 @@ from patchword.explanation.attention import head_figures
 from patchword.explanation.embeddings import position_table
 from patchword.explanation.maps import as_images
 from patchword.explanation.structure import depth_trend, grid_structure
+from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.models.vit import ViT
-from patchword.reports import charts
+from patchword.reports import charts, page
 from patchword.reports import run as pages
-from patchword.reports.paper import claims_table, write_paper
+from patchword.reports.paper import claims_table, command, write_paper
+from patchword.reports.paper import difference as told_difference
+from patchword.reports.run import read_fields
 from patchword.studies import grid as grids
 from patchword.studies import inside, paper, reproduce, scales, trials, vtab
 from patchword.studies.claims import CLAIMS, LOOKS, Part, difference, estimate, judge, judge_at_last_look, last_look
 from patchword.studies.experiment import Arm, Measured, Stage
 from patchword.studies.grid import Grid
-from patchword.studies.results import write_table1
+from patchword.studies.results import as_row, write_table1
+from patchword.studies.search import ROUNDS
 from patchword.studies.statistics import Estimate
 from patchword.studies.trials import Trials, flops_of
 from patchword.training import estimate as estimates
@@ -50,12 +54,13 @@ Ran = list[tuple[Recipe, Path]]
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
-    """What would have been trained; each run reaches what a hash of its recipe says, near one half."""
+    """What would have been trained; each run reaches what a hash of its recipe says, near one half, wherever its start lies."""
     made: Ran = []
 
     def run(recipe: Recipe, out: Path, **_: Any) -> Path:
         made.append((recipe, out))
-        value = 0.4 + int(recipe.identity()[:4], 16) / 2**16 / 5
+        named = dataclasses.replace(recipe, init=Path(recipe.init).name)
+        value = 0.4 + int(named.identity()[:4], 16) / 2**16 / 5
         (out / "model").mkdir(parents=True)
         (out / "recipe.toml").write_text(recipe.to_toml())
         (out / "evaluation.json").write_text(json.dumps({"loss": 1.0}))
@@ -125,6 +130,27 @@ def test_every_experiment_is_declared_at_every_scale(name: str, scale: Any, tmp_
             assert step.recipe.seed == (0 if arm.one_start and not step.origin else 1)
             budget = step.recipe.budget
             assert budget.steps or budget.pflop or budget.epochs
+
+
+@pytest.mark.parametrize("scale", [SMOKE, LAPTOP], ids=lambda scale: scale.name)
+def test_every_run_and_every_trial_has_a_step(scale: Any, tmp_path: Path) -> None:
+    """Counted by shapes, with the head of ten classes: a budget of less than a step would end a study on its way."""
+    runner, flops = Trials(Grid(tmp_path), scale), dict[tuple[Any, ...], int]()
+    for experiment in paper.EXPERIMENTS.values():
+        for arm in experiment.arms(scale):
+            for step in runner.steps(arm, 0):
+                for recipe, part in ((step.recipe, 1.0), (step.trial, ROUNDS[0])):
+                    if recipe.budget.steps or (recipe is step.trial and not scale.searched):
+                        continue
+                    options = {name: value for name, value in recipe.model.items() if name != "name"}
+                    kind = (recipe.model["name"], recipe.image_size, *map(repr, sorted(options.items())))
+                    if kind not in flops:
+                        with torch.device("meta"):
+                            model = create_model(recipe.model["name"], 10, recipe.image_size, **options)
+                        flops[kind] = cost(model).train_flops
+                    assert part * recipe.budget.pflop * 1e15 >= recipe.batch_size * flops[kind], (
+                        f"{arm.label}, {recipe.data}"
+                    )
 
 
 def test_the_full_scale_costs_what_the_paper_says() -> None:
@@ -211,18 +237,78 @@ def test_runs_are_made_once_and_named_by_what_they_are(ran: Ran, tmp_path: Path)
 
 
 def test_rates_are_searched_once_for_each_kind(ran: Ran, tmp_path: Path) -> None:
-    """Four models are pre-trained with two optimizers and tuned: each of four kinds of start, and each model's tuning."""
+    """Two models are pre-trained with two optimizers and tuned: each of four kinds of start, and the tuning of each."""
     reproduce.run_one(paper.EXPERIMENTS["adam-vs-sgd"], JUDGED, tmp_path)
     searched = [(recipe, out) for recipe, out in ran if "search" in out.parts]
-    assert len(searched) == (4 + 2) * 6
+    assert len(searched) == (4 + 4) * 6
     assert all(recipe.evaluation.final == "validation" for recipe, _ in searched)
     cells = [recipe for recipe, out in ran if "cells" in out.parts]
     assert len(cells) == 3 * (4 + 4)
     assert {recipe.evaluation.final for recipe in cells} == {"test"}
-    by_kind = {(r.model["name"], r.optimizer.name, r.init == "none"): set() for r in cells}
+    starts = {str(out): recipe.optimizer.name for recipe, out in ran}
+    rates: dict[tuple[str, ...], set[float]] = {}
     for recipe in cells:
-        by_kind[recipe.model["name"], recipe.optimizer.name, recipe.init == "none"].add(recipe.optimizer.lr)
-    assert all(len(rates) == 1 for rates in by_kind.values())
+        kind = recipe.model["name"], recipe.optimizer.name, starts.get(recipe.init, "nothing")
+        rates.setdefault(kind, set()).add(recipe.optimizer.lr)
+    assert len(rates) == 8
+    assert all(len(each) == 1 for each in rates.values())
+
+
+def test_rates_do_not_depend_on_the_order_of_experiments(ran: Ran, tmp_path: Path) -> None:
+    """What is tuned is tuned at the rate of one start, the usual one, whoever asked first."""
+    names = ("masked", "fig5", "table2", "fig3")
+    rates = []
+    for order in (names, names[::-1]):
+        ran.clear()
+        for name in order:
+            reproduce.run_one(paper.EXPERIMENTS[name], JUDGED, tmp_path / order[0])
+        rates.append({out.relative_to(tmp_path / order[0]): recipe.optimizer.lr for recipe, out in ran})
+    assert rates[0] == rates[1]
+    place = {out.name: recipe for recipe, out in ran if "cells" in out.parts}
+    starts = {recipe.init for recipe, out in ran if "search" in out.parts and recipe.init != "none"}
+    assert len(starts) == 6, "five models, and one of them from masked patches"
+    for start in starts:
+        usual = place[Path(start).name]
+        assert (usual.seed, usual.train_images, usual.budget) == (0, 0, JUDGED.before)
+
+
+def test_a_search_that_diverges_at_every_rate_leaves_the_others(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No run with SGD ends: its arms have no value, and the others have theirs."""
+    outcome = Grid.outcome
+
+    def lost(grid: Grid, cell: grids.Cell) -> grids.Outcome:
+        found = outcome(grid, cell)
+        return dataclasses.replace(found, diverged="it did") if cell.recipe.optimizer.name == "sgd" else found
+
+    monkeypatch.setattr(Grid, "outcome", lost)
+    path = reproduce.run_one(paper.EXPERIMENTS["adam-vs-sgd"], JUDGED, tmp_path, publish=write_paper)
+    told = json.loads(path.read_text())
+    assert [len(row["values"]) for row in told["arms"]] == [3, 0, 3, 0]
+    assert [row["verdict"] for row in told["claims"]] == ["undecided"]
+    assert "training diverges at every rate tried" in capsys.readouterr().err
+
+
+def test_a_search_whose_start_diverged_leaves_the_presets_rate(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The usual start of fig5's hybrid is lost, the others of the hybrid are not: they are tuned without a search."""
+    usual = paper.EXPERIMENTS["fig5"].arms(JUDGED)[11]
+    assert usual.label == "C3+ViT-At/8, 1 of the budget"
+    outcome = Grid.outcome
+
+    def lost(grid: Grid, cell: grids.Cell) -> grids.Outcome:
+        found, budget = outcome(grid, cell), cell.recipe.budget
+        whole = cell.recipe.model["name"] == usual.model and budget == JUDGED.before and cell.recipe.seed == 0
+        return dataclasses.replace(found, diverged="it did") if whole else found
+
+    monkeypatch.setattr(Grid, "outcome", lost)
+    path = reproduce.run_one(paper.EXPERIMENTS["fig5"], JUDGED, tmp_path)
+    arms = {row["label"]: row for row in json.loads(path.read_text())["arms"]}
+    assert [len(arms[f"{usual.model}, {share:g} of the budget"]["values"]) for share in (0.5, 1)] == [3, 2]
+    tuned = [r for r, out in ran if "-tuning-" in out.name and r.model["name"] == usual.model]
+    assert {recipe.optimizer.lr for recipe in tuned} == {3e-4}
 
 
 def test_what_is_finished_is_counted_and_left_alone(
@@ -298,7 +384,12 @@ def test_vtab_of_somebodys_weights(
     assert [row["value"] for row in told["groups"]] == [None] * 3
     assert len(told["groups"][0]["missing"]) == 3
     assert out == tmp_path / "out/vtab-lite.html"
-    assert f"patchword paper vtab-lite {tmp_path / 'weights'} --scale smoke" in out.read_text()
+    words = command(read_fields(tmp_path / "out/vtab-lite.json"), tmp_path / "out")
+    assert words == [
+        *("patchword", "paper", "vtab-lite", str(tmp_path / "weights")),
+        *("--scale", "smoke", "--out", str(tmp_path / "out")),
+    ]
+    assert " ".join(f"<span>{word}</span>" for word in words) in out.read_text()
     # Other weights at the same place are another start.
     torch_bytes = next(iter(model.parameters())).detach().numpy()
     torch_bytes += 1
@@ -331,7 +422,10 @@ def measured(
     """The arms of an experiment with values by their labels; those not named have the mean of nothing special, 0.5."""
     arms = paper.EXPERIMENTS[name].arms(scale)
     assert set(values) <= {arm.label for arm in arms}
-    return [Measured(arm, tuple(values.get(arm.label, [0.5] * seeds))) for arm in arms]
+    return [
+        Measured(arm, tuple(values.get(arm.label, [0.5] * seeds)), 1e12 * arm.before.share if arm.before else 0.0)
+        for arm in arms
+    ]
 
 
 def claim(key: str) -> Any:
@@ -424,8 +518,6 @@ def test_verdicts_are_what_intervals_say(low: float, high: float, alike: bool, v
             "undecided",
         ),
         ("rows-and-columns", {"ViT-At/8, lines": [0.1, 0.11, 0.1]}, "does not hold"),
-        ("compute", {"ViT-Fe/8, 0.5 of the budget": [0.7, 0.7, 0.71]}, "holds"),
-        ("compute", {"BiT-R14x0.25, 1 of the budget": [0.7, 0.7, 0.71]}, "does not hold"),
     ],
 )
 def test_claims_are_judged(key: str, values: dict[str, list[float | None]], verdict: str) -> None:
@@ -433,6 +525,53 @@ def test_claims_are_judged(key: str, values: dict[str, list[float | None]], verd
     found = measured(asked.experiment, values)
     assert judge(asked, found, JUDGED).verdict == verdict
     assert judge(asked, found, SMOKE).verdict == "not judged"
+
+
+def over_compute(vit: Sequence[float], net: Sequence[float], *, lost: str = "") -> list[Measured]:
+    """What the large ViT and the small ResNet reach at each budget, the others far less; one arm has lost its second seed."""
+    values: dict[str, list[float | None]] = {}
+    for index, share in enumerate((0.125, 0.25, 0.5, 1)):
+        for model, reached in (("ViT-Fe/8", vit), ("BiT-R14x0.25", net), ("ViT-At/8", None), ("BiT-R14x0.5", None)):
+            near = reached[index] if reached is not None else 0.1
+            seeds = [near, near + 0.01, near + 0.005]
+            values[f"{model}, {share:g} of the budget"] = list(reversed(seeds) if "BiT" in model else seeds)
+    if lost:
+        values[lost][1] = None
+    return measured("fig5", values)
+
+
+def test_compute_is_compared_at_equal_accuracy() -> None:
+    """A curve that lies two budgets, four times the FLOPs, to the left; then the other way round; then nowhere near."""
+    asked, early, late = claim("compute"), [0.5, 0.6, 0.7, 0.8], [0.3, 0.4, 0.5, 0.6]
+    for values, verdict, ratio in (((early, late), "holds", 2.0), ((late, early), "does not hold", -2.0)):
+        judged = judge(asked, over_compute(*values), JUDGED)
+        assert judged.verdict == verdict
+        assert judged.parts[0].estimate.value == pytest.approx(ratio)
+    found = over_compute(early, late, lost="ViT-Fe/8, 1 of the budget")
+    assert judge(asked, found, JUDGED).parts[0].estimate.value == pytest.approx(2.0), "that seed is left out of all"
+    apart = judge(asked, over_compute(early, [0.1, 0.2, 0.3, 0.4]), JUDGED)
+    assert (apart.verdict, apart.width) == ("undecided", 0.0), "more seeds would not help"
+    assert apart.note == (
+        "ViTs reach more with the least compute than ResNets with the most: no accuracy is common. "
+        "At equal compute the best ViT less the best ResNet is +40.0 points."
+    )
+    nothing = [dataclasses.replace(each, values=(None, None, None)) for each in found]
+    assert judge(asked, nothing, JUDGED).verdict == "undecided"
+    [alike] = judge(asked, over_compute(early, [0.49, 0.62, 0.69, 0.8]), JUDGED).parts
+    assert alike.verdict == "undecided"
+    assert alike.width == pytest.approx(0.1 * alike.estimate.half, rel=0.05), "ten points for each doubling"
+
+
+def test_times_and_points_are_written_as_what_they_are() -> None:
+    judged = judge(claim("compute"), over_compute([0.5, 0.6, 0.7, 0.8], [0.4, 0.5, 0.6, 0.7]), JUDGED)
+    [part] = as_row(judged)["parts"]
+    assert (part["unit"], part["value"]) == ("times", pytest.approx(2.0))
+    assert told_difference(part).startswith("2\u202f× [")
+    alone = dataclasses.replace(judged.parts[0], estimate=Estimate(1.0, -math.inf, math.inf))
+    [part] = as_row(dataclasses.replace(judged, parts=(alone,)))["parts"]
+    assert (told_difference(part), alone.verdict) == ("2\u202f×", "undecided")
+    assert [page.gained(0.021, unit) for unit in ("points", "value", "times")] == ["+2.1", "+0.02", "0.021\u202f×"]
+    assert page.gained(None, "times") == "–"
 
 
 def test_a_diverged_seed_is_left_out_of_its_pairs() -> None:
@@ -515,11 +654,13 @@ def test_the_cheapest_comes_first_and_what_it_costs_is_said_before(
     monkeypatch.setattr(Trials, "_few_shot", lambda self, outcome, data: 0.5)
     monkeypatch.setattr(Trials, "_inside", lambda self, outcome, arm, seed: 0.5)
     seconds = {"adam-vs-sgd": "BiT", "fig5": "C3+"}
-    monkeypatch.setattr(
-        Grid,
-        "seconds",
-        lambda self, cell: 100.0 if any(name in cell.place for name in seconds.values()) else 1.0 + cell.recipe.seed,
-    )
+
+    def told(grid: Grid, work: grids.Cell | grids.Look) -> float:
+        if isinstance(work, grids.Look):
+            return 0.05
+        return 100.0 if any(name in work.place for name in seconds.values()) else 1.0 + work.recipe.seed
+
+    monkeypatch.setattr(Grid, "seconds", told)
     reproduce.run_claims(SMOKE, tmp_path)
     said = capsys.readouterr().err.splitlines()
     begun = next(place for place, line in enumerate(said) if line.startswith(f"{tmp_path}: "))
@@ -527,13 +668,35 @@ def test_the_cheapest_comes_first_and_what_it_costs_is_said_before(
     assert [line.split(",")[0] for line in before] == order
     assert order[:5] == ["fig7", "resolution", "patch", "position", "masked"]
     assert before[0] == (
-        "fig7, 12 arms × 1 seed, 2 runs: about 2.0 s. Attention distance grows with depth. Position embeddings learn rows and "
+        "fig7, 12 arms × 1 seed, 2 runs: about 2.6 s. Attention distance grows with depth. Position embeddings learn rows and "
         "columns."
     )
     assert "position, 4 arms × 1 seed, 3 runs: about 3.0 s." in before[3], "one arm is that of fig7"
     assert order[-1] == "fig5"
     runs = sum(int(line.split(" runs")[0].rpartition(" ")[2]) for line in before)
     assert runs == len(ran) == len({out for _, out in ran})
+
+
+def test_what_is_measured_beside_the_runs_is_in_the_estimate(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A millisecond a picture: all test pictures of each arm and those that three seeds draw, 16 × (120 + 5·8·3)."""
+    monkeypatch.setattr(Trials, "_few_shot", lambda self, outcome, data: 0.5)
+    arms = paper.EXPERIMENTS["fig4"].arms(SMOKE)
+    test = len(open_data(SMOKE.sets["tune"]).splits["test"])
+    runner = Trials(Grid(tmp_path), SMOKE)
+    looks = runner.looks(arms, range(1))
+    assert [look.pictures for look in looks.values()] == [test + 5 * 8 * 3] * len(arms)
+    assert runner.grid.expected(looks.values()) == pytest.approx(len(arms) * (test + 120) / 1000)
+    known, _ = runner.ahead(arms, range(1))
+    alone = runner.grid.expected(known.values())
+    runner.grid.begin(list(known.values()), looks=list(looks.values()))
+    assert runner.grid._left == pytest.approx(alone + len(arms) * (test + 120) / 1000)
+    runner.measure(arms, range(1))
+    assert runner.grid._left == pytest.approx(0)
+    assert runner.looks(arms, range(1)) == {}, "what is known takes no time"
+    inner = runner.looks(paper.EXPERIMENTS["fig7"].arms(SMOKE), range(1))
+    assert (len(inner), {look.pictures for look in inner.values()}) == (12, {128})
 
 
 def test_data_sets_follow_one_another(ran: Ran, tmp_path: Path) -> None:
@@ -584,6 +747,20 @@ def test_all_claims_in_one_go(ran: Ran, tmp_path: Path, monkeypatch: pytest.Monk
     count = len(ran)
     reproduce.run_claims(SMOKE, tmp_path)
     assert len(ran) == count
+
+
+def test_the_shown_command_asks_the_same(ran: Ran, tmp_path: Path) -> None:
+    folder = tmp_path / "my study"
+    path = reproduce.run_one(paper.EXPERIMENTS["masked"], SMOKE, folder, seeds=2)
+    asked = ["patchword", "paper", "masked", "--scale", "smoke", "--seeds", "2", "--out"]
+    assert command(read_fields(path), Path("my study")) == [*asked, "'my study'"]
+    path = reproduce.run_claims(SMOKE, folder, minutes=0.0, publish=write_paper)
+    asked = ["patchword", "paper", "claims", "--scale", "smoke", "--minutes", "0", "--out"]
+    assert command(read_fields(path), Path("out")) == [*asked, "out"]
+    assert "<span>--out</span>" in path.with_suffix(".html").read_text()
+    told = vtab.experiment(create_model("ViT-At/8", 5, (24, 16)), "w", lite=False, data={"dmlab": "a/b"})
+    path = reproduce.write_experiment(folder, told, SMOKE, [Measured(told.arms(SMOKE)[0], (0.5,))], {}, [])
+    assert "--data dmlab=a/b --out" in " ".join(command(read_fields(path), Path("out")))
 
 
 def test_minutes_end_where_they_are_over(

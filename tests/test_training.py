@@ -877,7 +877,7 @@ def test_a_budget_of_less_than_a_step_is_refused(pictures: Path, tmp_path: Path)
     enough = float(str(said.value).split("; ")[1].split()[0])
     folder = run(tiny(pictures, budget={"pflop": enough}), tmp_path / "out")
     assert json.loads((folder / "result.json").read_text())["steps"] == 1
-    assert [budget._rounded_up(value) for value in (1.01e-9, 3.0e-7, 0.0995, 2.41)] == pytest.approx(
+    assert [budget.rounded_up(value) for value in (1.01e-9, 3.0e-7, 0.0995, 2.41)] == pytest.approx(
         [1.1e-9, 3e-7, 0.1, 2.5]
     )
 

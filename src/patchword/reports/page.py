@@ -65,10 +65,12 @@ def points(value: float | None, decimals: int = 1) -> str:
     return "–" if value is None else f"{round(100 * value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
 
 
-def gained(value: float | None, share: bool = True) -> str:
-    """A difference with its sign: of shares in percentage points, of other numbers as it is."""
-    if share or value is None:
+def gained(value: float | None, unit: str) -> str:
+    """A difference: of shares in `points`, with its sign; of other numbers as their `value`; of amounts how many `times`."""
+    if unit == "points" or value is None:
         return points(value)
+    if unit == "times":
+        return f"{value:.2g}{THIN}×"
     return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
 
 

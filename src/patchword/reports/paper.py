@@ -1,6 +1,7 @@
 """What an experiment of the paper, or all its claims, came to → a page, an SVG, and for the claims a table in Markdown."""
 
 import importlib.resources
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from markupsafe import Markup
 
 from patchword.core.files import write_text
 from patchword.reports import charts, page
-from patchword.reports.run import read_fields
+from patchword.reports.run import Fields, read_fields
+from patchword.studies.scales import SCALES
 
 _WORDS = {"holds": "holds", "does not hold": "against", "undecided": "open", "not judged": "open"}
 
@@ -39,6 +41,7 @@ def write_paper(path: Path) -> Path:
         ours=ours,
         theirs=theirs,
         expected={row["label"]: row for row in answer["published"]},
+        command=command(answer, path.parent),
         verdict_class=_WORDS,
     )
     write_text(path.with_suffix(".html"), content)
@@ -46,6 +49,19 @@ def write_paper(path: Path) -> Path:
         style = importlib.resources.files("patchword.reports").joinpath("templates/style.css").read_text("utf-8")
         write_text(path.with_suffix(".svg"), charts.standalone(ours, style))
     return path.with_suffix(".html")
+
+
+def command(answer: Fields, folder: Path) -> list[str]:
+    """The words that repeat it, or go on with it, as a shell takes them."""
+    words = ["patchword", "paper", answer["name"], *([answer["weights"]] if answer["weights"] else [])]
+    words += ["--scale", answer["scale"]]
+    if answer["seeds"] not in (None, SCALES[answer["scale"]].seeds):
+        words += ["--seeds", str(answer["seeds"])]
+    if answer["minutes"] is not None:
+        words += ["--minutes", f"{answer['minutes']:g}"]
+    for task, place in (answer["places"] or {}).items():
+        words += ["--data", f"{task}={place}"]
+    return [shlex.quote(word) for word in [*words, "--out", str(folder)]]
 
 
 def _published(row: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +94,7 @@ def _figure(answer: dict[str, Any], rows: list[dict[str, Any]], places: dict[str
     return charts.accuracy_over(series, axis, f"{answer['name']} {name}", logarithmic=wide)
 
 
-def _write_claims(path: Path, answer: dict[str, Any]) -> Path:
+def _write_claims(path: Path, answer: Fields) -> Path:
     told = _told([row["verdict"] for row in answer["claims"]])
     content = page.render(
         "claims.html.j2",
@@ -86,6 +102,7 @@ def _write_claims(path: Path, answer: dict[str, Any]) -> Path:
         description=told,
         answer=answer,
         headline=_headline(answer, told),
+        command=command(answer, path.parent),
         first=answer["first_look"],
         verdict_class=_WORDS,
     )
@@ -115,7 +132,7 @@ def claims_table(answer: dict[str, Any]) -> str:
     """The claims as a table in Markdown, with every verdict as it came out."""
     lines = ["| claim | measured | differences [interval] | seeds | cost | verdict |", "|---|---|---|---|---|---|"]
     for row in answer["claims"]:
-        parts = "; ".join(f"{part['what']}: {difference(part, share=row['percent'])}" for part in row["parts"])
+        parts = "; ".join(f"{part['what']}: {difference(part)}" for part in row["parts"])
         level = f" ({round(100 * row['level'])} %)" if row["parts"] else row["why"]
         note = f" {row['note']}" if row["note"] else ""
         measured = f"{row['statistic']}; `patchword paper {row['experiment']}`"
@@ -127,9 +144,9 @@ def claims_table(answer: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def difference(part: dict[str, Any], *, share: bool = True) -> str:
-    """A difference with its interval, in points where it is one of shares."""
+def difference(part: dict[str, Any]) -> str:
+    """A difference with its interval, in its unit."""
     if part["value"] is None:
         return "none"
-    between = "" if part["low"] is None else f" [{page.gained(part['low'], share)}, {page.gained(part['high'], share)}]"
-    return f"{page.gained(part['value'], share)}{between}"
+    ends = [page.gained(part[end], part["unit"]) for end in ("low", "high")]
+    return page.gained(part["value"], part["unit"]) + ("" if part["high"] is None else f" [{', '.join(ends)}]")

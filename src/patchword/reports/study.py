@@ -1,6 +1,7 @@
 """A study folder → its page. What the page says is decided here and in `studies/telling.py`; how it looks is in `templates/`."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def warnings(answer: dict[str, Any]) -> list[str]:
 
 
 def command(answer: dict[str, Any], folder: Path) -> list[str]:
-    """The words that repeat the study, or go on with it."""
+    """The words that repeat the study, or go on with it, as a shell takes them."""
     asked = answer["question"]
     words = ["patchword", "compare", asked["data"], "--models", ",".join(row["name"] for row in answer["models"])]
     words += ["--sizes", ",".join(map(str, asked["sizes"])), "--seeds", str(asked["seeds"])]
@@ -93,7 +94,7 @@ def command(answer: dict[str, Any], folder: Path) -> list[str]:
     words += ["--recipe", asked["recipe"]] if asked["recipe"] not in ("scratch", "finetune") else []
     for field, value in _flat(asked["set"] or {}):
         words += ["--set", f"{field}={value}"]
-    return [*words, "--out", str(folder)]
+    return [shlex.quote(word) for word in [*words, "--out", str(folder)]]
 
 
 def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:

@@ -18,7 +18,6 @@ from patchword.core.picture import DecodeError
 from patchword.core.runtime import describe_device, versions
 from patchword.data.decoding.decode import decode
 from patchword.evaluation.answers import Answers
-from patchword.evaluation.metrics import Z95
 from patchword.evaluation.mistakes import thumbnail
 from patchword.explanation.gallery import add_maps
 from patchword.models.cost import cost
@@ -32,11 +31,12 @@ from patchword.studies.statistics import (
     Estimate,
     PowerLaw,
     crossing,
+    half_of_pairs,
     holm,
     mcnemar,
-    mean_difference,
     mean_row,
     pareto_front,
+    range_quantile,
 )
 from patchword.weights.io import load_model
 
@@ -180,36 +180,43 @@ def _lead(study: Study, cells: Cells, laws: dict[str, PowerLaw | None]) -> dict[
         law = laws[name]
         if name != first and law is not None:
             size = law.size_for(1 - means[first])
-            needs.append({"name": name, **size.plain(), "never": not math.isfinite(size.value)})
+            behind = _difference(cells, list(means), first, name)
+            needs.append({"name": name, **size.plain(), "never": not math.isfinite(size.value), "behind": behind})
     return {
         "first": first,
         "second": second,
         "values": means,
-        "difference": _difference(cells, first, second),
+        "difference": _difference(cells, list(means), first, second),
         "needs": needs,
     }
 
 
-def _difference(cells: Cells, first: str, second: str) -> dict[str, Any]:
+def _difference(cells: Cells, models: Sequence[str], first: str, second: str) -> dict[str, Any]:
     """Accuracy of the first less the second's at the largest size, with the chance of seeds and of test pictures in it.
 
-    The two are independent, and each is an interval of its own: Student's over the differences of pairs of seeds, and the
-    normal one over the pictures' mean differences. Their halves are added as squares. One seed has no spread: then the
-    interval is that of the pictures alone, which `seeds` says.
+    The two are independent, and each is an interval of its own; their halves are added as squares. Both hold for all pairs of
+    `models` at once (Tukey), since it was seen in the same runs which are first and second. That of the seeds takes what is left
+    of every model's accuracies when the means of models and of seeds are taken out; that of the pictures, their mean
+    differences. One seed has no spread: then the interval is that of the pictures alone, which `seeds` says.
     """
-    pairs = [
-        (one.right.astype(float), other.right.astype(float))
-        for one, other in zip(cells.answers(first), cells.answers(second), strict=True)
+    given = {name: cells.answers(name) for name in models}
+    pairs = {
+        seed: (one.right.astype(float), other.right.astype(float))
+        for seed, (one, other) in enumerate(zip(given[first], given[second], strict=True))
         if one is not None and other is not None and _same_pictures(one, other)
-    ]
+    }
     if not pairs:
         return {"value": None, "low": None, "high": None, "seeds": 0}
-    differences = np.array([one - other for one, other in pairs])  # k×n
+    differences = np.array([one - other for one, other in pairs.values()])  # k×n
     value = float(differences.mean())
-    pictures = Z95 * float(differences.mean(axis=0).std(ddof=1)) / math.sqrt(differences.shape[1])
+    error = float(differences.mean(axis=0).std(ddof=1)) / math.sqrt(differences.shape[1])
+    pictures = range_quantile(len(models), math.inf) / math.sqrt(2) * error
     seeds = 0.0
     if len(pairs) > 1:
-        seeds = mean_difference([one.mean() for one, _ in pairs], [other.mean() for _, other in pairs]).half
+        rows = [
+            [each.right.mean() for seed in pairs if (each := answers[seed]) is not None] for answers in given.values()
+        ]
+        seeds = half_of_pairs([row for row in rows if len(row) == len(pairs)], len(models))
     half = math.hypot(pictures, seeds)
     return {"value": value, "low": value - half, "high": value + half, "seeds": len(pairs)}
 

@@ -25,6 +25,7 @@ class Cells:
         whole = [outcome.result["train_images"] for outcome in self.of_size(self.question.sizes[-1])]
         self.sizes = [size or max(whole, default=len(study.dataset.splits["train"])) for size in self.question.sizes]
         """Ascending, in pictures: 0, which stands for all, is the number that there were."""
+        self._answers: dict[str, list[Answers | None]] = {}
 
     def outcome(self, model: str, size: int, seed: int, share: float = 1.0) -> Outcome | None:
         """A cell, if it was run."""
@@ -76,11 +77,13 @@ class Cells:
 
     def answers(self, model: str) -> list[Answers | None]:
         """To each test picture, at the largest size, of each seed."""
-        outcomes = [self.outcome(model, self.question.sizes[-1], seed) for seed in range(self.question.seeds)]
-        return [
-            None if outcome is None or outcome.value is None else read_answers(outcome.folder / ANSWERS)
-            for outcome in outcomes
-        ]
+        if model not in self._answers:
+            outcomes = [self.outcome(model, self.question.sizes[-1], seed) for seed in range(self.question.seeds)]
+            self._answers[model] = [
+                None if outcome is None or outcome.value is None else read_answers(outcome.folder / ANSWERS)
+                for outcome in outcomes
+            ]
+        return self._answers[model]
 
     def trained(self, model: str) -> Path | None:
         """The run at the largest size whose weights stand for the model: that of the first seed that left any."""

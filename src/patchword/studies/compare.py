@@ -18,10 +18,12 @@ from patchword.core import config, files
 from patchword.core.errors import UsageError
 from patchword.core.progress import say
 from patchword.data.dataset import Dataset
+from patchword.models.cost import cost
 from patchword.studies.grid import QUIET, Cell, Grid, Outcome, held, plain, settle
-from patchword.studies.question import Question, architecture, ask, sentence
-from patchword.studies.search import Found, ahead, part_of, search, tried, with_rate
+from patchword.studies.question import Question, architecture, ask, sentence, skeleton
+from patchword.studies.search import ROUNDS, Found, ahead, part_of, search, tried, with_rate
 from patchword.training import recipe as recipes
+from patchword.training.budget import rounded_up
 from patchword.training.pictures import tell_notices
 from patchword.training.recipe import Budget, Recipe
 
@@ -138,6 +140,22 @@ class Study:
         known += [cell for cells in self.rounds(factors) for cell in cells]
         return known, [*like, *(cell for cells in self.rounds(unknown) for cell in cells)]
 
+    def check_budgets(self) -> None:
+        """Raise `UsageError` where a part of a budget is less than a step: what the search for a rate has, or the ladder."""
+        question, classes, part = self.question, len(self.dataset.classes), min(*ROUNDS, *LADDER)
+        for model in question.models:
+            bones = skeleton(model, question.first_recipe, question.changes, question.image_size, classes)
+            runs = {"--pflop": self.cell(model, question.sizes[-1], 0).recipe}
+            if question.pretrain:
+                runs["--pretrain-pflop"] = self.pretraining(model).recipe
+            for option, recipe in runs.items():
+                least = cost(bones).train_flops * recipe.batch_size / part / 1e15
+                if 0 < recipe.budget.pflop < least:
+                    raise UsageError(
+                        f"{option} {recipe.budget.pflop:g} is too little for {model}: {part:g} of it, which some runs have, "
+                        f"is less than a step; {rounded_up(least):.2g} or more, or a smaller batch_size would be right"
+                    )
+
     # Stages
 
     def run(self, publish: Callable[["Study"], object]) -> None:
@@ -184,8 +202,9 @@ def compare(
             raise UsageError(
                 f"{out} holds a study of other data ({stored['data']}), or {data} has changed since; choose another --out"
             )
-        settle(out, stored, settings, free=("data", "models", "seeds"))
         study = Study(question, grid, dataset)
+        study.check_budgets()
+        settle(out, stored, settings, free=("data", "models", "seeds"))
         tell_notices(dataset)
         say(sentence(question))
         grid.begin(*study.ahead())

@@ -4,7 +4,7 @@ An *arm* is a bar or a point of a figure: a model that is pre-trained (`before`)
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from patchword.training.recipe import Budget
@@ -159,6 +159,8 @@ class Experiment:
     """What is shown of what was measured."""
     weights: str = ""
     """Whose they are that it is about, where it trains no models of its own."""
+    places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Task → where its data is, of those that were told."""
     axis: str = ""
     """What stands under a figure of lines."""
     over_compute: bool = False

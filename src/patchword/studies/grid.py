@@ -65,6 +65,15 @@ class Outcome:
         return None if self.diverged else self.result.get("value")
 
 
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What is measured of a cell's final model beside its run."""
+
+    cell: Cell
+    pictures: int
+    """That the model sees for it."""
+
+
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[dict[str, Any]]:
     """Hold a study's folder, new or not, until the context ends; the settings that it was begun with are given.
@@ -128,17 +137,17 @@ class Grid:
         self._left = self._spent = self._expected = 0.0
         self._known: dict[str, Estimate] = {}
 
-    def begin(self, cells: Sequence[Cell], like: Sequence[Cell] = ()) -> None:
-        """Say how many cells there are, and how long those that are not finished will take.
+    def begin(self, cells: Sequence[Cell], like: Sequence[Cell] = (), looks: Sequence[Look] = ()) -> None:
+        """Say how many cells there are, and how long those that are not finished will take, with the looks beside them.
 
         `like` are cells that cost as much as some that cannot be known yet.
         """
         waiting = [*(cell for cell in cells if not self.finished(cell)), *like]
         self._total = len(cells) + len(like)
         self._done = self._total - len(waiting)
-        self._left = self.expected(waiting)
+        self._left = self.expected([*waiting, *looks])
         finished = f", {self._done:,} of them finished" if self._done else ""
-        time_needed = f"; about {duration(self._left)} on this machine" if waiting else ""
+        time_needed = f"; about {duration(self._left)} on this machine" if waiting or looks else ""
         say(f"{self.folder}: {self._total:,} runs{finished}{time_needed}")
         if waiting and (load := _load()) > _BUSY:
             say(
@@ -146,20 +155,31 @@ class Grid:
                 "than it would be alone"
             )
 
-    def expected(self, cells: Iterable[Cell]) -> float:
-        """About how many seconds these cells take from nothing."""
+    def expected(self, work: Iterable[Cell | Look]) -> float:
+        """About how many seconds these cells take from nothing, and these looks."""
         # One data set after the other: the shelf holds one.
-        return sum(self.seconds(cell) for cell in sorted(cells, key=lambda cell: cell.recipe.data))
+        return sum(self.seconds(each) for each in sorted(work, key=_data_of))
 
     def finished(self, cell: Cell) -> bool:
         """Whether a cell needs nothing more: it is finished, or its training diverges."""
         return ended_as(self.folder / cell.place, cell.recipe)
 
-    def seconds(self, cell: Cell) -> float:
-        """About how long a cell takes from nothing; cells that differ in budget, seed, rate or pictures share a trial."""
-        recipe = cell.recipe
+    def seconds(self, work: Cell | Look) -> float:
+        """About how long a cell takes from nothing, or a look beside it."""
+        if isinstance(work, Look):
+            return work.pictures * self._tried(work.cell.recipe).seconds_per_look
+        recipe = work.recipe
         if recipe.budget.minutes:
             return 60 * recipe.budget.minutes + _AROUND
+        found = self._tried(recipe)
+        dataset, _ = self.shelf.open(recipe.data)
+        pictures = recipe.train_images or len(dataset.splits["train"])
+        steps = steps_for(recipe.budget, pictures, found.batch_size, found.flops_per_image)
+        # The pictures are decoded already, by the cells before, and it is not looked at validation on the way.
+        return dataclasses.replace(found, steps=steps or 0, looks=0, saves=1, decoded=0).seconds
+
+    def _tried(self, recipe: Recipe) -> Estimate:
+        """A trial of a recipe; those that differ in budget, seed, rate or pictures share one."""
         kind = dataclasses.replace(
             recipe,
             seed=0,
@@ -174,12 +194,7 @@ class Grid:
         key = kind.identity()
         if key not in self._known:
             self._known[key] = estimate(kind, shelf=self.shelf)
-        found = self._known[key]
-        dataset, _ = self.shelf.open(recipe.data)
-        pictures = recipe.train_images or len(dataset.splits["train"])
-        steps = steps_for(recipe.budget, pictures, found.batch_size, found.flops_per_image)
-        # The pictures are decoded already, by the cells before, and it is not looked at validation on the way.
-        return dataclasses.replace(found, steps=steps or 0, looks=0, saves=1, decoded=0).seconds
+        return self._known[key]
 
     def run(self, cells: Sequence[Cell]) -> list[Outcome]:
         """Run what is not finished; what became of each, in their order. Raises `OutOfTime`."""
@@ -207,14 +222,29 @@ class Grid:
         """One line about a cell that has just been run, and how long the others will take by what was seen so far."""
         self._done += 1
         self._total = max(self._total, self._done)
-        expected = self.seconds(outcome.cell)
-        self._spent, self._expected = self._spent + seconds, self._expected + expected
-        self._left = max(0.0, self._left - expected)
+        self._count(outcome.cell, seconds)
         value = outcome.value
         found = outcome.diverged or ("not measured" if value is None else f"{100 * value:.2f} %")
         left = self._left * self._spent / self._expected
         rest = f"; about {duration(left)} left" if self._done < self._total else ""
         say(f"[{self._done}/{self._total}] {outcome.cell.title}: {found} in {duration(seconds)}{rest}")
+
+    @contextlib.contextmanager
+    def looking(self, look: Look) -> Iterator[None]:
+        """Around a look beside the runs: what is left is less by it afterwards."""
+        began = time.perf_counter()
+        yield
+        self._count(look, time.perf_counter() - began)
+
+    def _count(self, work: Cell | Look, seconds: float) -> None:
+        """Work is done, and took so long."""
+        expected = self.seconds(work)
+        self._spent, self._expected = self._spent + seconds, self._expected + expected
+        self._left = max(0.0, self._left - expected)
+
+
+def _data_of(work: Cell | Look) -> str:
+    return (work.cell if isinstance(work, Look) else work).recipe.data
 
 
 def _load() -> float:

@@ -26,7 +26,7 @@ from patchword.weights.io import load_model
 
 DEPTH, GRID, LINES = "depth", "grid", "lines"
 _CONTROLS = 3
-_PICTURES = 128
+PICTURES = 128
 """That attention distances are the mean over, as in the paper."""
 
 
@@ -64,7 +64,7 @@ def _first(model: Model, split: Split) -> np.ndarray:
             found.append(model.preprocessing.fit(decode(split.read(index), model.in_channels)))
         except DecodeError:
             continue
-        if len(found) == _PICTURES:
+        if len(found) == PICTURES:
             break
     return np.stack(found)
 

@@ -14,7 +14,7 @@ from patchword.core.progress import duration, say
 from patchword.models.cost import exaflops, tpu_core_days
 from patchword.studies.claims import CLAIMS, LOOKS, judge, judge_at_last_look
 from patchword.studies.experiment import Arm, Experiment, Measured, Scale
-from patchword.studies.grid import Cell, Grid, OutOfTime, held, settle
+from patchword.studies.grid import Cell, Grid, Look, OutOfTime, held, settle
 from patchword.studies.paper import EXPERIMENTS
 from patchword.studies.results import write_claims, write_experiment
 from patchword.studies.trials import Trials, flops_of, missing
@@ -41,8 +41,9 @@ def run_one(
         trials = Trials(Grid(folder, publish_run), scale)
         arms = asked.arms(scale)
         lacking = _tell(asked, arms, trials, count)
-        known, like = trials.ahead([arm for arm in arms if not arm.sets & set(lacking)], range(count))
-        trials.grid.begin(list(known.values()), list(like.values()))
+        there = [arm for arm in arms if not arm.sets & set(lacking)]
+        known, like = trials.ahead(there, range(count))
+        trials.grid.begin(list(known.values()), list(like.values()), list(trials.looks(there, range(count)).values()))
         measured = _measure(trials, arms, lacking, range(count))
         mine = [claim for claim in CLAIMS if claim.experiment == asked.name and not lacking]
         judged = [judge(claim, measured, scale) for claim in mine]
@@ -96,33 +97,37 @@ def run_claims(
                     if claim.experiment == name and (verdict := judge_at_last_look(claim, found[name], scale))
                 ]
                 publish(write_experiment(folder, EXPERIMENTS[name], scale, found[name], lacking[name], judged))
-                publish(write_claims(path, scale, found, lacking, spent))
+                publish(write_claims(path, scale, found, lacking, spent, minutes))
         except OutOfTime:
             say(f"the {minutes:g} minutes are over; the same command goes on")
-        publish(write_claims(path, scale, found, lacking, spent))
+        publish(write_claims(path, scale, found, lacking, spent, minutes))
     return path
 
 
 def _begin(trials: Trials, arms: Mapping[str, Sequence[Arm]]) -> list[str]:
     """Say what each claim costs, what several need counted once; the experiments are returned, the cheapest first."""
     seeds = trials.scale.seeds
-    needed: dict[str, dict[str, Cell]] = {}
+    needed: dict[str, dict[str, Cell | Look]] = {}
     total: dict[str, Cell] = {}
     like: dict[str, Cell] = {}
+    looks: dict[str, Look] = {}
     for name, each in arms.items():
         known, others = trials.ahead(each, range(seeds))
-        needed[name] = {place: cell for place, cell in known.items() if not trials.grid.finished(cell)} | others
-        total, like = total | known, like | others
-    cost = {name: trials.grid.expected(cells.values()) for name, cells in needed.items()}
+        beside = trials.looks(each, range(seeds))
+        waiting = {place: cell for place, cell in known.items() if not trials.grid.finished(cell)}
+        needed[name] = {**waiting, **others, **beside}
+        total, like, looks = total | known, like | others, looks | beside
+    cost = {name: trials.grid.expected(work.values()) for name, work in needed.items()}
     order = sorted(cost, key=lambda name: cost[name])
     counted: set[str] = set()
     for name in order:
-        rest = {place: cell for place, cell in needed[name].items() if place not in counted}
+        rest = {place: work for place, work in needed[name].items() if place not in counted}
         counted |= set(rest)
+        runs = sum(isinstance(work, Cell) for work in rest.values())
         statements = " ".join(claim.statement for claim in CLAIMS if claim.experiment == name)
         time_needed = f"about {duration(trials.grid.expected(rest.values()))}" if rest else "nothing more"
-        say(f"{name}, {len(arms[name])} arms × {_seeds(seeds)}, {len(rest):,} runs: {time_needed}. {statements}")
-    trials.grid.begin(list(total.values()), list(like.values()))
+        say(f"{name}, {len(arms[name])} arms × {_seeds(seeds)}, {runs:,} runs: {time_needed}. {statements}")
+    trials.grid.begin(list(total.values()), list(like.values()), list(looks.values()))
     return order
 
 

@@ -36,6 +36,8 @@ def write_experiment(
         "question": asked.question,
         "source": asked.source,
         "weights": asked.weights,
+        "places": dict(asked.places),
+        "seeds": len(measured[0].values),
         "figure": asked.figure,
         "axis": asked.axis,
         "percent": asked.percent,
@@ -76,8 +78,12 @@ def write_claims(
     found: Mapping[str, Sequence[Measured]],
     lacking: Mapping[str, Mapping[str, str]],
     spent: Mapping[str, tuple[float, float]],
+    minutes: float | None = None,
 ) -> Path:
-    """Write all claims with their verdicts and what they took (`Trials.spent`, by experiment), and return the file."""
+    """Write all claims with their verdicts and what they took (`Trials.spent`, by experiment), and return the file.
+
+    `minutes` are those that were given for it.
+    """
     rows: list[dict[str, Any]] = []
     for claim in CLAIMS:
         measured, lost = found[claim.experiment], lacking[claim.experiment]
@@ -91,13 +97,24 @@ def write_claims(
             rows.append(_unjudged(claim, f"{seeds} of {scale.seeds} seeds are done" if seeds else "not run yet"))
     for row in rows:
         row["seconds"], row["flops"] = spent.get(row["experiment"], (None, None))
-    files.write_json(path, {"name": "claims", "claims": rows, "first_look": scale.seeds, **_circumstances(scale)})
+    content = {"name": "claims", "claims": rows, "first_look": scale.seeds, "minutes": minutes, **_circumstances(scale)}
+    files.write_json(path, content)
     return path
 
 
 def as_row(judged: Judged) -> dict[str, Any]:
     """A judged claim as plain values."""
-    parts = [{"what": p.what, "alike": p.alike, "verdict": p.verdict, **p.estimate.plain()} for p in judged.parts]
+    share = EXPERIMENTS[judged.claim.experiment].percent
+    parts = [
+        {
+            "what": part.what,
+            "alike": part.alike,
+            "verdict": part.verdict,
+            "unit": "times" if part.ratio else "points" if share else "value",
+            **(part.estimate.powers() if part.ratio else part.estimate).plain(),
+        }
+        for part in judged.parts
+    ]
     found = {"verdict": judged.verdict, "parts": parts, "note": judged.note}
     return {**_named(judged.claim), **found, "seeds": judged.seeds, "level": judged.level, "why": ""}
 
@@ -114,7 +131,6 @@ def _named(claim: Claim) -> dict[str, Any]:
         "source": claim.source,
         "experiment": claim.experiment,
         "statistic": claim.statistic,
-        "percent": EXPERIMENTS[claim.experiment].percent,
     }
 
 

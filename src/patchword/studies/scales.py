@@ -24,7 +24,7 @@ SCALES: dict[ScaleName, Scale] = {
         },
         others=("formula:fractals-8x60", "formula:shapes-4x60@32,seed=2"),
         image_size=32,
-        before=Budget(pflop=1.2e-5),
+        before=Budget(pflop=4e-5),
         after=Budget(pflop=1e-5),
         subsets=(100, 400, 0),
         few=80,

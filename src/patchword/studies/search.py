@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from patchword.core import files
-from patchword.core.errors import FaultError
+from patchword.core.errors import DivergedError
 from patchword.data.dataset import Dataset
 from patchword.studies.grid import Cell, Grid, Outcome
 from patchword.training.recipe import Budget, Recipe
@@ -83,14 +83,14 @@ def trials(place: str, title: str, recipe: Recipe, factors: Sequence[float], sha
 
 
 def search(grid: Grid, place: str, title: str, recipe: Recipe) -> Found:
-    """The best rate for a recipe. Raises `FaultError` where every one diverges."""
+    """The best rate for a recipe. Raises `DivergedError` where every one diverges."""
     factors, rows = FACTORS, []
     for number in range(len(ROUNDS)):
         outcomes = grid.run(trials(place, title, recipe, factors, ROUNDS[number]))
         rows += [_row(outcome, ROUNDS[number]) for outcome in outcomes]
         factors = _better(factors, outcomes, number)
         if not factors:
-            raise FaultError(
+            raise DivergedError(
                 f"{title}: training diverges at every rate tried; a recipe with a lower one would be right"
             )
     return Found(factors[0], with_rate(recipe, factors[0]).optimizer.lr, tuple(rows))

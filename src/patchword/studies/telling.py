@@ -10,7 +10,7 @@ _SURE = 0.975
 
 
 def headline(answer: dict[str, Any]) -> str:
-    """Who leads, by how much, how sure that is, and what the plain ViT (or the next) would need to catch up if it is sure."""
+    """Who leads, by how much, how sure that is, and what the plain ViT (or the next) would need to catch up if that is sure."""
     lead, tested = answer["lead"], answer["data"]["splits"][answer["data"]["tested_on"]]
     if lead is None:
         return "Nothing can be compared yet: fewer than two models have an accuracy."
@@ -23,18 +23,23 @@ def headline(answer: dict[str, Any]) -> str:
     if difference["value"] is None:
         sentence += f"{names[first]} names {named}, {names[second]} {reached[second]}, but no seed has both: **nothing is sure**"
         return f"{sentence}."
-    points = f"{_POINTS * difference['value']:.1f} ± {_POINTS * (difference['high'] - difference['value']):.1f} points"
     if difference["low"] > 0:
-        sentence += f"**{names[first]} leads by {points}**: it names {named}, {names[second]} {reached[second]}"
+        sentence += (
+            f"**{names[first]} leads by {_points(difference)}**: it names {named}, {names[second]} {reached[second]}"
+        )
     else:
         sentence += (
             f"**no model leads for sure**: {names[first]} names {named}, {names[second]} {reached[second]}, "
-            f"a difference of {points}"
+            f"a difference of {_points(difference)}"
         )
     if difference["seeds"] == 1:
         sentence += " (of a single seed: the chance of training is not in the interval)"
-    elif difference["low"] > 0 and (need := _need(answer, names)):
-        sentence += f"; {need}"
+    elif (need := _plain(answer)) is not None:
+        behind, name = need["behind"], names[need["name"]]
+        if difference["low"] > 0:
+            sentence += f"; {name} {_need(answer, need)}"
+        elif need["name"] != second and behind["value"] is not None and behind["low"] > 0:
+            sentence += f"; {name} is behind by {_points(behind)}, and {_need(answer, need)}"
     return f"{sentence}."
 
 
@@ -52,19 +57,26 @@ def budget(question: dict[str, Any], which: str = "budget") -> str:
     return f"{value:g} PFLOP" if value >= _LEAST_PFLOP else f"{1e6 * value:g} GFLOP"
 
 
-def _need(answer: dict[str, Any], names: dict[str, str]) -> str:
-    """How many pictures the plain ViT would need to be as good as the leader, or where it leads, the second."""
-    lead, needs = answer["lead"], {row["name"]: row for row in answer["lead"]["needs"]}
+def _points(difference: dict[str, Any]) -> str:
+    """A difference with what stands behind ±."""
+    return f"{_POINTS * difference['value']:.1f} ± {_POINTS * (difference['high'] - difference['value']):.1f} points"
+
+
+def _plain(answer: dict[str, Any]) -> dict[str, Any] | None:
+    """What the plain ViT would need to be as good as the leader, or where it leads or has no curve, the second."""
+    needs = {row["name"]: row for row in answer["lead"]["needs"]}
     plain = [row["name"] for row in answer["models"] if row["kind"] == "plain ViT" and row["name"] in needs]
-    name = plain[0] if plain else lead["second"]
-    if name not in needs:
-        return ""
-    need, reach = needs[name], answer["reach"]
+    return needs.get(plain[0] if plain else answer["lead"]["second"])
+
+
+def _need(answer: dict[str, Any], need: dict[str, Any]) -> str:
+    """How many pictures that is."""
+    reach = answer["reach"]
     if need["never"]:
-        return f"{names[name]} would not come so far with any number of pictures, by its fitted curve"
+        return "would not come so far with any number of pictures, by its fitted curve"
     if need["value"] > reach:
-        return f"{names[name]} would need more than {reach / answer['sizes'][-1]:.0f} times as many"
-    return f"{names[name]} would need about {about(need['value'])}{between(need['low'], need['high'], reach)}"
+        return f"would need more than {reach / answer['sizes'][-1]:.0f} times as many"
+    return f"would need about {about(need['value'])}{between(need['low'], need['high'], reach)}"
 
 
 def crossings(answer: dict[str, Any]) -> list[str]:

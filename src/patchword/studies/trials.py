@@ -5,20 +5,23 @@ Runs that several arms or experiments ask for are made once: their folder is nam
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from patchword.core import config, files
-from patchword.core.errors import DataError, UsageError
+from patchword.core.errors import DataError, DivergedError, UsageError
+from patchword.core.progress import say
+from patchword.data.dataset import Dataset
 from patchword.data.sources import open_data
+from patchword.evaluation.fewshot import SEEDS
 from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.studies import inside
 from patchword.studies.experiment import Arm, Measured, Scale, Stage
-from patchword.studies.grid import QUIET, Cell, Grid, Outcome, plain
+from patchword.studies.grid import QUIET, Cell, Grid, Look, Outcome, plain
 from patchword.studies.scales import PICTURES
 from patchword.studies.search import ahead, part_of, search, tried, with_rate
 from patchword.training import recipe as recipes
@@ -39,12 +42,15 @@ class _Step:
     trial: Recipe
     """What the search for its rate tries: the same for all that share the search."""
     origin: str = ""
-    """The place of the cell whose weights it begins with."""
+    """The place of the cell whose weights it begins with, or a hash of weights that were given; empty: it begins with nothing."""
+    tried_from: "_Step | None" = None
+    """The start of the search, where it begins with a run's weights: with the whole budget, all pictures and seed 0."""
 
     @property
     def kind(self) -> str:
-        """What shares a search: all that differ in seed, budget, number of pictures and the data of their start alone."""
-        return _sign(dataclasses.replace(self.trial, init="given" if self.origin else "none").identity())
+        """What shares a search: all that differ in seed, budget and number of pictures alone, their start's as well as theirs."""
+        start = self.origin if self.tried_from is None else self.tried_from.kind
+        return _sign(f"{dataclasses.replace(self.trial, init='none').identity()} {start}")
 
     def cell(self, factor: float) -> Cell:
         """The run at a rate. Its folder is named by all that makes it what it is; weights of the start by their own cell."""
@@ -62,6 +68,8 @@ class Trials:
         self._factors: dict[str, float] = {}
         """Kind of runs → the factor on its rate, as far as it was searched."""
         self._recipes: dict[str, Recipe] = {}
+        self._seen: dict[str, int] = {}
+        """Data set → how many of its pictures few shots are drawn from or measured on."""
 
     # What is run
 
@@ -69,23 +77,34 @@ class Trials:
         """The runs of an arm in order. What the second begins with lies where the first does by the rates that are known."""
         steps: list[_Step] = []
         if arm.before is not None:
-            start = 0 if arm.one_start else seed
-            steps.append(self._step(arm, arm.before, start, tuning=False))
+            steps.append(self._training(arm, arm.before, 0 if arm.one_start else seed))
         if arm.after is not None:
-            steps.append(self._step(arm, arm.after, seed, tuning=True, start=self._cell(steps[0]) if steps else None))
+            steps.append(self._tuning(arm, arm.after, seed, steps[0] if steps else None))
         return steps
 
-    def _step(self, arm: Arm, stage: Stage, seed: int, *, tuning: bool, start: Cell | None = None) -> _Step:
-        init = arm.weights or "none"
-        if start is not None:
-            init = str((self.grid.folder / start.place).resolve())
-        usual = dataclasses.replace(stage, share=1.0, steps=0, images=self.scale.few if tuning else 0)
+    def _training(self, arm: Arm, stage: Stage, seed: int) -> _Step:
         recipe, trial = (
-            dataclasses.replace(self._recipe(arm, each, number, tuning), init=init)
-            for each, number in ((stage, seed), (usual, 0))
+            self._recipe(arm, each, number, tuning=False) for each, number in ((stage, seed), (_usual(stage), 0))
         )
-        title = f"{arm.label}, {'tuning' if tuning and init != 'none' else 'training'} on {stage.data}"
-        return _Step(title, arm.model, recipe, trial, arm.origin if start is None else start.place)
+        return _Step(f"{arm.label}, training on {stage.data}", arm.model, recipe, trial)
+
+    def _tuning(self, arm: Arm, stage: Stage, seed: int, start: _Step | None) -> _Step:
+        """What begins with a run's weights, with those that were given, or with nothing."""
+        recipe = self._recipe(arm, stage, seed, tuning=True)
+        trial = self._recipe(arm, _usual(stage, self.scale.few), 0, tuning=True)
+        word = "training" if start is None and not arm.weights else "tuning"
+        title = f"{arm.label}, {word} on {stage.data}"
+        if start is None or arm.before is None:
+            init = arm.weights or "none"
+            recipe, trial = (dataclasses.replace(each, init=init) for each in (recipe, trial))
+            return _Step(title, arm.model, recipe, trial, arm.origin)
+        # Whichever experiment comes first, the rate is that of one and the same start.
+        tried_from = self._training(arm, _usual(arm.before), 0)
+        recipe, trial = (
+            dataclasses.replace(each, init=str((self.grid.folder / self._cell(begun).place).resolve()))
+            for each, begun in ((recipe, start), (trial, tried_from))
+        )
+        return _Step(title, arm.model, recipe, trial, self._cell(start).place, tried_from)
 
     def _recipe(self, arm: Arm, stage: Stage, seed: int, tuning: bool) -> Recipe:
         """The recipe of a stage, at the rate of its preset."""
@@ -136,21 +155,39 @@ class Trials:
         so that what several experiments share is found in each."""
         known: dict[str, Cell] = {}
         like: dict[str, Cell] = {}
+
+        def need(step: _Step) -> None:
+            place = f"search/{step.kind}"
+            if self.scale.searched and step.kind not in self._factors and f"{place} 0" not in like:
+                if step.tried_from is not None:
+                    need(step.tried_from)
+                cells, others, factor = ahead(self.grid, place, step.title, self._trial(step))
+                known.update({cell.place: cell for cell in cells})
+                like.update({f"{place} {count}": cell for count, cell in enumerate(others)})
+                if factor is not None:
+                    self._factors[step.kind] = factor
+            settled = not self.scale.searched or step.kind in self._factors
+            cell = self._cell(step)
+            (known if settled else like)[cell.place] = cell
+
         for seed in seeds:
             for arm in arms:
-                for number in range(len(self.steps(arm, seed))):
-                    step = self.steps(arm, seed)[number]
-                    place = f"search/{step.kind}"
-                    if self.scale.searched and step.kind not in self._factors and f"{place} 0" not in like:
-                        cells, others, factor = ahead(self.grid, place, step.title, self._trial(step))
-                        known |= {cell.place: cell for cell in cells}
-                        like |= {f"{place} {count}": cell for count, cell in enumerate(others)}
-                        if factor is not None:
-                            self._factors[step.kind] = factor
-                    settled = not self.scale.searched or step.kind in self._factors
-                    cell = self._cell(self.steps(arm, seed)[number])
-                    (known if settled else like)[cell.place] = cell
+                for number in range(len(arm.stages)):
+                    need(self.steps(arm, seed)[number])
         return known, like
+
+    def looks(self, arms: Sequence[Arm], seeds: Iterable[int]) -> dict[str, Look]:
+        """What will be measured beside the runs, by names of their own."""
+        found: dict[str, Look] = {}
+        for seed in seeds:
+            for arm in arms:
+                if not arm.few_shot and not arm.inside:
+                    continue
+                cell = self._cell(self.steps(arm, seed)[-1])
+                path, key = self._figure(arm, cell)
+                if key not in _figures(path):
+                    found[key] = self._look(arm, cell)
+        return found
 
     def measure(self, arms: Sequence[Arm], seeds: Iterable[int]) -> list[Measured]:
         """All arms, seed by seed; what is not there is run now. Raises `OutOfTime`."""
@@ -180,9 +217,15 @@ class Trials:
         last = outcomes[-1]
         if last is None or last.diverged:
             return None, flops
-        if arm.few_shot:
-            return self._few_shot(last, arm.few_shot), flops
-        return (self._inside(last, arm, seed) if arm.inside else last.value), flops
+        if not arm.few_shot and not arm.inside:
+            return last.value, flops
+        path, key = self._figure(arm, last.cell)
+        known = _figures(path)
+        if key not in known:
+            with self.grid.looking(self._look(arm, last.cell)):
+                known[key] = self._few_shot(last, arm.few_shot) if arm.few_shot else self._inside(last, arm, seed)
+            files.write_json(path, known)
+        return known[key], flops
 
     def _run(self, arm: Arm, seed: int, number: int) -> Outcome | None:
         """What became of a run of an arm; None where it has no such one, or what it begins with diverged."""
@@ -192,52 +235,73 @@ class Trials:
             return None
         step = self.steps(arm, seed)[number]
         if self.scale.searched and step.kind not in self._factors:
-            found = search(self.grid, f"search/{step.kind}", f"{step.title}, search", self._trial(step))
-            self._factors[step.kind] = found.factor
+            self._factors[step.kind] = self._search(step)
         [outcome] = self.grid.run([self._cell(step)])
         return outcome
+
+    def _search(self, step: _Step) -> float:
+        """The factor on the rate of a kind of runs; that of the preset where the start of the search diverged, or all of it."""
+        if step.tried_from is not None:
+            [start] = self.grid.run([self._cell(step.tried_from)])
+            if start.diverged:
+                return 1.0
+        try:
+            return search(self.grid, f"search/{step.kind}", f"{step.title}, search", self._trial(step)).factor
+        except DivergedError as error:  # the runs will say so, too, and the other arms have something to say
+            say(f"note: {error}")
+            return 1.0
 
     def _trial(self, step: _Step) -> Recipe:
         return tried(step.trial, self.grid.shelf.open(step.trial.data)[0])
 
+    # What is measured beside the runs
+
+    def _figure(self, arm: Arm, cell: Cell) -> tuple[Path, str]:
+        """Where a figure of a cell's weights is kept, and under which key."""
+        if arm.few_shot:
+            return self.grid.folder / FEW_SHOT, f"{cell.place} {arm.few_shot} {self.scale.shots}"
+        return self.grid.folder / INSIDE, f"{cell.place} {arm.inside}{' untrained' if arm.untrained else ''}"
+
+    def _look(self, arm: Arm, cell: Cell) -> Look:
+        if not arm.few_shot:
+            return Look(cell, inside.PICTURES)
+        if arm.few_shot not in self._seen:
+            dataset = open_data(arm.few_shot)
+            drawn = self.scale.shots * len(dataset.classes) * SEEDS
+            self._seen[arm.few_shot] = len(dataset.splits[_tested_on(dataset)]) + drawn
+        return Look(cell, self._seen[arm.few_shot])
+
     def _few_shot(self, outcome: Outcome, data: str) -> float:
         """The few-shot accuracy of a run's weights on a data set."""
-        shots = self.scale.shots
+        from patchword.evaluation.frozen import measure_features
 
-        def measure() -> float:
-            from patchword.evaluation.frozen import measure_features
-
-            dataset, _ = self.grid.shelf.open(data)
-            split = "test" if "test" in dataset.splits else "validation"
-            figures = measure_features(load_model(outcome.folder), dataset, split, few_shot=(shots,))
-            return figures["few_shot"]["shots"][0]["value"]
-
-        return _once(self.grid.folder / FEW_SHOT, f"{outcome.cell.place} {data} {shots}", measure)
+        dataset, _ = self.grid.shelf.open(data)
+        shots = (self.scale.shots,)
+        figures = measure_features(load_model(outcome.folder), dataset, _tested_on(dataset), few_shot=shots)
+        return figures["few_shot"]["shots"][0]["value"]
 
     def _inside(self, outcome: Outcome, arm: Arm, seed: int) -> float:
         """A figure of what a run's weights have inside, or the same network untrained."""
-
-        def measure() -> float:
-            dataset, _ = self.grid.shelf.open(outcome.cell.recipe.data)
-            split = dataset.splits["test" if "test" in dataset.splits else "validation"]
-            return inside.figure(
-                arm.inside, load_model(outcome.folder), split, new_weights=seed if arm.untrained else None
-            )
-
-        key = f"{outcome.cell.place} {arm.inside}{' untrained' if arm.untrained else ''}"
-        return _once(self.grid.folder / INSIDE, key, measure)
+        dataset, _ = self.grid.shelf.open(outcome.cell.recipe.data)
+        split = dataset.splits[_tested_on(dataset)]
+        return inside.figure(arm.inside, load_model(outcome.folder), split, new_weights=seed if arm.untrained else None)
 
 
-def _once(path: Path, key: str, measure: Callable[[], float]) -> float:
-    """A figure that is in the file under its key, or is measured now and put there; a damaged file is made anew."""
+def _usual(stage: Stage, images: int = 0) -> Stage:
+    """A stage with the whole budget and so many pictures, or all."""
+    return dataclasses.replace(stage, share=1.0, steps=0, images=images)
+
+
+def _tested_on(dataset: Dataset) -> str:
+    return "test" if "test" in dataset.splits else "validation"
+
+
+def _figures(path: Path) -> dict[str, float]:
+    """What was measured so far, by key; a damaged file is made anew."""
     try:
-        known: dict[str, float] = files.read_json(path)
+        return files.read_json(path)
     except DataError:
-        known = {}
-    if key not in known:
-        known[key] = measure()
-        files.write_json(path, known)
-    return known[key]
+        return {}
 
 
 def missing(arms: Sequence[Arm]) -> dict[str, str]:

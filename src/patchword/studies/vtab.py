@@ -109,6 +109,7 @@ def experiment(model: Model, weights: str, *, lite: bool, data: Mapping[str, str
     return Experiment(
         name=name,
         weights=weights,
+        places=dict(data),
         title="VTAB-lite" if lite else "VTAB-1k",
         question=f"How well does {model.name} adapt to tasks of 1,000 pictures?",
         source="section 4.2, Table 9; nine tasks that every machine can have" if lite else "section 4.2, Table 9",

@@ -32,7 +32,7 @@ def fix_steps(
         step = flops_per_image * batch_size / 1e15
         raise UsageError(
             f"a budget of {budget.pflop:g} PFLOP is less than one step of {model_name} on {batch_size} pictures; "
-            f"{_rounded_up(step):.2g} or more, a smaller model or a smaller batch_size would be right"
+            f"{rounded_up(step):.2g} or more, a smaller model or a smaller batch_size would be right"
         )
     validation = len(dataset.splits.get("validation", ()))
     if steps is None:
@@ -94,7 +94,7 @@ def _looks(passes: float, validation: int) -> int:
     return max(1, min(_TIMES_LOOKED, int(_LOOKING * passes / validation))) if validation else _TIMES_LOOKED
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
     """To two digits."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return math.ceil(value / unit) * unit
