@@ -192,6 +192,8 @@ class Grid:
             train_images_seed=0,
         )
         key = kind.identity()
+        if not self._known:
+            say("timing a few steps of each kind of run")
         if key not in self._known:
             self._known[key] = estimate(kind, shelf=self.shelf)
         return self._known[key]
