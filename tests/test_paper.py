@@ -175,7 +175,7 @@ def test_arms_are_what_the_paper_compares() -> None:
         None,
     ]
     assert [arm.after.image_size for arm in by_name["resolution"] if arm.after] == [32, 48]
-    assert {arm.before.steps for arm in by_name["patch"] if arm.before} == {1500}
+    assert {arm.before.steps for arm in by_name["patch"] if arm.before} == {1000}
     assert [arm.x for arm in by_name["fig4"]][:4] == [500, 2000, 10_000, 50_000]
     assert all(arm.one_start for arm in by_name["table2"] + by_name["fig2"])
     assert len(by_name["fig2"]) == 3 * len(LITE_TASKS)
