@@ -233,7 +233,7 @@ FINETUNE_MUON = {
     "optimizer.kernel_lr": 0.1,
     "optimizer.weight_decay": 0.02,
     "optimizer.betas": (0.9, 0.95),
-    "optimizer.momentum": 0.6,
+    "optimizer.momentum": 0.95,
     "optimizer.clip_norm": 0.0,
     "optimizer.layer_decay": 1.0,
     "schedule.decay": "linear",
