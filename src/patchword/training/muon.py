@@ -21,6 +21,9 @@ _SMALL = 2**15
 """Elements of a matrix that is made orthogonal together with others of its shape: its products are too short for the cores
 alone, and take a tenth of a step of a ViT of width 64."""
 
+_Moving = tuple[Tensor, int, dict[str, Any]]
+"""A parameter, the number of matrices in it, and its group."""
+
 
 class Muon(torch.optim.Optimizer):
     """Groups that have `stacked`, the number of matrices in each parameter, are Muon's; AdamW has the others.
@@ -43,23 +46,27 @@ class Muon(torch.optim.Optimizer):
 
         Of a normed kernel, √O / ‖W‖ stands in the place of 1 − η λ.
         """
-        moving = [
-            (parameter, stacked, group)
-            for group in self.matrices
-            for parameter, stacked in zip(group["params"], group["stacked"], strict=True)
-            if parameter.grad is not None
-        ]
+        small: list[_Moving] = []
+        for group in self.matrices:
+            for parameter, stacked in zip(group["params"], group["stacked"], strict=True):
+                if parameter.grad is None:
+                    continue
+                if parameter.numel() // stacked > _SMALL:  # one after the other, so that no more is held than of one
+                    self._move([(parameter, stacked, group)])
+                else:
+                    small.append((parameter, stacked, group))
+        self._move(small)
+        if self.adamw is not None:
+            self.adamw.step()
+
+    def _move(self, moving: Sequence[_Moving]) -> None:
         parts = [
             self._ahead(parameter, group["momentum"]).flatten(1).chunk(stacked) for parameter, stacked, group in moving
         ]
         updates = orthogonals([matrix for matrices in parts for matrix in matrices])
         for (parameter, stacked, group), (first, *_) in zip(moving, parts, strict=True):
-            update = torch.cat([next(updates) for _ in range(stacked)]).mul_(
-                max(1.0, first.shape[0] / first.shape[1]) ** 0.5
-            )
-            _move(parameter, update, group)
-        if self.adamw is not None:
-            self.adamw.step()
+            scale = max(1.0, first.shape[0] / first.shape[1]) ** 0.5
+            _take(parameter, torch.cat([next(updates) for _ in range(stacked)]).mul_(scale), group)
 
     def _ahead(self, parameter: Tensor, momentum: float) -> Tensor:
         """The gradient and what is remembered of those before it (Nesterov's), in one piece."""
@@ -71,7 +78,7 @@ class Muon(torch.optim.Optimizer):
         return full(gradient.add(remembered, alpha=momentum))
 
 
-def _move(parameter: Tensor, update: Tensor, group: dict[str, Any]) -> None:
+def _take(parameter: Tensor, update: Tensor, group: dict[str, Any]) -> None:
     if group["normed"]:
         parameter.mul_(len(parameter) ** 0.5 / (full(parameter).norm() + 1e-7))
     else:
