@@ -83,9 +83,8 @@ def tune(folder: Path, data: str, init: str, side: int, pictures: int, seed: int
     }
     if init == "none":
         over["model"] = recipes.load(RECIPE).model
-    return files.read_json(run(recipes.load("finetune/muon", over), folder, publish=write_report) / "result.json")[
-        "accuracy"
-    ]
+    run(recipes.load("finetune/muon", over), folder, publish=write_report)
+    return files.read_json(folder / "result.json")["accuracy"]
 
 
 def line(data: str, side: int, pictures: int, found: dict[str, list[float]]) -> str:
