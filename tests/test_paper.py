@@ -33,9 +33,10 @@ from patchword.reports.paper import difference as told_difference
 from patchword.reports.run import read_fields
 from patchword.studies import grid as grids
 from patchword.studies import inside, paper, reproduce, scales, trials, vtab
-from patchword.studies.claims import CLAIMS, LOOKS, Part, difference, estimate, judge, judge_at_last_look, last_look
+from patchword.studies.claims import CLAIMS
 from patchword.studies.experiment import Arm, Measured, Stage
 from patchword.studies.grid import Grid
+from patchword.studies.judging import LOOKS, Part, difference, estimate, judge, judge_at_last_look, last_look
 from patchword.studies.results import as_row, write_table1
 from patchword.studies.search import ROUNDS
 from patchword.studies.statistics import Estimate

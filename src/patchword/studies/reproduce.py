@@ -12,9 +12,10 @@ from pathlib import Path
 from patchword.core.errors import DataError
 from patchword.core.progress import duration, say
 from patchword.models.cost import exaflops, tpu_core_days
-from patchword.studies.claims import CLAIMS, LOOKS, judge, judge_at_last_look
+from patchword.studies.claims import CLAIMS
 from patchword.studies.experiment import Arm, Experiment, Measured, Scale
 from patchword.studies.grid import Cell, Grid, Look, OutOfTime, held, settle
+from patchword.studies.judging import LOOKS, judge, judge_at_last_look
 from patchword.studies.paper import EXPERIMENTS
 from patchword.studies.results import write_claims, write_experiment
 from patchword.studies.trials import Trials, flops_of, missing

@@ -12,8 +12,9 @@ from patchword.core import files
 from patchword.core.runtime import describe_device, versions
 from patchword.models.names import create_model
 from patchword.models.vit import SIZES
-from patchword.studies.claims import CLAIMS, Claim, Judged, judge_at_last_look
+from patchword.studies.claims import CLAIMS
 from patchword.studies.experiment import Experiment, Measured, Scale
+from patchword.studies.judging import Claim, Judged, judge_at_last_look
 from patchword.studies.paper import EXPERIMENTS
 from patchword.studies.published import TABLE1
 from patchword.studies.statistics import mean_row
