@@ -157,6 +157,7 @@ MATTERS: list[tuple[dict[str, Any], str, Any]] = [
     (STEM, "optimizer.kernel_lr", 0.0),
     (STEM, "model.stem_whitening", 24),
     (STEM, "model.stem_depth", 2),
+    (STEM, "model.stem_activation", "silu"),
     ({}, "zero_init_residual", True),
     ({}, "model.position", "rope"),
     ({}, "schedule.warmup", 2.0),

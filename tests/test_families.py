@@ -229,6 +229,20 @@ def test_a_deeper_stem_halves_the_side_once_at_each_width() -> None:
         assert 0 < kernel.abs().max() <= kernel[0].numel() ** -0.5
 
 
+def test_a_smooth_stem_by_hand() -> None:
+    torch.manual_seed(0)
+    model = create_model("C2+ViT-At/4", 3, 20, stem_channels=(5, 7), stem_activation="silu")
+    assert isinstance(model, EarlyConvViT)
+    stem = model.backbone
+    assert isinstance(stem, EarlyConvolutions)
+    x = images(model)
+    inside = model.eval().intermediates(x)
+    for number, (conv, norm) in enumerate(zip(stem.convs, stem.norms, strict=True), 1):
+        x = norm(nn.functional.max_pool2d(conv(x), 2))
+        x = x / (1 + torch.exp(-x))
+        torch.testing.assert_close(inside[f"backbone/conv{number}"], x)
+
+
 def test_whitening_makes_neighbouring_pixels_independent() -> None:
     """Against a plain covariance: the first half is uncorrelated and of equal strength, the second half its negative."""
     model = create_model("C2+ViT-At/4", 3, 20, stem_channels=(5, 7), stem_whitening=24)
@@ -321,6 +335,7 @@ def test_whitening_goes_where_the_model_goes(tmp_path: Path) -> None:
         ({"stem_channels": ()}, "must have a width of at least 1 for each halving"),
         ({"stem_channels": (8, 0)}, "must have a width of at least 1 for each halving"),
         ({"stem_depth": 0}, "model.stem_depth=0 must be at least 1"),
+        ({"stem_activation": "gelu"}, "model.stem_activation='gelu' is not known; did you mean 'relu'?"),
         ({"stem_channels": (8, 8, 8)}, "patch_size=4 must be a multiple of 8, which 3 halvings make of one pixel"),
     ],
 )

@@ -169,7 +169,7 @@ SPEEDRUN = {
     "augment.crop": "shift",
     "augment.shift_pixels": 2,
     "optimizer.name": "muon",
-    "optimizer.lr": 0.003,
+    "optimizer.lr": 1e-2,
     "optimizer.weight_decay": 0.02,
     "optimizer.betas": (0.9, 0.95),
     "optimizer.momentum": 0.6,
@@ -191,6 +191,7 @@ def _hybrid(pflop: float, channels: list[int], batch: int) -> dict[str, Any]:
         "model.stem_channels": channels,
         "model.stem_depth": 2,
         "model.stem_whitening": 24,
+        "model.stem_activation": "silu",
         "model.embed_dim": channels[-1],
         "model.num_heads": channels[-1] // 32,
         "model.mlp_dim": 2 * channels[-1],
@@ -207,6 +208,7 @@ def _plain(pflop: float, name: str, depth: int, heads: int, mlp_dim: int) -> dic
         "model.depth": depth,
         "model.num_heads": heads,
         "model.mlp_dim": mlp_dim,
+        "optimizer.lr": 3e-3,
         "optimizer.momentum": 0.95,
     }
 

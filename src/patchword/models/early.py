@@ -2,14 +2,14 @@
 
 import dataclasses
 import re
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, get_args
 
 from torch import Tensor
 
-from patchword.core.errors import UsageError
+from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.hybrid import StemmedViT
-from patchword.models.stem import EarlyConvolutions
+from patchword.models.stem import Activation, EarlyConvolutions
 from patchword.models.vit import SIZES, ViT, ViTConfig, encoder
 
 CHANNELS: dict[str, tuple[int, ...]] = {
@@ -33,6 +33,8 @@ class EarlyConvConfig(ViTConfig):
     """Convolutions at each of them."""
     stem_whitening: int = 0
     """Channels of a fixed convolution before all others, which whitens the training pictures (`stem.Whitening`); 0 has none."""
+    stem_activation: Activation = "relu"
+    """After each convolution that learns."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,6 +42,9 @@ class EarlyConvConfig(ViTConfig):
             raise UsageError(f"model.stem_depth={self.stem_depth} must be at least 1")
         if self.stem_whitening < 0 or self.stem_whitening % 2:
             raise UsageError(f"model.stem_whitening={self.stem_whitening} must be an even number, or 0")
+        if self.stem_activation not in get_args(Activation):
+            right = nearest(self.stem_activation, get_args(Activation))
+            raise UsageError(f"model.stem_activation={self.stem_activation!r} is not known; {right}")
         if not self.stem_channels or min(self.stem_channels) < 1:
             raise UsageError(
                 f"model.stem_channels={self.stem_channels} must have a width of at least 1 for each halving"
@@ -61,7 +66,11 @@ class EarlyConvViT(StemmedViT):
     def __init__(self, name: str, config: EarlyConvConfig, preprocessing: Preprocessing, num_classes: int) -> None:
         super().__init__(name, config, preprocessing, num_classes)
         self.backbone = EarlyConvolutions(
-            preprocessing.channels, config.stem_channels, config.stem_depth, config.stem_whitening
+            preprocessing.channels,
+            config.stem_channels,
+            config.stem_depth,
+            config.stem_whitening,
+            config.stem_activation,
         )
 
     @property
