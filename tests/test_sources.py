@@ -239,6 +239,22 @@ def test_where_labels_do_not_count_pictures_need_no_class_folders(tmp_path: Path
         open_data(tmp_path / "empty", labelled=False)
 
 
+def test_a_tree_of_any_form_where_labels_do_not_count(tmp_path: Path) -> None:
+    """As a camera leaves it: by year and month, and beside them. Links that lead back are gone once."""
+    touch(tmp_path / "2023/05", "b.jpg", "a.jpg", "notes.txt")
+    touch(tmp_path / "2023", "c.jpg")
+    touch(tmp_path / "2024/01/raw", "d.jpg")
+    (tmp_path / "2024/back").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "2025").mkdir()
+    dataset = open_data(tmp_path, labelled=False)
+    assert dataset.classes == ("pictures",)
+    split = dataset.splits["train"]
+    names = [split.name(index) for index in range(len(split))]
+    assert names == ["2023/c.jpg", "2023/05/a.jpg", "2023/05/b.jpg", "2024/01/raw/d.jpg"]
+    assert [notice.where for notice in dataset.notices] == ["2023/05/notes.txt"]
+    refusal(tmp_path)  # with labels it is none
+
+
 def test_classes_missing_from_train(tmp_path: Path) -> None:
     fill(tmp_path / "train", ant=2, bee=2)
     fill(tmp_path / "test", ant=2, wasp=2)

@@ -15,7 +15,7 @@ from patchword.data.splits import SPLIT_NAMES
 
 _WITHOUT_LABELS = "--set objective=masked-autoencoder learns from pictures without labels"
 LOOSE = "pictures"
-"""The class of pictures that lie in no class folder, where labels do not count."""
+"""The one class of pictures that do not lie in class folders, where labels do not count."""
 _SUFFIXES = frozenset(suffix.encode() for suffix in SUFFIXES)
 
 
@@ -64,7 +64,7 @@ def list_folder(path: Path) -> Listing:
 def find_folders(root: Path, *, loose: bool = False) -> Found:
     """The class folders at `root`, or at `root`/train, … ; raises `DataError` where the tree has another form.
 
-    With `loose`, pictures that lie there without class folders are right, too, and are of the one class `LOOSE`.
+    With `loose` any tree of pictures is right; where it has another form all of them are of the one class `LOOSE`.
     """
     top = list_folder(root)
     splits = {name: SPLIT_NAMES[name.lower()] for name in top.folders if name.lower() in SPLIT_NAMES}
@@ -99,6 +99,8 @@ def _find_splits(root: Path, top: Listing, splits: dict[str, str], loose: bool) 
 
 def _classes(root: Path, below: str, listing: Listing, tally: "_Tally", loose: bool) -> Part | None:
     """The class folders in `root`/`below`, whose `listing` this is, or its `loose` pictures; None where there are none."""
+    if loose and not _holds_classes(root / below, listing):
+        return _all_below(root, below, listing, tally)
     names = Names()
     codes: list[int] = []
     counts: list[int] = []
@@ -126,13 +128,28 @@ def _classes(root: Path, below: str, listing: Listing, tally: "_Tally", loose: b
         tally.note("not-in-a-class", root / below, beside, "picture is in no class folder and is left out")
     if empty and codes:
         tally.note("empty-class", root / below, empty, "class folder holds no picture and is left out")
-    if not codes and loose and listing.pictures:
-        names.extend(listing.pictures, os.fsencode(os.path.join(below, "")))
-        codes.append(tally.code(LOOSE))
-        counts.append(len(listing.pictures))
     if not codes:
         return None
     return Part(Files(root, names), np.repeat(np.array(codes, np.int64), counts))
+
+
+def _all_below(root: Path, below: str, listing: Listing, tally: "_Tally") -> Part | None:
+    """Every picture of the tree at `root`/`below`, whose `listing` this is, without classes; None where there are none."""
+    names, seen, left = Names(), {os.path.realpath(root / below)}, [(below, listing)]
+    while left:
+        place, inside = left.pop()
+        if inside.pictures:
+            names.extend(inside.pictures, os.fsencode(os.path.join(place, "")))
+        for folder in reversed(inside.folders):
+            deeper = os.path.join(place, folder)
+            if (real := os.path.realpath(root / deeper)) not in seen:  # a link may lead back
+                seen.add(real)
+                found = list_folder(root / deeper)
+                tally.add(root / deeper, found)
+                left.append((deeper, found))
+    if not len(names):
+        return None
+    return Part(Files(root, names), np.full(len(names), tally.code(LOOSE), np.int64))
 
 
 class _Tally:
@@ -173,6 +190,13 @@ class _Tally:
 def _holds_folders(path: Path) -> bool:
     listing = list_folder(path)
     return bool(listing.folders) and not listing.pictures
+
+
+def _holds_classes(path: Path, listing: Listing) -> bool:
+    """Whether some of the folders hold pictures, and none another folder."""
+    inside = (list_folder(path / name) for name in listing.folders)
+    kinds = {(bool(each.pictures), bool(each.folders)) for each in inside}
+    return (True, False) in kinds and not any(deeper for _, deeper in kinds)
 
 
 def _no_classes(path: Path, listing: Listing, root: Path, beside: list[str]) -> DataError:
