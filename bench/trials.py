@@ -25,6 +25,7 @@ PAGE, MARK = ROOT / "docs/pretraining.md", "trials"
 TRIALS: dict[str, tuple[str, list[str]]] = {
     "hybrid": ("hybrid", []),
     "no whitening": ("hybrid", ["model.stem_whitening=0"]),
+    "ReLU in the stem": ("hybrid", ["model.stem_activation=relu"]),
     "one convolution at each width": ("hybrid", ["model.stem_depth=1"]),
     "a plainer, wider stem": (
         "hybrid",
@@ -44,12 +45,15 @@ TRIALS: dict[str, tuple[str, list[str]]] = {
     "kernels twice as fast": ("hybrid", ["optimizer.kernel_lr=0.2"]),
     "momentum of 0.95": ("hybrid", ["optimizer.momentum=0.95"]),
     "AdamW alone": ("hybrid", ["optimizer.name=adamw", "optimizer.lr=5e-3", "optimizer.weight_decay=0.05"]),
+    "a third of the rate for what is no matrix": ("hybrid", ["optimizer.lr=3e-3"]),
+    "norms of whole batches": ("hybrid", ["micro_batch=256"]),
     "cosine": ("hybrid", ["schedule.decay=cosine"]),
     "batches of 512": ("hybrid", ["batch_size=512"]),
     "blocks begin at random": ("hybrid", ["zero_init_residual=false"]),
     "no shifts": ("hybrid", ["augment.crop=resize"]),
     "CutMix": ("hybrid", ["augment.cutmix=1.0"]),
     "no label smoothing": ("hybrid", ["regularization.label_smoothing=0.0"]),
+    "label smoothing of 0.2": ("hybrid", ["regularization.label_smoothing=0.2"]),
     "average of weights": ("hybrid", ["regularization.average_decay=0.99"]),
     "a third of it at 24 pixels": ("hybrid", ["image_size=[24,24]"]),
     "plain": ("plain", []),
