@@ -182,12 +182,11 @@ SPEEDRUN = {
 }
 
 
-def _hybrid(pflop: float, channels: list[int], batch: int) -> dict[str, Any]:
+def _hybrid(pflop: float, channels: list[int]) -> dict[str, Any]:
     """Width, twice that in the MLP and heads of 32 follow from the last stage of the stem."""
     return {
         **SPEEDRUN,
         "budget.pflop": pflop,
-        "batch_size": batch,
         "model.stem_channels": channels,
         "model.stem_depth": 2,
         "model.stem_whitening": 24,
@@ -248,9 +247,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "plain-vit": PLAIN_VIT,
     "noisy-student": NOISY_STUDENT,
     "speedrun": SPEEDRUN,
-    "speedrun/hybrid-0.02": _hybrid(0.02, [16, 64, 64], 256),
-    "speedrun/hybrid-0.1": _hybrid(0.1, [32, 128, 128], 512),
-    "speedrun/hybrid-0.4": _hybrid(0.4, [64, 256, 256], 512),
+    "speedrun/hybrid-0.02": _hybrid(0.02, [16, 64, 64]),
+    "speedrun/hybrid-0.1": _hybrid(0.1, [32, 128, 128]),
+    "speedrun/hybrid-0.4": _hybrid(0.4, [64, 256, 256]),
     "speedrun/plain-0.02": _plain(0.02, "ViT-At/4", 4, 4, 128),
     "speedrun/plain-0.1": _plain(0.1, "ViT-Fe/4", 6, 6, 192),
     "speedrun/plain-0.4": _plain(0.4, "ViT-Pi/4", 8, 8, 384),
