@@ -280,7 +280,7 @@ def test_rotary_logits_are_products_of_complex_numbers() -> None:
 
 def test_zero_init_residual_lets_blocks_begin_as_the_identity_and_learn() -> None:
     torch.manual_seed(0)
-    model = create_model("ViT-At/2", 5, (14, 22), depth=2)
+    model = create_model("ViT-At/2", 5, (14, 22), depth=2, pool="gap")
     assert isinstance(model, ViT)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.zero_init_residual()
@@ -295,6 +295,21 @@ def test_zero_init_residual_lets_blocks_begin_as_the_identity_and_learn() -> Non
         for last in (block.attention.proj, block.mlp.fc2):
             assert last.weight.grad is not None
             assert last.weight.grad.abs().max() > 0
+
+
+def test_a_class_token_sees_the_picture_though_all_else_begins_as_the_identity() -> None:
+    """With rotary positions, a token of zeros and a head of zeros nothing but the head's bias would ever have a gradient."""
+    torch.manual_seed(0)
+    model = create_model("ViT-At/2", 5, (14, 22), depth=3, pool="token", position="rope")
+    assert isinstance(model, ViT)
+    model.zero_init_residual()
+    assert [bool(block.attention.proj.weight.any()) for block in model.blocks] == [False, False, True]
+    assert not any(block.mlp.fc2.weight.any() for block in model.blocks)
+    assert not model.get_parameter("head.weight").any()
+    model(images(model)).softmax(-1)[:, 0].sum().backward()
+    gradient = model.get_parameter("head.weight").grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0
 
 
 def test_turns_keep_lengths_and_know_the_places_of_kept_tokens() -> None:

@@ -198,9 +198,14 @@ class ViT(Model):
 
     @torch.no_grad()
     def zero_init_residual(self) -> None:
-        """Let every block be the identity: zero what its attention and its MLP end with."""
-        for block in self.blocks:
-            nn.init.zeros_(block.attention.proj.weight)
+        """Let every block be the identity: zero what its attention and its MLP end with.
+
+        But for the last attention of a model that reads its class token: the token would be the same for all pictures, and,
+        under a head of zeros, without a gradient.
+        """
+        for number, block in enumerate(self.blocks, 1):
+            if self.config.pool != "token" or number < len(self.blocks):
+                nn.init.zeros_(block.attention.proj.weight)
             nn.init.zeros_(block.mlp.fc2.weight)
             nn.init.zeros_(block.mlp.fc2.bias)
 

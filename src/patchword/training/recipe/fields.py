@@ -232,7 +232,8 @@ class Recipe:
     hub's for a named model if they are at hand, else none; a run or model folder; or weights of others as `load_model` takes
     them."""
     zero_init_residual: bool = False
-    """Let every block of a new encoder begin as the identity: the last layers of attention and of MLP are zero."""
+    """Let every block of a new encoder begin as the identity: the last layers of attention and of MLP are zero, but for the
+    attention by which a class token first sees the picture."""
     resampling: Resampling = "official"
     """How the position embedding of `init` goes to another grid: `official` (linear, corners kept) or `bicubic` (as timm)."""
     tune: str = "all"
