@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
-from patchword.core.errors import UsageError, nearest
+from patchword.core.config import coerce
+from patchword.core.errors import UsageError
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.hybrid import StemmedViT
 from patchword.models.stem import Activation, EarlyConvolutions
@@ -42,9 +43,7 @@ class EarlyConvConfig(ViTConfig):
             raise UsageError(f"model.stem_depth={self.stem_depth} must be at least 1")
         if self.stem_whitening < 0 or self.stem_whitening % 2:
             raise UsageError(f"model.stem_whitening={self.stem_whitening} must be an even number, or 0")
-        if self.stem_activation not in get_args(Activation):
-            right = nearest(self.stem_activation, get_args(Activation))
-            raise UsageError(f"model.stem_activation={self.stem_activation!r} is not known; {right}")
+        coerce(self.stem_activation, Activation, "model.stem_activation")
         if not self.stem_channels or min(self.stem_channels) < 1:
             raise UsageError(
                 f"model.stem_channels={self.stem_channels} must have a width of at least 1 for each halving"
