@@ -33,7 +33,7 @@ demo: .venv/demo
 
 test: .venv/tested
 .venv/tested: .venv/ready $(SOURCE) $(TESTS) $(PAGES) $(TOOLS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 	@touch $@
 
 check: .venv/checked

@@ -1,6 +1,7 @@
 """What several tests share: real pictures where they are, tiny data sets made on the spot, one small trained run."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,15 @@ def real_data() -> Path:
 
 
 torch.set_num_threads(1)  # tests are many and small: a second thread only waits for the first
+
+
+@pytest.fixture(autouse=True)
+def known_speed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No run of a test tries out how fast it is, which takes up to 20 steps; those marked `speed` do."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("speed") is None:
+            patch.setattr("patchword.training.loop.seconds_per_step", lambda *_: 0.01)
+        yield
 
 
 def write_pictures(folder: Path, classes: tuple[str, ...], per_class: int, side: int = 16, seed: int = 0) -> Path:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import pyarrow
@@ -425,8 +426,8 @@ def unfinished_run(folder: Path) -> None:
     data = write_classes(folder / "data/train", 4).parent
     write_classes(folder / "data/test", 1, seed=100)
     write_classes(folder / "data/validation", 1, seed=200)
-    loop.seconds_per_step = lambda *_: 0.01
-    run(tiny_recipe(data), folder / "run")
+    with mock.patch.object(loop, "seconds_per_step", return_value=0.01):
+        run(tiny_recipe(data), folder / "run")
     result = json.loads((folder / "run/result.json").read_text())
     (folder / "run/result.json").write_text(json.dumps({**result, "status": "stopped"}))
 

@@ -32,7 +32,6 @@ from patchword.studies import compare as studies
 from patchword.studies import telling
 from patchword.studies.answer import REACH, answer, write_answer
 from patchword.studies.question import Question, ask, skeleton
-from patchword.training import loop
 from patchword.training.pictures import open_training_data
 from patchword.training.recipe import Budget
 from patchword.weights.io import save_model
@@ -179,7 +178,6 @@ def test_compare_from_the_front_door(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With pre-training: all spend the same FLOPs there and here, to a step; more seeds go on from what is there."""
-    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
     monkeypatch.setattr(pages, "write_report", lambda _: None)  # the runs' own pages take most of the time
     arguments: dict[str, Any] = {
         "models": ["ViT-At/8", "BiT-R14x0.25"],

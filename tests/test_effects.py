@@ -233,6 +233,7 @@ def test_minutes_become_as_many_steps_as_fit(
     assert fixed.budget.steps == steps
 
 
+@pytest.mark.speed
 def test_at_most_twenty_steps_are_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
 

@@ -42,6 +42,7 @@ def test_the_whole_is_the_sum_of_its_parts() -> None:
     assert dataclasses.replace(BY_HAND, steps=200).training == pytest.approx(115)
 
 
+@pytest.mark.speed
 @pytest.mark.parametrize(
     "changes",
     [{}, {"budget": {"epochs": 3}}, {"budget": {"pflop": 1e-7}}, {"loading": {"in_memory": "no", "workers": 0}}],

@@ -55,11 +55,6 @@ def study(data: Path, out: Path, kill_before: int = 0) -> studies.Study:
     )
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes: 72 pictures in train, 15 in validation, 21 in test."""
@@ -82,7 +77,6 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
         return study(data, tmp_path_factory.mktemp("quiet") / "study"), seen
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_study_that_is_killed_three_times_ends_as_if_nobody_had_been_there(
     undisturbed: tuple[studies.Study, list[int]],
     data: Path,
@@ -172,7 +166,6 @@ def test_a_folder_holds_one_study_and_one_writer(tmp_path: Path) -> None:
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.usefixtures("quick")
 def test_another_run_in_a_cells_folder_is_refused(pictures: Path, tmp_path: Path) -> None:
     grid = Grid(tmp_path)
     grid.run([Cell("one", "one", tiny(pictures))])
@@ -183,7 +176,6 @@ def test_another_run_in_a_cells_folder_is_refused(pictures: Path, tmp_path: Path
     assert grid.finished(Cell("one", "one", moved))
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_cell_that_diverges_is_told_and_not_tried_again(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,7 +260,6 @@ def test_parts_of_budgets_and_multiples_of_rates() -> None:
     assert (len(FACTORS), ROUNDS, COST) == (4, (0.25, 0.5), 2.0)
 
 
-@pytest.mark.usefixtures("quick")
 def test_two_processes_do_not_write_one_study(data: Path, tmp_path: Path) -> None:
     with only_writer(tmp_path / "out"), pytest.raises(UsageError, match="is being written by another process"):
         study(data, tmp_path / "out")

@@ -42,7 +42,6 @@ from patchword.studies.search import ROUNDS
 from patchword.studies.statistics import Estimate
 from patchword.studies.trials import Trials, flops_of
 from patchword.training import estimate as estimates
-from patchword.training import loop
 from patchword.training.recipe import Budget, Recipe
 from patchword.weights.io import save_model
 
@@ -858,7 +857,6 @@ def test_a_real_experiment_from_the_front_door(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Trained for real: masked patches, supervision and nothing, then tuned; each finds its weights."""
-    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
     monkeypatch.setattr(pages, "write_report", lambda _: None)  # the runs' own pages take most of the time
     little = dataclasses.replace(SMOKE, before=Budget(steps=2), after=Budget(steps=2), few=20)
     monkeypatch.setitem(scales.SCALES, "smoke", little)

@@ -108,7 +108,6 @@ def stop_after(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return step(*arguments)
 
     monkeypatch.setattr(loop, "gradients", signalled)
-    monkeypatch.setattr(loop, "seconds_per_step", lambda *arguments: 0.01)  # its steps would be signalled, too
 
 
 def test_a_whitened_stem_goes_on_with_the_pictures_that_it_began_with(
@@ -373,7 +372,6 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_pictures(
         loss, norm = gradients(passes, one, recipe, step)
         return (loss if step < 3 else poison), norm
 
-    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
     monkeypatch.setattr(loop, "gradients", poisoned)
     with pytest.raises(FaultError, match=r"diverged in step 4: the loss is (nan|inf) at a learning rate of"):
         run(tiny(pictures), tmp_path / "out")
@@ -392,7 +390,6 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_pictures(
 def test_a_step_that_goes_wrong_leaves_batch_norm_as_it_was(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
     small = {"name": "EfficientNet-B0", "width": 0.25, "depth": 0.5}
     regularization = {"patch_dropout": 0.0, "average_decay": 0.0}
     recipe = recipes.load(
@@ -410,7 +407,6 @@ def test_a_step_that_goes_wrong_leaves_batch_norm_as_it_was(
     with pytest.raises(StoppedError):
         run(recipe, tmp_path / "stopped")
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
     gradients = loop.gradients
 
     def spoiled(passes: Passes, one: Batch, recipe: Recipe, step: int) -> tuple[float, float]:
@@ -590,7 +586,6 @@ def test_a_spike_is_answered_by_going_back_and_leaving_it_out(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What comes out is a run that never took the step's pictures, also when it is killed and resumed afterwards."""
-    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
     monkeypatch.setattr(loop, "_REMEMBERED_LOSSES", 3)
     gradients, spoiled = loop.gradients, [8]
 
@@ -825,6 +820,7 @@ def test_objectives_by_hand() -> None:
     torch.testing.assert_close(sigmoid(Fixed(), torch.empty(1), several), expected)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.speed
 def test_minutes_are_turned_into_steps_before_the_first(pictures: Path, tmp_path: Path) -> None:
     folder = run(tiny(pictures, budget={"minutes": 0.02}), tmp_path / "timed")
     stored = recipes.load(str(folder / "recipe.toml"))

@@ -424,7 +424,6 @@ def test_stop_and_resume_equals_an_uninterrupted_run(
         return step(*arguments)
 
     monkeypatch.setattr(loop, "gradients", signalled)
-    monkeypatch.setattr(loop, "seconds_per_step", lambda *arguments: 0.01)  # its steps would be signalled, too
     with pytest.raises(StoppedError, match="after step 5 of 8; the same command goes on"):
         run(tuned(pictures, init, what), folder)
     monkeypatch.setattr(loop, "gradients", step)
