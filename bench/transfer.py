@@ -26,7 +26,7 @@ RECIPE = "speedrun/hybrid-0.1"
 STARTS = ("nothing", "formula", "formula, CIFAR-10")
 CELLS = {
     "fashion-mnist": ((64, 1000), (32, 500), (32, 0), (48, 500), (48, 0)),
-    "clothing": ((64, 1000), (64, 500), (64, 0), (96, 500), (96, 0)),
+    "clothing": ((64, 1000), (32, 500), (32, 0), (64, 500), (64, 0)),
 }
 """Data set → pixels of a side, and training pictures (0: all)."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from patchword.data.formula import Drawn, parse_formula
+from patchword.explanation.facts import facts_of
 from patchword.explanation.faithfulness import (
     FEWEST,
     Figure,
@@ -27,6 +28,7 @@ from patchword.explanation.faithfulness import (
     untrained,
 )
 from patchword.explanation.maps import Choice, as_images, choose, kinds
+from patchword.models.names import create_model
 from patchword.reports.truth import truth_of
 from patchword.weights.io import load_model
 from test_explanation import model_of
@@ -314,3 +316,11 @@ def test_a_map_no_better_than_chance_is_called_so() -> None:
 def first_of(figure: Figure, count: int) -> Figure:
     controls = {name: values[:count] for name, values in figure.controls.items()}
     return Figure(figure.name, figure.high_is_good, figure.values[:count], controls)
+
+
+def test_a_model_for_whose_size_no_objects_are_drawn_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    model = create_model("ViT-At/3", 2, 6, depth=1)
+    facts = facts_of(model, Choice("rollout"), [], tell=lambda done, total: None)
+    assert facts.truth == ()
+    said = "whether the maps are true is not measured at 6×6: the objects for it are drawn in pictures of 8 to 1,024 pixels"
+    assert said in " ".join(capsys.readouterr().err.split())

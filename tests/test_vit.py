@@ -677,6 +677,8 @@ def test_cost_is_the_hand_count() -> None:
         (lambda: create_model("ViT-B/16", image_size=(224, 230)), r"224×230 is not divided by the patch of 16×16; 224×224 or"),
         (lambda: create_model("ViT-X/16"), r"unknown model 'ViT-X/16'; did you mean"),
         (lambda: create_model("vit_base_patch16_224"), r"another library's name; here it is 'ViT-B/16'"),
+        (lambda: create_model("vit_base"), r"another library's name; here it is 'ViT-B/16'"),
+        (lambda: create_model("resnet50"), r"another library's name; here it is 'BiT-R50x1'"),
         (lambda: create_model("google/vit-large-patch32-384"), r"here it is 'ViT-L/32'"),
         (lambda: create_model("vit_b_16"), r"here it is 'ViT-B/16'"),
         (lambda: create_model("ViT-B/16", pol="gap"), r"unknown field model.pol; did you mean 'model.pool'"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from patchword.core.progress import say
 from patchword.explanation import faithfulness
 from patchword.explanation.attention import HeadFigures, head_figures, patch_distances
 from patchword.explanation.embeddings import position_similarity, principal_filters
@@ -55,7 +56,14 @@ def facts_of(
         images = as_images(model, np.stack([seen.pixels for seen in looks]))
     filters, explained = principal_filters(model)
     truth: list[faithfulness.Figure] = []
-    if tell is not None and all(side in faithfulness.SIDES for side in model.image_size):
+    measurable = all(side in faithfulness.SIDES for side in model.image_size)
+    if tell is not None and not measurable:
+        height, width = model.image_size
+        say(
+            f"note: whether the maps are true is not measured at {height}×{width}: the objects for it are drawn in pictures of "
+            f"{faithfulness.SIDES[0]} to {faithfulness.SIDES[-1]:,} pixels a side"
+        )
+    if tell is not None and measurable:
         classes = None
         if model.num_classes:
             classes = torch.tensor([seen.classes[seen.place(wanted)] for seen in looks], dtype=torch.int64)
