@@ -81,8 +81,10 @@ def tune(folder: Path, data: str, init: str, side: int, pictures: int, seed: int
         "preprocessing": {"resize": "stretch", "crop_fraction": 1.0},
         "loading": {"duplicates": "no"},
     }
-    if init == "none":
-        over["model"] = recipes.load(RECIPE).model
+    if init == "none":  # as the recipe begins, and at its rates
+        begins = recipes.load(RECIPE)
+        over["model"], over["zero_init_residual"] = begins.model, begins.zero_init_residual
+        over["optimizer"] = {"matrix_lr": begins.optimizer.matrix_lr}
     run(recipes.load("finetune/muon", over), folder, publish=write_report)
     return files.read_json(folder / "result.json")["accuracy"]
 
