@@ -16,7 +16,7 @@ from scipy import stats
 import patchword
 from conftest import write_pictures
 from made import MODELS, TEST, TRAIN, made
-from patchword.core.errors import DataError, UsageError
+from patchword.core.errors import DataError, DivergedError, UsageError
 from patchword.data.decoding.decode import decode
 from patchword.data.sources import open_data
 from patchword.evaluation.answers import read_answers, write_answers
@@ -29,11 +29,12 @@ from patchword.models.names import create_model
 from patchword.reports import run as pages
 from patchword.reports.study import command, warnings, write_study
 from patchword.studies import compare as studies
-from patchword.studies import telling
+from patchword.studies import floor, telling
 from patchword.studies.answer import REACH, answer, write_answer
 from patchword.studies.question import Question, ask, skeleton
+from patchword.studies.search import Found
 from patchword.training.pictures import open_training_data
-from patchword.training.recipe import Budget
+from patchword.training.recipe import Budget, Recipe
 from patchword.weights.io import save_model
 
 SMALL = {"model": {"depth": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 16, "units": [1]}, "batch_size": 8}
@@ -547,6 +548,56 @@ def test_a_study_on_its_way_says_so(tmp_path: Path) -> None:
         for line in told
     )
     assert len(table["models"][1]["points"][1]["values"]) == 1, "what diverged is averaged over nowhere"
+
+
+def test_a_model_that_no_rate_can_teach_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = made(tmp_path, models=MODELS[:3])
+    lost, *others = study.question.models
+    found, known = dict(study.found), dict(study.outcomes)
+    study.found.clear()
+    study.outcomes.clear()
+
+    def pretended(grid: studies.Grid, place: str, title: str, recipe: Recipe) -> Found:
+        if recipe.model["name"] == lost:
+            raise DivergedError(
+                f"{title}: training diverges at every rate tried; a recipe with a lower one would be right"
+            )
+        return found[recipe.model["name"]]
+
+    monkeypatch.setattr(studies, "search", pretended)
+    monkeypatch.setattr(study.grid, "run", lambda cells: [known[cell.place] for cell in cells])
+    statuses = []
+    study.run(lambda each: statuses.append(answer(each)["status"]))
+    why = f"{lost}, search: training diverges at every rate tried; a recipe with a lower one would be right"
+    assert f"note: {why}; the study goes on without it" in " ".join(capsys.readouterr().err.split())
+    assert statuses == ["on its way", "on its way", "finished"]
+    told = warnings(table_as_read(study))
+    assert told[0] == f"{lost} is left out: {why}."
+    assert answer(study)["lead"]["first"] in others
+    text = re.sub(r"<[^>]*>", " ", write_study(tmp_path).read_text().partition("</style>")[2])
+    assert not re.search(r"\b(nan|None|inf)\b", text)
+    monkeypatch.setattr(studies, "search", lambda *_: pretended(study.grid, "", lost, study.tried(lost)))
+    study.found.clear()
+    with pytest.raises(DivergedError, match="diverges at every rate tried"):
+        study.run(lambda _: None)
+
+
+def test_pictures_that_probes_will_see_are_in_the_estimate(toy: studies.Study) -> None:
+    """Those of each cell, and once for each model those of test; what is measured already is not."""
+    assert floor.ahead(toy) == {}
+    question = dataclasses.replace(toy.question, pretrain="formula:shapes-2x10@16", seeds=2)
+    study = studies.Study(question, toy.grid, toy.dataset)
+    seen = {place: look.pictures for place, look in floor.ahead(study).items()}
+    for model in ("ViT-At-8", "BiT-R14x0.25"):
+        cells = [f"runs/{model}-{size}-{seed}" for seed in range(2) for size in ("6", "30", "all")]
+        assert [seen.pop(place) for place in cells] == [6 + 21, 30, 72, 6, 30, 72]
+    assert not seen
+    toy.grid.folder.mkdir()
+    (toy.grid.folder / "floor.json").write_text(json.dumps({"runs/ViT-At-8-6-0": 0.5}))
+    left = {place: look.pictures for place, look in floor.ahead(study).items()}
+    assert ("runs/ViT-At-8-6-0" in left, left["runs/ViT-At-8-30-0"]) == (False, 30 + 21)
 
 
 def table_as_read(study: studies.Study) -> dict[str, Any]:

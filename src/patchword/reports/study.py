@@ -61,6 +61,8 @@ def warnings(answer: dict[str, Any]) -> list[str]:
         lines.append("The study is on its way: what is not there yet is missing below.")
     for row in answer["models"]:
         name = row["name"]
+        if row["left_out"]:
+            lines.append(f"{name} is left out: {row['left_out']}.")
         if lost := row["diverged"]:
             lines.append(
                 f"{name}: training diverged in {len(lost)} of its runs ({lost[0]}); its means are without them."

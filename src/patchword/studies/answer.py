@@ -145,6 +145,7 @@ def _model(study: Study, cells: Cells, name: str) -> dict[str, Any]:
         "rate_before": _rate(study.found_before.get(name)),
         "points": points,
         "compute": compute,
+        "left_out": study.left_out.get(name, ""),
         "diverged": [outcome.cell.title for outcome in everything if outcome.diverged],
     }
 

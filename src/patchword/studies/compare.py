@@ -9,16 +9,18 @@ a tenth of train.
 Letters: M models, S sizes, k seeds.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from patchword.core import config, files
-from patchword.core.errors import UsageError
+from patchword.core.errors import DivergedError, UsageError
 from patchword.core.progress import say
 from patchword.data.dataset import Dataset
 from patchword.models.cost import cost
+from patchword.studies import floor
 from patchword.studies.grid import QUIET, Cell, Grid, Outcome, held, plain, settle
 from patchword.studies.question import Question, architecture, ask, sentence, skeleton
 from patchword.studies.search import ROUNDS, Found, ahead, part_of, search, tried, with_rate
@@ -40,6 +42,8 @@ class Study:
         """Model → the rate of its runs."""
         self.found_before: dict[str, Found] = {}
         """Model → the rate of its pre-training."""
+        self.left_out: dict[str, str] = {}
+        """Model → why it has no runs: its training diverges, whatever the rate."""
         self.outcomes: dict[str, Outcome] = {}
         """Place of a cell → what became of it."""
 
@@ -159,22 +163,43 @@ class Study:
     # Stages
 
     def run(self, publish: Callable[["Study"], object]) -> None:
-        """Run what is not there; `publish` is called whenever a seed is complete."""
-        question = self.question
-        for model in question.models if question.pretrain else ():
-            where, title = f"search-pretrain/{plain(model)}", f"{model}, search before pre-training"
-            self.found_before[model] = found = search(self.grid, where, title, self.tried_before(model))
-            cell = self.pretraining(model)
-            [outcome] = self.grid.run([dataclasses.replace(cell, recipe=with_rate(cell.recipe, found.factor))])
-            if outcome.diverged:
-                raise UsageError(f"{model} cannot be pre-trained: {outcome.diverged}")
-            self.outcomes[cell.place] = outcome
-        for model in question.models:
-            self.found[model] = search(self.grid, f"search/{plain(model)}", f"{model}, search", self.tried(model))
+        """Run what is not there; `publish` is called whenever a seed is complete.
+
+        A model whose training diverges at every rate is left out, and said to be; raises `DivergedError` where all are.
+        """
+        models = self.question.models
+        for model in models if self.question.pretrain else ():
+            with self._or_left_out(model):
+                self._pretrain(model)
+        for model in models:
+            if model not in self.left_out:
+                with self._or_left_out(model):
+                    self.found[model] = search(
+                        self.grid, f"search/{plain(model)}", f"{model}, search", self.tried(model)
+                    )
+        if not self.found:
+            raise DivergedError(self.left_out[models[0]])
         for cells in self.rounds({model: found.factor for model, found in self.found.items()}):
             for outcome in self.grid.run(cells):
                 self.outcomes[outcome.cell.place] = outcome
             publish(self)
+
+    def _pretrain(self, model: str) -> None:
+        where, title = f"search-pretrain/{plain(model)}", f"{model}, search before pre-training"
+        self.found_before[model] = found = search(self.grid, where, title, self.tried_before(model))
+        cell = self.pretraining(model)
+        [outcome] = self.grid.run([dataclasses.replace(cell, recipe=with_rate(cell.recipe, found.factor))])
+        if outcome.diverged:
+            raise DivergedError(f"{model} cannot be pre-trained: {outcome.diverged}")
+        self.outcomes[cell.place] = outcome
+
+    @contextlib.contextmanager
+    def _or_left_out(self, model: str) -> Iterator[None]:
+        try:
+            yield
+        except DivergedError as error:
+            self.left_out[model] = str(error)
+            say(f"note: {error}; the study goes on without it")
 
 
 def compare(
@@ -207,6 +232,6 @@ def compare(
         settle(out, stored, settings, free=("data", "models", "seeds"))
         tell_notices(dataset)
         say(sentence(question))
-        grid.begin(*study.ahead())
+        grid.begin(*study.ahead(), list(floor.ahead(study).values()))
         study.run(publish)
     return study
