@@ -7,7 +7,7 @@ PAGES  := README.md CONTRIBUTING.md CHANGELOG.md $(wildcard docs/*.md)
 TOOLS  := $(wildcard tools/*)
 BENCH  ?= quick
 
-.PHONY: help setup demo test check bench soak speedrun trials transfer-study unlabelled-study clean
+.PHONY: help setup demo test check bench soak speedrun trials transfer-study formula-study unlabelled-study clean
 help:
 	@echo "make demo    train a small hybrid on 500 pictures, from nothing and from shipped weights, then at a higher resolution"
 	@echo "make test    run the tests"
@@ -17,6 +17,7 @@ help:
 	@echo "make speedrun  accuracy on CIFAR-10 for a budget of FLOPs, ours and public recipes (BUDGET=0.02 ONLY=hybrid|plain|peers SEEDS=1)"
 	@echo "make trials  one thing changed at a time in that recipe; the table goes to docs/pretraining.md"
 	@echo "make transfer-study  what pre-training is worth: from nothing, formulas, CIFAR-10 (SEEDS=3); the table goes to docs/pretraining.md"
+	@echo "make formula-study  which pictures of formulas are worth the most before 1,000 real ones; the table goes to docs/pretraining.md"
 	@echo "make unlabelled-study  what pictures without labels are worth: masked patches, Noisy Student (SEEDS=3); to docs/pretraining.md"
 	@echo "make setup   a .venv with everything the others need"
 
@@ -59,6 +60,9 @@ trials: .venv/ready
 
 transfer-study: .venv/ready
 	$(BIN)/python -m bench.transfer
+
+formula-study: .venv/ready
+	$(BIN)/python -m bench.formulas
 
 unlabelled-study: .venv/ready
 	$(BIN)/python -m bench.unlabelled

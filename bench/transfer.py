@@ -71,22 +71,30 @@ def pretrain(folder: Path) -> Path:
 
 def tune(folder: Path, data: str, init: str, side: int, pictures: int, seed: int, budget: float) -> float:
     """The accuracy on test after training for the budget."""
+    over = {
+        **begun(data, init, side),
+        "seed": seed,
+        "train_images": pictures,
+        "budget": {"pflop": budget * (side / 32) ** 2},
+    }
+    run(recipes.load("finetune/muon", over), folder, publish=write_report)
+    return files.read_json(folder / "result.json")["accuracy"]
+
+
+def begun(data: str, init: str, side: int) -> dict[str, Any]:
+    """What a tuning has in its recipe for where it begins; from nothing, the model and the rates of the pre-training."""
     over: dict[str, Any] = {
         "data": data,
         "init": init,
-        "seed": seed,
         "image_size": [side, side],
-        "train_images": pictures,
-        "budget": {"pflop": budget * (side / 32) ** 2},
         "preprocessing": {"resize": "stretch", "crop_fraction": 1.0},
         "loading": {"duplicates": "no"},
     }
-    if init == "none":  # as the recipe begins, and at its rates
+    if init == "none":
         begins = recipes.load(RECIPE)
         over["model"], over["zero_init_residual"] = begins.model, begins.zero_init_residual
         over["optimizer"] = {"matrix_lr": begins.optimizer.matrix_lr}
-    run(recipes.load("finetune/muon", over), folder, publish=write_report)
-    return files.read_json(folder / "result.json")["accuracy"]
+    return over
 
 
 def line(data: str, side: int, pictures: int, found: dict[str, list[float]]) -> str:

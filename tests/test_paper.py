@@ -744,6 +744,9 @@ def test_all_claims_in_one_go(ran: Ran, tmp_path: Path, monkeypatch: pytest.Monk
     for name in {each.experiment for each in CLAIMS}:
         assert (tmp_path / f"{name}.html").is_file()
         ElementTree.parse(tmp_path / f"{name}.svg")
+    published = {path.name.removesuffix("-published.svg") for path in tmp_path.glob("*-published.svg")}
+    assert {"position", "masked", "adam-vs-sgd"} < published < {each.experiment for each in CLAIMS}
+    ElementTree.parse(tmp_path / "position-published.svg")
     count = len(ran)
     reproduce.run_claims(SMOKE, tmp_path)
     assert len(ran) == count

@@ -16,7 +16,10 @@ _WORDS = {"holds": "holds", "does not hold": "against", "undecided": "open", "no
 
 
 def write_paper(path: Path) -> Path:
-    """Write the page of a `NAME.json` beside it, with its figure where it has one; the same file gives the same bytes."""
+    """Write the page of a `NAME.json` beside it, with its figure and the published one where there are such.
+
+    The same file gives the same bytes.
+    """
     answer = read_fields(path)
     if answer["name"] == "claims":
         return _write_claims(path, answer)
@@ -45,9 +48,10 @@ def write_paper(path: Path) -> Path:
         verdict_class=_WORDS,
     )
     write_text(path.with_suffix(".html"), content)
-    if ours is not None:
-        style = importlib.resources.files("patchword.reports").joinpath("templates/style.css").read_text("utf-8")
-        write_text(path.with_suffix(".svg"), charts.standalone(ours, style))
+    style = importlib.resources.files("patchword.reports").joinpath("templates/style.css").read_text("utf-8")
+    for figure, end in ((ours, ".svg"), (theirs, "-published.svg")):
+        if figure is not None:
+            write_text(path.with_name(path.stem + end), charts.standalone(figure, style))
     return path.with_suffix(".html")
 
 
