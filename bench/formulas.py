@@ -9,14 +9,9 @@ ordinary run folder: what is done is not done again. The table goes to docs/pret
 import datetime
 import os
 from pathlib import Path
-from typing import Any
 
-from bench.page import put
-from bench.transfer import PAGE, RECIPE, begun, sets
-from patchword.core import config, files
-from patchword.reports.run import write_report
-from patchword.training import recipe as recipes
-from patchword.training.run import run
+from bench.page import folder_of, put, table
+from bench.transfer import PAGE, pretrain, sets, tune
 
 MARK = "formulas"
 BUDGETS = (0.0005, 0.002)
@@ -48,53 +43,34 @@ ATTEMPTS: dict[str, tuple[str, list[str]]] = {
 
 def main() -> None:
     """Run what is not there, print and publish the table."""
-    out, pretrain = Path(os.environ.get("OUT", "runs/formulas")), float(os.environ.get("PRETRAIN", "0.01"))
+    out, before = Path(os.environ.get("OUT", "runs/formulas")), float(os.environ.get("PRETRAIN", "0.01"))
     only = [name for name in os.environ.get("ONLY", "").split(",") if name]
     rows = []
     for name in (NOTHING, *ATTEMPTS):
         if not only or name in only:
-            init = "none" if name == NOTHING else str(pretrained(out / plain(name), *ATTEMPTS[name], pretrain))
+            folder, init = out / folder_of(name), "none"
+            if name != NOTHING:
+                data, changes = ATTEMPTS[name]
+                init = str(pretrain(folder, data, before, *changes, "evaluation.mirror=false"))
             values = [
-                tuned(out / f"{plain(name)}-{data}-{budget:g}", place, init, budget)
+                tuned(out / f"{folder.name}-{data}-{budget:g}", place, init, budget)
                 for data, place in sets().items()
                 for budget in BUDGETS
             ]
             rows.append((name, values))
             print(line(*rows[-1]), flush=True)
-    publish(rows, pretrain)
-
-
-def plain(name: str) -> str:
-    """A name as a part of a folder's."""
-    return name.replace(", ", "-").replace(" ", "-")
-
-
-def pretrained(folder: Path, data: str, changes: list[str], budget: float) -> Path:
-    """The run folder of a model that has seen an attempt's pictures."""
-    over: dict[str, Any] = {
-        "data": f"formula:{data}",
-        "init": "none",
-        "budget": {"pflop": budget},
-        "evaluation": {"mirror": False},
-        "loading": {"duplicates": "no"},
-    }
-    changed = config.merge(over, config.parse_assignments(changes))
-    return run(recipes.load(RECIPE, changed), folder, publish=write_report)
+    publish(rows, before)
 
 
 def tuned(folder: Path, data: str, init: str, budget: float) -> float:
     """The accuracy on validation after training on 1,000 pictures for the budget."""
-    over = config.merge(
-        begun(data, init, side=64),
-        {
-            "train_images": 1000,
-            "budget": {"pflop": budget},
-            "validation_share": 0.05 if data == "fashion-mnist" else 0.0,
-            "evaluation": {"final": "validation", "mirror": True},
-        },
-    )
-    run(recipes.load("finetune/muon", over), folder, publish=write_report)
-    return files.read_json(folder / "result.json")["accuracy"]
+    changes = {
+        "train_images": 1000,
+        "budget": {"pflop": budget},
+        "validation_share": 0.05 if data == "fashion-mnist" else 0.0,
+        "evaluation": {"final": "validation", "mirror": True},
+    }
+    return tune(folder, data, init, 64, changes)
 
 
 def line(name: str, values: list[float]) -> str:
@@ -104,15 +80,14 @@ def line(name: str, values: list[float]) -> str:
     return f"| {name} | {what} | {' | '.join(f'{100 * value:.2f}' for value in values)} |"
 
 
-def publish(rows: list[tuple[str, list[float]]], pretrain: float) -> None:
+def publish(rows: list[tuple[str, list[float]]], before: float) -> None:
     """Put the table into the page."""
     columns = [f"{data}, {budget:g}" for data in sets() for budget in BUDGETS]
     head = (
         f"`make formula-study` of {datetime.date.today():%Y-%m-%d}: accuracy on validation in %, 1,000 pictures at 64 px, "
-        f"one seed; {pretrain:g} PFLOP of pre-training each, and the budget of the column of tuning:\n\n"
-        f"| before | on what | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}\n"
+        f"one seed; {before:g} PFLOP of pre-training each, and the budget of the column of tuning:\n\n"
     )
-    put(PAGE, MARK, head + "".join(line(*row) + "\n" for row in rows))
+    put(PAGE, MARK, head + table(("before", "on what", *columns), (line(*row) for row in rows)))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.page import put
-from patchword.core import files
+from bench.page import folder_of, put, table
+from patchword.core import config, files
 from patchword.core.progress import say
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
@@ -35,15 +35,19 @@ def main() -> None:
     """Pre-train, fine-tune the grid, print and publish the table."""
     out, seeds = Path(os.environ.get("OUT", "runs/transfer")), int(os.environ.get("SEEDS", "3"))
     budget = float(os.environ.get("BUDGET", "0.002"))
-    starts = {"nothing": "none", "formula": str(pretrain(out / "formula")), "formula, CIFAR-10": "shipped:small-hybrid"}
+    # As the one that comes with the package was trained first.
+    formula = pretrain(out / "formula", "fractals-1000x100", 0.04)
+    starts = {"nothing": "none", "formula": str(formula), "formula, CIFAR-10": "shipped:small-hybrid"}
     rows = []
     for data, place in sets().items():
         for side, pictures in CELLS[data]:
             found: dict[str, list[float]] = {}
             for seed in range(seeds):
                 for start, init in starts.items():
-                    folder = out / data / f"{side}-{pictures or 'all'}-{start.replace(', ', '-')}-{seed}"
-                    found.setdefault(start, []).append(tune(folder, place, init, side, pictures, seed, budget))
+                    folder = out / data / f"{side}-{pictures or 'all'}-{folder_of(start)}-{seed}"
+                    pflop = budget * (side / 32) ** 2
+                    changes = {"seed": seed, "train_images": pictures, "budget": {"pflop": pflop}}
+                    found.setdefault(start, []).append(tune(folder, place, init, side, changes))
             rows.append((data, side, pictures, found))
             print(line(*rows[-1]), flush=True)
     publish(rows, seeds, budget)
@@ -58,31 +62,20 @@ def sets() -> dict[str, str]:
     return {"fashion-mnist": "fashion-mnist", **({"clothing": place} if place else {})}
 
 
-def pretrain(folder: Path) -> Path:
-    """The run folder of a model that was trained on fractals, as the one that comes with the package was first."""
+def pretrain(folder: Path, data: str, budget: float, *changes: str) -> Path:
+    """The run folder of a model that was trained on pictures of formulas, with changes of the recipe."""
     over = {
-        "data": "formula:fractals-1000x100",
+        "data": f"formula:{data}",
         "init": "none",
-        "budget": {"pflop": 0.04},
+        "budget": {"pflop": budget},
         "loading": {"duplicates": "no"},
     }
-    return run(recipes.load(RECIPE, over), folder, publish=write_report)
+    changed = config.merge(over, config.parse_assignments(list(changes)))
+    return run(recipes.load(RECIPE, changed), folder, publish=write_report)
 
 
-def tune(folder: Path, data: str, init: str, side: int, pictures: int, seed: int, budget: float) -> float:
-    """The accuracy on test after training for the budget."""
-    over = {
-        **begun(data, init, side),
-        "seed": seed,
-        "train_images": pictures,
-        "budget": {"pflop": budget * (side / 32) ** 2},
-    }
-    run(recipes.load("finetune/muon", over), folder, publish=write_report)
-    return files.read_json(folder / "result.json")["accuracy"]
-
-
-def begun(data: str, init: str, side: int) -> dict[str, Any]:
-    """What a tuning has in its recipe for where it begins; from nothing, the model and the rates of the pre-training."""
+def tune(folder: Path, data: str, init: str, side: int, changes: dict[str, Any]) -> float:
+    """The accuracy after fine-tuning at `side` pixels; from nothing, with the model and the rates of the pre-training."""
     over: dict[str, Any] = {
         "data": data,
         "init": init,
@@ -94,7 +87,8 @@ def begun(data: str, init: str, side: int) -> dict[str, Any]:
         begins = recipes.load(RECIPE)
         over["model"], over["zero_init_residual"] = begins.model, begins.zero_init_residual
         over["optimizer"] = {"matrix_lr": begins.optimizer.matrix_lr}
-    return over
+    run(recipes.load("finetune/muon", config.merge(over, changes)), folder, publish=write_report)
+    return files.read_json(folder / "result.json")["accuracy"]
 
 
 def line(data: str, side: int, pictures: int, found: dict[str, list[float]]) -> str:
@@ -111,9 +105,8 @@ def publish(rows: list[tuple[str, int, int, dict[str, list[float]]]], seeds: int
     head = (
         f"`make transfer-study` of {datetime.date.today():%Y-%m-%d}: accuracy on test in %, mean and range of {seeds} seeds, "
         f"{budget:g} PFLOP each at 32 px, elsewhere in proportion to the pixels:\n\n"
-        f"| data | training pictures | {' | '.join(STARTS)} |\n|---|---|{'---|' * len(STARTS)}\n"
     )
-    put(PAGE, MARK, head + "".join(line(*row) + "\n" for row in rows))
+    put(PAGE, MARK, head + table(("data", "training pictures", *STARTS), (line(*row) for row in rows)))
 
 
 if __name__ == "__main__":

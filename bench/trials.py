@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.page import put
+from bench.page import folder_of, put, table
 from patchword.core import config, files
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
@@ -77,7 +77,7 @@ def main() -> None:
     only = [name for name in os.environ.get("ONLY", "").split(",") if name]
     rows = []
     for name, (base, changes) in TRIALS.items():
-        folder = out / f"{name.replace(', ', '-').replace(' ', '-')}-{budget:g}"
+        folder = out / f"{folder_of(name)}-{budget:g}"
         if (not only or name in only) or (folder / "result.json").is_file():
             if share := FIRST.get(name):
                 first = folder.with_name(f"{folder.name}-first")
@@ -130,9 +130,9 @@ def publish(rows: list[tuple[str, list[str], dict[str, Any]]], budget: float) ->
     head = (
         f"`make trials` of {datetime.date.today():%Y-%m-%d}: accuracy in % on 5,000 pictures of train that are not learned from, "
         f"one seed, {budget:g} PFLOP each; GFLOP/s is that of the fastest quarter of the steps:\n\n"
-        "| trial | changed | accuracy | epochs | GFLOP/s |\n|---|---|---|---|---|\n"
     )
-    put(PAGE, MARK, head + "".join(line(*row) + "\n" for row in rows))
+    columns = ("trial", "changed", "accuracy", "epochs", "GFLOP/s")
+    put(PAGE, MARK, head + table(columns, (line(*row) for row in rows)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bench.page import put
+from bench.page import folder_of, put, table
 from patchword.core import config, files
 from patchword.data.sources import open_data
 from patchword.evaluation.predict import Looking, look_at_all
@@ -93,7 +93,7 @@ class Study:
             "loading": {"duplicates": "no"},
             "evaluation": {"every_steps": 10**9},
         }
-        folder = self.out / name.replace(", ", "-").replace(" ", "-")
+        folder = self.out / folder_of(name)
         return run(recipes.load(MODELS[model], config.merge(common, over)), folder, publish=write_report)
 
     def publish(self, rows: list[tuple[str, str, list[float]]], seeds: int) -> None:
@@ -101,9 +101,9 @@ class Study:
         text = (
             f"`make unlabelled-study` of {datetime.date.today():%Y-%m-%d}: accuracy on CIFAR-10's test pictures in % with "
             f"{self.labelled:,} labels, mean and range of {seeds} seeds; {self.budget:g} PFLOP with labels, {self.pretrain:g} "
-            "without:\n\n| model | learns from | accuracy |\n|---|---|---|\n"
+            "without:\n\n"
         )
-        text += "".join(line(*row) + "\n" for row in rows) + "\n"
+        text += table(("model", "learns from", "accuracy"), (line(*row) for row in rows)) + "\n"
         for objective in MASKED.values():
             result = files.read_json(self.without_labels("plain", objective) / "result.json")
             low, high = (100 * value for value in result["value_ci95"])

@@ -586,17 +586,17 @@ def test_a_model_that_no_rate_can_teach_is_left_out(
 
 def test_pictures_that_probes_will_see_are_in_the_estimate(toy: studies.Study) -> None:
     """Those of each cell, and once for each model those of test; what is measured already is not."""
-    assert floor.ahead(toy) == {}
+    assert floor.ahead(toy) == []
     question = dataclasses.replace(toy.question, pretrain="formula:shapes-2x10@16", seeds=2)
     study = studies.Study(question, toy.grid, toy.dataset)
-    seen = {place: look.pictures for place, look in floor.ahead(study).items()}
+    seen = {look.cell.place: look.pictures for look in floor.ahead(study)}
     for model in ("ViT-At-8", "BiT-R14x0.25"):
         cells = [f"runs/{model}-{size}-{seed}" for seed in range(2) for size in ("6", "30", "all")]
         assert [seen.pop(place) for place in cells] == [6 + 21, 30, 72, 6, 30, 72]
     assert not seen
     toy.grid.folder.mkdir()
     (toy.grid.folder / "floor.json").write_text(json.dumps({"runs/ViT-At-8-6-0": 0.5}))
-    left = {place: look.pictures for place, look in floor.ahead(study).items()}
+    left = {look.cell.place: look.pictures for look in floor.ahead(study)}
     assert ("runs/ViT-At-8-6-0" in left, left["runs/ViT-At-8-30-0"]) == (False, 30 + 21)
 
 

@@ -34,13 +34,13 @@ from patchword.models.layers import Dropout
 from patchword.models.names import create_model
 from patchword.training import loop, measuring, shelf
 from patchword.training import recipe as recipes
-from patchword.training import run as runs
 from patchword.training.choice import choose_model
 from patchword.training.objectives import Objective, Softmax
 from patchword.training.optimizer import OptimizerConfig, build_optimizer
 from patchword.training.passes import Passes
 from patchword.training.pictures import open_training_data
 from patchword.training.recipe import Budget, Recipe, Regularization
+from patchword.training.run import run
 from patchword.training.step import train_step
 from patchword.weights.folder import read_tensors
 from patchword.weights.io import load_model
@@ -81,13 +81,6 @@ def plain(data: Path, **changes: Any) -> Recipe:
     if "budget" not in changes:
         base["budget"] = {"steps": 3}
     return recipes.load("scratch", config.merge(base, changes))
-
-
-def run(recipe: Recipe, out: Path) -> Path:
-    """A run without the throw-away steps that only announce how long it will take."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "seconds_per_step", lambda *_: 0.01)
-        return runs.run(recipe, out)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -199,7 +192,7 @@ def handed_over(recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> t
 
     monkeypatch.setattr(loop, "Loop", stopped)
     with pytest.raises(FaultError, match="enough"):
-        runs.run(recipe, out)
+        run(recipe, out)
     return given[0], given[1], given[2]
 
 

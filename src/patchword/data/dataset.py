@@ -262,6 +262,11 @@ class Dataset:
     carved: bool = False
     """Whether the splits were made here, because the data set came without."""
 
+    @property
+    def tested_on(self) -> str:
+        """The split that a final model is measured on: validation where there is no test."""
+        return "test" if "test" in self.splits else "validation"
+
     def whole(self) -> Split:
         """All pictures of a carved data set as one split again."""
         if not self.carved:

@@ -56,14 +56,13 @@ def facts_of(
         images = as_images(model, np.stack([seen.pixels for seen in looks]))
     filters, explained = principal_filters(model)
     truth: list[faithfulness.Figure] = []
-    measurable = all(side in faithfulness.SIDES for side in model.image_size)
-    if tell is not None and not measurable:
+    if tell is not None and not all(side in faithfulness.SIDES for side in model.image_size):
         height, width = model.image_size
         say(
             f"note: whether the maps are true is not measured at {height}×{width}: the objects for it are drawn in pictures of "
             f"{faithfulness.SIDES[0]} to {faithfulness.SIDES[-1]:,} pixels a side"
         )
-    if tell is not None and measurable:
+    elif tell is not None:
         classes = None
         if model.num_classes:
             classes = torch.tensor([seen.classes[seen.place(wanted)] for seen in looks], dtype=torch.int64)

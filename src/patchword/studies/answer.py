@@ -109,7 +109,7 @@ def _data(study: Study) -> dict[str, Any]:
         "location": dataset.location,
         "classes": len(dataset.classes),
         "splits": {name: len(split) for name, split in dataset.splits.items()},
-        "tested_on": "test" if "test" in dataset.splits else "validation",
+        "tested_on": dataset.tested_on,
         "chosen_on": "validation" if {"validation", "test"} <= set(dataset.splits) else "a tenth of train",
     }
 
@@ -298,7 +298,7 @@ def _disagreements(study: Study, cells: Cells) -> dict[str, Any] | None:
     """Test pictures that some model got right with every seed and some other with none: how many, and a few of the surest, with
     where each model looked on them.
     """
-    split = study.dataset.splits["test" if "test" in study.dataset.splits else "validation"]
+    split = study.dataset.splits[study.dataset.tested_on]
     given = {name: [each for each in cells.answers(name) if each is not None] for name in study.question.models}
     given = {name: answers for name, answers in given.items() if answers}
     if len(given) < 2:

@@ -232,6 +232,6 @@ def compare(
         settle(out, stored, settings, free=("data", "models", "seeds"))
         tell_notices(dataset)
         say(sentence(question))
-        grid.begin(*study.ahead(), list(floor.ahead(study).values()))
+        grid.begin(*study.ahead(), floor.ahead(study))
         study.run(publish)
     return study

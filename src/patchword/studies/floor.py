@@ -4,6 +4,7 @@ What tunes all of a model and ends below it has lost what the weights knew. Each
 is measured on test once; `floor.json` keeps what was measured.
 """
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +29,17 @@ def stored(folder: Path) -> dict[str, float]:
     return found if isinstance(found, dict) else {}
 
 
-def ahead(study: "Study") -> dict[str, Look]:
-    """Place of a cell whose probe is not measured yet → what is seen for it: its pictures and, once a model, those of test."""
-    known, question, splits = stored(study.grid.folder), study.question, study.dataset.splits
-    looks = {}
+def ahead(study: "Study") -> list[Look]:
+    """What is seen for each probe that is not measured yet, model by model: a cell's pictures and, once, those of test."""
+    known, question, dataset = stored(study.grid.folder), study.question, study.dataset
+    looks = []
     for model in question.models if question.pretrain else ():
-        tested = len(splits["test" if "test" in splits else "validation"])
+        tested = len(dataset.splits[dataset.tested_on])
         for seed in range(question.seeds):
             for size in question.sizes:
                 cell = study.cell(model, size, seed)
                 if cell.place not in known:
-                    looks[cell.place] = Look(cell, (size or len(splits["train"])) + tested)
+                    looks.append(Look(cell, (size or len(dataset.splits["train"])) + tested))
                     tested = 0  # their features are remembered
     return looks
 
@@ -49,13 +50,13 @@ def measure(study: "Study") -> dict[str, float]:
 
     folder = study.grid.folder
     known: dict[str, Any] = stored(folder)
-    for place, look in ahead(study).items():
-        if place not in study.outcomes:
-            continue
-        with study.grid.looking(look):
-            dataset = open_training_data(look.cell.recipe, study.grid.shelf).dataset
-            split = "test" if "test" in dataset.splits else "validation"
-            weights = load_model(look.cell.recipe.init)
-            known[place] = measure_features(weights, dataset, split, probe=True)["probe"]["value"]
-        files.write_json(folder / FLOOR, known)
+    missing = [look for look in ahead(study) if look.cell.place in study.outcomes]
+    for start, looks in itertools.groupby(missing, key=lambda look: look.cell.recipe.init):
+        weights = load_model(start)
+        for look in looks:
+            with study.grid.looking(look):
+                dataset = open_training_data(look.cell.recipe, study.grid.shelf).dataset
+                found = measure_features(weights, dataset, dataset.tested_on, probe=True)
+                known[look.cell.place] = found["probe"]["value"]
+            files.write_json(folder / FLOOR, known)
     return known

@@ -14,7 +14,6 @@ import torch
 from patchword.core import config, files
 from patchword.core.errors import DataError, DivergedError, UsageError
 from patchword.core.progress import say
-from patchword.data.dataset import Dataset
 from patchword.data.sources import open_data
 from patchword.evaluation.fewshot import SEEDS
 from patchword.models.cost import cost
@@ -268,7 +267,7 @@ class Trials:
         if arm.few_shot not in self._seen:
             dataset = open_data(arm.few_shot)
             drawn = self.scale.shots * len(dataset.classes) * SEEDS
-            self._seen[arm.few_shot] = len(dataset.splits[_tested_on(dataset)]) + drawn
+            self._seen[arm.few_shot] = len(dataset.splits[dataset.tested_on]) + drawn
         return Look(cell, self._seen[arm.few_shot])
 
     def _few_shot(self, outcome: Outcome, data: str) -> float:
@@ -277,23 +276,19 @@ class Trials:
 
         dataset, _ = self.grid.shelf.open(data)
         shots = (self.scale.shots,)
-        figures = measure_features(load_model(outcome.folder), dataset, _tested_on(dataset), few_shot=shots)
+        figures = measure_features(load_model(outcome.folder), dataset, dataset.tested_on, few_shot=shots)
         return figures["few_shot"]["shots"][0]["value"]
 
     def _inside(self, outcome: Outcome, arm: Arm, seed: int) -> float:
         """A figure of what a run's weights have inside, or the same network untrained."""
         dataset, _ = self.grid.shelf.open(outcome.cell.recipe.data)
-        split = dataset.splits[_tested_on(dataset)]
+        split = dataset.splits[dataset.tested_on]
         return inside.figure(arm.inside, load_model(outcome.folder), split, new_weights=seed if arm.untrained else None)
 
 
 def _usual(stage: Stage, images: int = 0) -> Stage:
     """A stage with the whole budget and so many pictures, or all."""
     return dataclasses.replace(stage, share=1.0, steps=0, images=images)
-
-
-def _tested_on(dataset: Dataset) -> str:
-    return "test" if "test" in dataset.splits else "validation"
 
 
 def _figures(path: Path) -> dict[str, float]:
