@@ -568,11 +568,16 @@ def test_a_model_that_no_rate_can_teach_is_left_out(
 
     monkeypatch.setattr(studies, "search", pretended)
     monkeypatch.setattr(study.grid, "run", lambda cells: [known[cell.place] for cell in cells])
+    begun: list[str] = []
+    monkeypatch.setattr(
+        study.grid, "begin", lambda cells, like, looks: begun.extend(cell.place for cell in [*cells, *like])
+    )
     statuses = []
     study.run(lambda each: statuses.append(answer(each)["status"]))
     why = f"{lost}, search: training diverges at every rate tried; a recipe with a lower one would be right"
     assert f"note: {why}; the study goes on without it" in " ".join(capsys.readouterr().err.split())
     assert statuses == ["on its way", "on its way", "finished"]
+    assert {place.split("/")[1].split("-")[0] for place in begun} == {"C4x0.5+ViT", "BiT"}, "counted anew"
     told = warnings(table_as_read(study))
     assert told[0] == f"{lost} is left out: {why}."
     assert answer(study)["lead"]["first"] in others

@@ -679,6 +679,7 @@ def test_cost_is_the_hand_count() -> None:
         (lambda: create_model("vit_base_patch16_224"), r"another library's name; here it is 'ViT-B/16'"),
         (lambda: create_model("vit_base"), r"another library's name; here it is 'ViT-B/16'"),
         (lambda: create_model("resnet50"), r"another library's name; here it is 'BiT-R50x1'"),
+        (lambda: create_model("resnet50d"), r"unknown model 'resnet50d'"),
         (lambda: create_model("google/vit-large-patch32-384"), r"here it is 'ViT-L/32'"),
         (lambda: create_model("vit_b_16"), r"here it is 'ViT-B/16'"),
         (lambda: create_model("ViT-B/16", pol="gap"), r"unknown field model.pol; did you mean 'model.pool'"),

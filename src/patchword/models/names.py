@@ -26,7 +26,7 @@ _FOREIGN = (
     (r"vit_(?P<size>[a-z]+)_r(?P<stem>\d*)_s(?P<patch>\d+).*", "R{stem}+ViT-{size}/{patch}"),
     (r"(?:vit|deit3?)[_-]?(?P<size>tiny|small|base|large)", "ViT-{size}/16"),
     (r"resnetv2_(?P<stem>\d+)x(?P<patch>\d+)_bit.*", "BiT-R{stem}x{patch}"),
-    (r"resnet[_-]?(?P<stem>\d+)(?:x1|d)?", "BiT-R{stem}x1"),
+    (r"resnet[_-]?(?P<stem>\d+)(?:x1)?", "BiT-R{stem}x1"),
     (r"(?:.*/)?(?:tf_)?efficientnet[_-](?P<size>b\d|l2).*", "EfficientNet-{size}"),
 )
 """What timm, transformers and torchvision call their models → what they are called here."""

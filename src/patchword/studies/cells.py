@@ -43,8 +43,7 @@ class Cells:
         """Whether nothing is missing, but for models that were left out."""
         return all(
             self.outcome(model, size, seed) is not None
-            for model in self.question.models
-            if model not in self.study.left_out
+            for model in self.study.models
             for size in self.question.sizes
             for seed in range(self.question.seeds)
         )

@@ -48,6 +48,11 @@ class Study:
         """Place of a cell → what became of it."""
 
     @property
+    def models(self) -> list[str]:
+        """Those that have runs."""
+        return [model for model in self.question.models if model not in self.left_out]
+
+    @property
     def middle(self) -> int:
         """The size at which rates are searched: the upper one of two in the middle."""
         return self.question.sizes[len(self.question.sizes) // 2]
@@ -128,19 +133,19 @@ class Study:
     def ahead(self) -> tuple[list[Cell], list[Cell]]:
         """What will be run, as far as it is known by now, and cells that cost as much as the others."""
         known, like, factors = [], [], {}
-        for model in self.question.models if self.question.pretrain else ():
+        for model in self.models if self.question.pretrain else ():
             cells, others, factor = ahead(self.grid, f"search-pretrain/{plain(model)}", model, self.tried_before(model))
             known, like, pretraining = known + cells, like + others, self.pretraining(model)
             if factor is None:
                 like.append(pretraining)
             else:
                 known.append(dataclasses.replace(pretraining, recipe=with_rate(pretraining.recipe, factor)))
-        for model in self.question.models:
+        for model in self.models:
             cells, others, factor = ahead(self.grid, f"search/{plain(model)}", model, self.tried(model))
             known, like = known + cells, like + others
             if factor is not None:
                 factors[model] = factor
-        unknown = {model: 1.0 for model in self.question.models if model not in factors}
+        unknown = {model: 1.0 for model in self.models if model not in factors}
         known += [cell for cells in self.rounds(factors) for cell in cells]
         return known, [*like, *(cell for cells in self.rounds(unknown) for cell in cells)]
 
@@ -162,23 +167,21 @@ class Study:
 
     # Stages
 
+    def begin(self) -> None:
+        """Say how many runs there are, and how long those that are left will take."""
+        self.grid.begin(*self.ahead(), floor.ahead(self))
+
     def run(self, publish: Callable[["Study"], object]) -> None:
         """Run what is not there; `publish` is called whenever a seed is complete.
 
         A model whose training diverges at every rate is left out, and said to be; raises `DivergedError` where all are.
         """
-        models = self.question.models
-        for model in models if self.question.pretrain else ():
+        for model in self.models if self.question.pretrain else ():
             with self._or_left_out(model):
                 self._pretrain(model)
-        for model in models:
-            if model not in self.left_out:
-                with self._or_left_out(model):
-                    self.found[model] = search(
-                        self.grid, f"search/{plain(model)}", f"{model}, search", self.tried(model)
-                    )
-        if not self.found:
-            raise DivergedError(self.left_out[models[0]])
+        for model in self.models:
+            with self._or_left_out(model):
+                self.found[model] = search(self.grid, f"search/{plain(model)}", f"{model}, search", self.tried(model))
         for cells in self.rounds({model: found.factor for model, found in self.found.items()}):
             for outcome in self.grid.run(cells):
                 self.outcomes[outcome.cell.place] = outcome
@@ -199,7 +202,10 @@ class Study:
             yield
         except DivergedError as error:
             self.left_out[model] = str(error)
+            if not self.models:
+                raise DivergedError(self.left_out[self.question.models[0]]) from error
             say(f"note: {error}; the study goes on without it")
+            self.begin()
 
 
 def compare(
@@ -232,6 +238,6 @@ def compare(
         settle(out, stored, settings, free=("data", "models", "seeds"))
         tell_notices(dataset)
         say(sentence(question))
-        grid.begin(*study.ahead(), floor.ahead(study))
+        study.begin()
         study.run(publish)
     return study

@@ -33,7 +33,7 @@ def ahead(study: "Study") -> list[Look]:
     """What is seen for each probe that is not measured yet, model by model: a cell's pictures and, once, those of test."""
     known, question, dataset = stored(study.grid.folder), study.question, study.dataset
     looks = []
-    for model in question.models if question.pretrain else ():
+    for model in study.models if question.pretrain else ():
         tested = len(dataset.splits[dataset.tested_on])
         for seed in range(question.seeds):
             for size in question.sizes:
