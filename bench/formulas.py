@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.page import folder_of, put, table
 from bench.transfer import PAGE, pretrain, sets, tune
+from patchword.core import files
 
 MARK = "formulas"
 BUDGETS = (0.0005, 0.002)
@@ -47,19 +48,30 @@ def main() -> None:
     only = [name for name in os.environ.get("ONLY", "").split(",") if name]
     rows = []
     for name in (NOTHING, *ATTEMPTS):
-        if not only or name in only:
-            folder, init = out / folder_of(name), "none"
+        folder, init = out / folder_of(name), "none"
+        if not only or name in only or finished(folder):
             if name != NOTHING:
                 data, changes = ATTEMPTS[name]
                 init = str(pretrain(folder, data, before, *changes, "evaluation.mirror=false"))
-            values = [
-                tuned(out / f"{folder.name}-{data}-{budget:g}", place, init, budget)
-                for data, place in sets().items()
-                for budget in BUDGETS
-            ]
+            values = [tuned(cell, place, init, budget) for cell, place, budget in cells(folder)]
             rows.append((name, values))
             print(line(*rows[-1]), flush=True)
     publish(rows, before)
+
+
+def cells(folder: Path) -> list[tuple[Path, str, float]]:
+    """The run folder of each column of an attempt, its data set and its budget."""
+    return [
+        (folder.with_name(f"{folder.name}-{data}-{budget:g}"), place, budget)
+        for data, place in sets().items()
+        for budget in BUDGETS
+    ]
+
+
+def finished(folder: Path) -> bool:
+    """Whether all columns of an attempt are there, so that it stays in the table whatever is asked for."""
+    results = [cell / "result.json" for cell, *_ in cells(folder)]
+    return all(path.is_file() and files.read_json(path)["status"] == "finished" for path in results)
 
 
 def tuned(folder: Path, data: str, init: str, budget: float) -> float:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from patchword.core import files
+from patchword.core.errors import DataError
 from patchword.core.progress import say
 
 
@@ -17,8 +19,15 @@ def folder_of(name: str) -> str:
 
 
 def put(page: Path, mark: str, text: str) -> None:
-    """Let `text` stand between `<!-- mark -->` and `<!-- /mark -->`, in the place of what was there."""
+    """Let `text` stand between `<!-- mark -->` and `<!-- /mark -->`, in the place of what was there.
+
+    Raises `DataError` where the page has not each of them once, in this order, and leaves it as it is.
+    """
     begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
-    before, _, rest = page.read_text("utf-8").partition(begin)
-    page.write_text(before + begin + text + end + rest.partition(end)[2], "utf-8")
+    old = page.read_text("utf-8")
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise DataError(
+            f"{page} has no one place for the table; {begin.strip()} above {end}, each once, would be right"
+        )
+    files.write_text(page, old.partition(begin)[0] + begin + text + end + old.partition(end)[2])
     say(f"written to {page}")

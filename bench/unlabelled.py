@@ -31,6 +31,11 @@ MODELS = {"plain": "speedrun/plain-0.02", "hybrid": "speedrun/hybrid-0.02"}
 ALONE, LONGER, STUDENT = "labels alone", "labels alone, for all FLOPs", "Noisy Student"
 MASKED = {"masked patches, then labels": "masked-patch", "masked auto-encoder, then labels": "masked-autoencoder"}
 """Name → objective."""
+NOISE = {
+    "augment": ("randaugment_layers", "randaugment_magnitude"),
+    "regularization": ("dropout", "stochastic_depth", "label_smoothing"),
+}
+"""What makes a student of `noisy-student` a noisy one."""
 METHODS = {"plain": (ALONE, LONGER, *MASKED), "hybrid": (ALONE, LONGER, STUDENT)}
 """Masks need patches; a student the better teacher."""
 
@@ -75,8 +80,10 @@ class Study:
                 "share": 0.0,
                 "confidence": 0.3,
             }
-            # The noise, as `noisy-student` has it; the batches are the larger ones of the recipe, as most pictures are new.
-            over["augment"] = {"randaugment_layers": 2, "randaugment_magnitude": 10.0}
+            # The noise of the preset; the batches are the larger ones of the recipe, as most pictures are new.
+            noisy = recipes.load("noisy-student")
+            for section, fields in NOISE.items():
+                over[section] = {field: getattr(getattr(noisy, section), field) for field in fields}
         else:
             over["batch_size"] = 64
         return self.train(f"{model}-{method}-{seed}", model, over)

@@ -1,14 +1,19 @@
-"""`make speedrun`: what it runs, what it keeps, what it says; a run of its own is `ONLY=hybrid BUDGET=0.001`."""
+"""`make speedrun` and the studies of docs/pretraining.md: what they run, what they keep, what they say.
+
+A run of its own is `ONLY=hybrid BUDGET=0.001 make speedrun`.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import speedrun, trials
+from bench import formulas, page, speedrun, trials, unlabelled
+from bench.transfer import RECIPE
 
 from patchword.core import config
-from patchword.core.errors import UsageError
+from patchword.core.errors import DataError, UsageError
+from patchword.data.formula import parse_formula
 from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.training import recipe as recipes
@@ -90,3 +95,69 @@ def test_the_table_of_trials_goes_between_its_marks(tmp_path: Path, monkeypatch:
     assert "| cosine | `schedule.decay=cosine` | 50.00 | 3.0 | 7 |" in text
     assert "old" not in text
     assert text.endswith("<!-- /trials -->\nafter\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no marks",
+        "<!-- trials -->\nno end",
+        "no begin\n<!-- /trials -->\n",
+        "<!-- /trials -->\n<!-- trials -->\n",
+        "<!-- trials -->\n<!-- trials -->\n<!-- /trials -->\n",
+    ],
+)
+def test_a_page_without_one_place_for_a_table_stays_as_it_is(text: str, tmp_path: Path) -> None:
+    place = tmp_path / "page.md"
+    place.write_text(text)
+    with pytest.raises(DataError, match="page.md has no one place for the table; <!-- trials --> above"):
+        page.put(place, "trials", "new\n")
+    assert place.read_text() == text
+
+
+@pytest.mark.parametrize("mark", ["formulas", "transfer", "trials", "unlabelled"])
+def test_the_page_has_a_place_for_every_table(mark: str, tmp_path: Path) -> None:
+    place = tmp_path / "page.md"
+    place.write_text(trials.PAGE.read_text())
+    page.put(place, mark, "new\n")
+    assert f"<!-- {mark} -->\nnew\n<!-- /{mark} -->" in place.read_text()
+
+
+@pytest.mark.parametrize("name", formulas.ATTEMPTS)
+def test_each_attempt_is_a_set_of_formulas_and_a_recipe_and_differs(name: str) -> None:
+    data, changes = formulas.ATTEMPTS[name]
+    assert parse_formula(f"formula:{data}").classes >= 2
+    recipe = recipes.load(RECIPE, config.parse_assignments(changes))
+    assert (recipe != recipes.load(RECIPE)) == bool(changes)
+    assert sum(each == formulas.ATTEMPTS[name] for each in formulas.ATTEMPTS.values()) == 1
+
+
+def test_what_was_attempted_before_stays_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for budget in formulas.BUDGETS:
+        cell = tmp_path / f"shapes-digits-{budget:g}"
+        cell.mkdir()
+        (cell / "result.json").write_text('{"status": "finished", "accuracy": 0.25}')
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setenv("ONLY", "fractals")
+    monkeypatch.setattr(formulas, "sets", lambda: {"digits": "digits"})
+    monkeypatch.setattr(formulas, "pretrain", lambda folder, *_: folder)
+    monkeypatch.setattr(formulas, "tuned", lambda *_: 0.5)
+    published: list[str] = []
+    monkeypatch.setattr(formulas, "put", lambda *said: published.append(said[2]))
+    formulas.main()
+    assert [line.split(" | ")[0] for line in published[0].splitlines()[4:]] == ["| fractals", "| shapes"]
+    (cell / "result.json").write_text('{"status": "running"}')
+    formulas.main()
+    assert [line.split(" | ")[0] for line in published[1].splitlines()[4:]] == ["| fractals"]
+
+
+def test_a_student_has_the_noise_of_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = unlabelled.Study(out=tmp_path, labelled=1000, budget=0.002, pretrain=0.03)
+    asked: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(study, "train", lambda name, model, over: asked.setdefault(name, over) and tmp_path / name)
+    study.run("hybrid", unlabelled.STUDENT, 3)
+    over = asked["hybrid-Noisy Student-3"]
+    assert over["teacher"]["weights"] == str(tmp_path / "hybrid-labels alone-3")
+    assert over["regularization"] == {"dropout": 0.1, "stochastic_depth": 0.2, "label_smoothing": 0.0}
+    assert over["augment"] == {"randaugment_layers": 2, "randaugment_magnitude": 10.0}
+    assert over["budget"]["pflop"] == pytest.approx(0.032)
