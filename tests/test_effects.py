@@ -29,17 +29,15 @@ from patchword.data.mixing import erase, mix
 from patchword.data.sources import open_data
 from patchword.evaluation.predict import evaluating
 from patchword.models.contract import Model
-from patchword.models.cost import cost
 from patchword.models.layers import Dropout
 from patchword.models.names import create_model
 from patchword.training import loop, measuring, shelf
 from patchword.training import recipe as recipes
-from patchword.training.choice import choose_model
 from patchword.training.objectives import Objective, Softmax
 from patchword.training.optimizer import OptimizerConfig, build_optimizer
 from patchword.training.passes import Passes
 from patchword.training.pictures import open_training_data
-from patchword.training.recipe import Budget, Recipe, Regularization
+from patchword.training.recipe import Recipe, Regularization
 from patchword.training.run import run
 from patchword.training.step import train_step
 from patchword.weights.folder import read_tensors
@@ -517,15 +515,6 @@ def test_blocks_that_begin_as_the_identity_need_blocks(data: Path, tmp_path: Pat
     recipe = replace(plain(data, zero_init_residual=True), model={"name": "BiT-R14x0.5"}, image_size=(32, 32))
     with pytest.raises(UsageError, match="zero_init_residual is for an encoder, which BiT-R14x0.5 does not have"):
         run(recipe, tmp_path / "run")
-
-
-@pytest.mark.parametrize(("looks", "chosen"), [(19.5, "ViT-At/4"), (20.5, "ViT-Fe/4")])
-def test_a_larger_model_is_chosen_for_twenty_looks(looks: float, chosen: str) -> None:
-    """50,000 pictures are enough for the parameters of either."""
-    with torch.device("meta"):
-        flops = cost(create_model("ViT-Fe/4", 0, 32)).train_flops
-    budget = Budget(pflop=looks * flops * 50_000 / 1e15)
-    assert choose_model(budget, 50_000, (32, 32), None, {})[0] == chosen
 
 
 @pytest.mark.parametrize(

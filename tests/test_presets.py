@@ -240,7 +240,23 @@ FINETUNE_MUON = {
     "schedule.decay": "linear",
     "regularization.average_decay": 0.0,
 }
+# `speedrun` with the crops and the batches of `scratch`, its width left open.
+HYBRID = {
+    **{field: value for field, value in SPEEDRUN.items() if not field.startswith(("model.", "budget."))},
+    "model.pool": "gap",
+    "model.depth": 1,
+    "model.stem_depth": 2,
+    "model.stem_whitening": 24,
+    "model.stem_activation": "silu",
+    "batch_size": 64,
+    "budget.epochs": 20.0,
+    "augment.crop": "auto",
+    "augment.shift_pixels": 4,
+    "augment.crop_area": (0.3, 1.0),
+    "evaluation.mirror": False,
+}
 PRESETS: dict[str, dict[str, Any]] = {
+    "hybrid": HYBRID,
     "scratch": SCRATCH,
     "finetune": FINETUNE,
     "finetune/muon": FINETUNE_MUON,

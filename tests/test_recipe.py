@@ -146,6 +146,7 @@ def test_open_fields_exist() -> None:
 def test_presets_are_shipped_as_package_data() -> None:
     names = {path.stem for path in (Path(patchword.__file__).parent / "training" / "presets").glob("*.toml")}
     assert names == {
+        "hybrid",
         "scratch",
         "finetune",
         "plain-vit",

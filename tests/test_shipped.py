@@ -99,20 +99,39 @@ def test_auto_takes_nothing_where_nothing_fits(wish: dict[str, object], ours: Pa
     assert json.loads((run / "result.json").read_text())["init"] == "none"
 
 
-def test_they_fit_every_wished_field_and_images_of_up_to_64(ours: Path) -> None:
+def test_they_fit_every_wished_field_and_images_of_up_to_128(ours: Path) -> None:
     there = {"family": "early-conv", "depth": 1, "stem_channels": (16, 48, 96)}
     assert shipped.fitting({}, (64, 64)) == shipped.fitting(there, (8, 64)) == "tiny"
-    assert shipped.fitting(there, (65, 64)) is shipped.fitting(there, (64, 72)) is None
+    assert shipped.fitting(there, (128, 64)) == shipped.fitting(there, (64, 128)) == "tiny"
+    assert shipped.fitting(there, (129, 64)) is shipped.fitting(there, (64, 136)) is None
     for field, value in (("family", "vit"), ("depth", 2), ("stem_channels", (16, 48)), ("no_such", 1)):
         assert shipped.fitting({**there, field: value}, (32, 32)) is None
 
 
-@pytest.mark.parametrize(("side", "size"), [(20, 24), (24, 24), (33, 40), (65, None)])
-def test_auto_sees_small_pictures_at_the_next_multiple_of_eight(
-    side: int, size: int | None, ours: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("side", "budget", "size"),
+    [
+        (20, {"epochs": 99}, 24),
+        (24, {"pflop": 1}, 24),
+        (33, {"steps": 7}, 40),
+        (64, {"minutes": 99}, 64),
+        (65, {"epochs": 99}, 64),
+        (65, {"steps": 99}, 64),
+        (300, {"pflop": 16 * 7.9 * 2.341e-6}, 64),
+        (300, {"pflop": 16 * 8.1 * 2.341e-6}, 96),
+        (300, {"minutes": 16 * 8.1 * 2.341e9 / 60e9 / 60}, 96),
+        (300, {"pflop": 1}, 128),
+    ],
+)
+def test_auto_sees_small_pictures_whole_and_larger_ones_as_the_budget_says(
+    side: int, budget: dict[str, float], size: int, ours: Path, tmp_path: Path
 ) -> None:
-    data = write_pictures(tmp_path / "pictures", ("ant", "bee"), 8, side)
-    scratch, finetune = (recipes.load(name, {"data": str(data), "init": "auto"}) for name in ("scratch", "finetune"))
+    """Small ones at the next multiple of eight; larger ones at 96 px if there is time for eight looks at each of the 16."""
+    data = tmp_path / "pictures"
+    for split, count in (("train", 8), ("test", 1)):
+        write_pictures(data / split, ("ant", "bee"), count, side)
+    wish = {"data": str(data), "init": "auto", "budget": budget}
+    scratch, finetune = (recipes.load(name, wish) for name in ("scratch", "finetune"))
     asked: list[str] = []
 
     def with_weights(found: str) -> recipes.Recipe:
@@ -120,9 +139,9 @@ def test_auto_sees_small_pictures_at_the_next_multiple_of_eight(
         return dataclasses.replace(finetune, init=found)
 
     decided, said = start.decide_start(scratch, with_weights, open_data(str(data)), lambda _: None)
-    assert asked == ["auto"] + ["shipped:tiny"] * (size is not None)
-    assert (decided.init, decided.image_size) == (("none", (0, 0)) if size is None else ("shipped:tiny", (size, size)))
-    assert "from nothing" in said if size is None else "tiny" in said
+    assert asked == ["auto", "shipped:tiny"]
+    assert (decided.init, decided.image_size) == ("shipped:tiny", (size, size))
+    assert "tiny" in said
 
 
 def test_what_muon_has_trained_is_fine_tuned_by_muon(ours: Path, small_pictures: Path) -> None:

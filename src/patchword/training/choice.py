@@ -1,25 +1,49 @@
-"""Which model to train when none is named: the largest that the data can teach in the budget."""
+"""Which model to train when none is named, and at which size: the largest that the data can teach in the budget."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from patchword.core import config
 from patchword.core.errors import UsageError
-from patchword.models.cost import cost
+from patchword.models.cost import Cost, cost
 from patchword.models.names import create_model
-from patchword.models.vit import SIZES
-from patchword.training.recipe import Budget
+from patchword.models.vit import SIZES, ViTConfig
+from patchword.training.recipe import Budget, load
 
 _ASSUMED_FLOPS = 60e9
-"""FLOPs a second that training small ViTs sustains on two CPU cores; only the choice of a size rests on it."""
+"""FLOPs a second that training small models sustains on two CPU cores; only the choice of a size rests on it."""
 _LOOKS = 20
-"""A model is small enough when the budget shows it every picture this often."""
+"""A ViT is small enough when the budget shows it every picture this often."""
+_HYBRID_LOOKS = 8
+"""The same of a hybrid, which has less to find out."""
 _TOKENS = 64
 """About how many patches make a picture: a patch of a side of 1/8."""
 SMALL_PICTURE = 64
 """Pictures of at most this side are taken at their own size."""
 _PARAMS_PER_PICTURE = 2000
 """More parameters than this for each training picture only learn it by heart."""
+HYBRID_STRIDE = 8
+"""Pixels of a side that become one place."""
+_WIDTHS = (64, 128, 256)
+"""Of the hybrids that `speedrun` trains for 0.02, 0.1 and 0.4 PFLOP."""
+_SIDES = (64, 96, 128)
+"""Pixels at which a hybrid sees pictures that have more."""
+
+
+class Candidate(NamedTuple):
+    """A model that may be chosen."""
+
+    name: str
+    options: dict[str, Any]
+    """What its name does not say."""
+    image_size: tuple[int, int]
+
+    @property
+    def cost(self) -> Cost:
+        """Without a head."""
+        with torch.device("meta"):
+            return cost(create_model(self.name, 0, self.image_size, **self.options))
 
 
 def choose_model(
@@ -28,8 +52,45 @@ def choose_model(
     shape: tuple[int, int],
     image_size: tuple[int, int] | None,
     options: dict[str, Any],
-) -> tuple[str, tuple[int, int], str]:
-    """Model name, image size and the reason as a line, for `num_pictures` training pictures of `shape` (h×w)."""
+) -> tuple[Candidate, str]:
+    """A model for `num_pictures` training pictures of `shape` (h×w), and the reason as a line.
+
+    `options` are what is said of it: it is a ViT, or a hybrid where one of them is a hybrid's alone.
+    """
+    if options.keys() <= config.field_types(ViTConfig).keys():
+        candidates, least = _vits(shape, image_size, options), _LOOKS
+    else:
+        candidates, least = _hybrids(shape, image_size, options), _HYBRID_LOOKS
+        if not (budget.pflop or budget.minutes):
+            candidates = candidates[:2]  # the others see a picture as often, and nobody has said how long that may take
+    chosen, why = candidates[0], ""
+    for each in candidates:
+        count = each.cost
+        looks = _looks(budget, num_pictures, count.train_flops)
+        if why and (looks < least or count.params > _PARAMS_PER_PICTURE * num_pictures):
+            break
+        chosen, why = each, f"{count.params / 1e6:.1f} M parameters, about {looks:.0f} looks at each picture"
+    height, width = chosen.image_size
+    return chosen, (
+        f"no --model given: {chosen.name} at {height}×{width} px suits {num_pictures:,} pictures and this budget ({why})"
+    )
+
+
+def choose_side(budget: Budget, num_pictures: int) -> int:
+    """At how many pixels a hybrid of the middle width that has learned already sees larger pictures."""
+    if not (budget.pflop or budget.minutes):
+        return _SIDES[0]
+    candidates = _hybrids((224, 224), None, load("hybrid").model)[1:-1]
+    fitting = [
+        each.image_size[0]
+        for each in candidates
+        if _looks(budget, num_pictures, each.cost.train_flops) >= _HYBRID_LOOKS
+    ]
+    return max(fitting, default=_SIDES[0])
+
+
+def _vits(shape: tuple[int, int], image_size: tuple[int, int] | None, options: dict[str, Any]) -> list[Candidate]:
+    """Of all sizes, smallest first, with about as many patches."""
     if image_size is not None:
         patch = _patch_for(image_size)
     elif max(shape) <= SMALL_PICTURE:
@@ -37,22 +98,26 @@ def choose_model(
         image_size = (-(-shape[0] // patch) * patch, -(-shape[1] // patch) * patch)
     else:
         patch, image_size = 12, (96, 96)
-    chosen, why = "", ""
-    for size in SIZES:
-        name = f"ViT-{size}/{patch}"
-        with torch.device("meta"):
-            count = cost(create_model(name, 0, image_size, **options))
-        looks = _flops(budget, num_pictures, count.train_flops) / (count.train_flops * num_pictures)
-        if not chosen or (looks >= _LOOKS and count.params <= _PARAMS_PER_PICTURE * num_pictures):
-            chosen, why = name, f"{count.params / 1e6:.1f} M parameters, about {looks:.0f} looks at each picture"
-        else:
-            break
-    sizes = f"{image_size[0]}×{image_size[1]}"
-    return (
-        chosen,
-        image_size,
-        f"no --model given: {chosen} at {sizes} px suits {num_pictures:,} pictures and this budget ({why})",
+    return [Candidate(f"ViT-{size}/{patch}", options, image_size) for size in SIZES]
+
+
+def _hybrids(shape: tuple[int, int], image_size: tuple[int, int] | None, options: dict[str, Any]) -> list[Candidate]:
+    """Three convolutions with pooling and an encoder, wider and wider; larger pictures at more and more pixels."""
+    height, width = (-(-side // HYBRID_STRIDE) * HYBRID_STRIDE for side in shape)
+    sizes = [image_size or (height, width)]
+    if image_size is None and max(shape) > SMALL_PICTURE:
+        sizes = [(side, side) for side in _SIDES]
+    narrow, middle, wide = (
+        {
+            "stem_channels": [width // 4, width, width],
+            "embed_dim": width,
+            "num_heads": width // 32,
+            "mlp_dim": 2 * width,
+        }
+        for width in _WIDTHS
     )
+    steps = [(narrow, sizes[0]), *((middle, size) for size in sizes), (wide, sizes[-1])]
+    return [Candidate("C3+ViT-Fe/8", {**widths, **options}, size) for widths, size in steps]
 
 
 def _patch_for(image_size: tuple[int, int]) -> int:
@@ -64,10 +129,10 @@ def _patch_for(image_size: tuple[int, int]) -> int:
     return min(sides, key=lambda side: abs(height * width / side**2 - _TOKENS))
 
 
-def _flops(budget: Budget, num_pictures: int, per_picture: int) -> float:
-    """The training FLOPs that the budget allows."""
+def _looks(budget: Budget, num_pictures: int, per_picture: int) -> float:
+    """How often the budget shows each picture to a model that takes so many FLOPs for one."""
     if budget.pflop:
-        return budget.pflop * 1e15
+        return budget.pflop * 1e15 / per_picture / num_pictures
     if budget.minutes:
-        return budget.minutes * 60 * _ASSUMED_FLOPS
-    return max(budget.epochs, _LOOKS) * num_pictures * per_picture  # steps and epochs bound the looks, not the size
+        return budget.minutes * 60 * _ASSUMED_FLOPS / per_picture / num_pictures
+    return max(budget.epochs, _LOOKS)  # steps and epochs bound the looks, not the size

@@ -20,7 +20,7 @@ from patchword.evaluation.predict import Looking, look_at_all
 from patchword.models.contract import Model
 from patchword.models.names import create_model, parse_name
 from patchword.models.vit import ViT
-from patchword.training.choice import choose_model
+from patchword.training.choice import HYBRID_STRIDE, SMALL_PICTURE, choose_model, choose_side
 from patchword.training.objectives import UNLABELLED, start_at_prior
 from patchword.training.objectives.choose import check_objective, label_counts
 from patchword.training.pictures import Pictures, look_at, natural_size
@@ -31,8 +31,6 @@ from patchword.weights import hub, shipped
 from patchword.weights.adapt import adapt
 from patchword.weights.io import load_model
 
-SHIPPED_STRIDE = 8
-"""Of the weights that are taken where no model is named."""
 _FIRST_LOOK = 2000
 
 
@@ -53,13 +51,17 @@ def decide_start(
     request = with_weights or (lambda init: dataclasses.replace(recipe, init=init))
     other = request(recipe.init)
     pictures, wanted = look_at(dataset.splits["train"]), dict(other.model)
-    stride, whole = SHIPPED_STRIDE, ""
+    stride, whole, size = HYBRID_STRIDE, "", other.image_size
     if name := wanted.pop("name", None):
         whole = "" if wanted else name  # nothing but the name, so that it is as others have it
         family, decided = parse_name(name, wanted)
         stride = decided.stride
         wanted = {"family": family.family, **(family.parse(name) or {}), **wanted}
-    size = natural_size(pictures, stride) if other.image_size == (0, 0) else other.image_size
+    elif size == (0, 0) and max(pictures.height, pictures.width) > SMALL_PICTURE:
+        side = choose_side(other.budget, len(dataset.splits["train"]))
+        size = (side, side)
+    if size == (0, 0):
+        size = natural_size(pictures, stride)
     found = shipped.fitting(wanted, size) if not any(side % stride for side in size) else None
     if found is not None:
         note = f"starting from weights that come with patchword, {found} (--init none starts from nothing)"
@@ -71,6 +73,19 @@ def decide_start(
     return dataclasses.replace(recipe, init="none"), (
         f"starting from nothing: no weights that come with patchword fit{silent} (--init RUN takes those of another run)"
     )
+
+
+def preset_from_nothing(wanted: dict[str, Any]) -> str:
+    """The preset for a request, as nested tables, that may begin with nothing: without a model's name a hybrid's, if it can.
+
+    A hybrid learns more from little, but shows what a masked objective hides, and its sides are multiples of 8.
+    """
+    model, sides = wanted.get("model", {}), wanted.get("image_size", (0, 0))
+    divided = isinstance(sides, list | tuple) and not any(
+        isinstance(side, int) and side % HYBRID_STRIDE for side in sides
+    )
+    free = not model.keys() & {"name", "patch_size"}
+    return "hybrid" if free and divided and wanted.get("objective") not in UNLABELLED else "scratch"
 
 
 def preset_for(init: str) -> str:
@@ -192,9 +207,9 @@ def _from_nothing(
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     name = recipe.model.get("name")
     if not name:
-        name, image_size, reason = choose_model(
-            recipe.budget, len(dataset.splits["train"]), (pictures.height, pictures.width), image_size, options
-        )
+        shape = (pictures.height, pictures.width)
+        chosen, reason = choose_model(recipe.budget, len(dataset.splits["train"]), shape, image_size, options)
+        name, options, image_size = chosen
         say(reason)
     if image_size is None:
         image_size = natural_size(pictures, parse_name(name, options)[1].stride)

@@ -50,7 +50,7 @@ def train(
         steps: Train for so many updates.
         pflop: Train for so many 10^15 FLOPs.
         seed: Of the initial weights, the order of the pictures and all their variation.
-        recipe: A preset (scratch, finetune, plain-vit, paper-imagenet, paper-finetune, ...) or a TOML file.
+        recipe: A preset (hybrid, scratch, finetune, plain-vit, paper-imagenet, paper-finetune, ...) or a TOML file.
         set: Change a field of the recipe, such as optimizer.lr=0.001; may be given several times.
         out: The run folder; runs/DATA-MODEL-SEED if not given.
         restart: Move what the run folder holds aside and begin anew.
@@ -62,7 +62,7 @@ def train(
     from patchword.training.result import result_sentence
     from patchword.training.run import run
     from patchword.training.run_folder import PAGE
-    from patchword.training.start import preset_for
+    from patchword.training.start import preset_for, preset_from_nothing
 
     changes = config.parse_assignments(assignments(set))
     _refuse_twice(changes, model, image_size, seed)
@@ -87,7 +87,7 @@ def train(
     def with_weights(found: str) -> recipes.Recipe:
         return recipes.load(preset_for(found), {**wanted, "init": found})
 
-    start = recipe or ("scratch" if init in ("auto", "none", None) else preset_for(str(init)))
+    start = recipe or (preset_from_nothing(wanted) if init in ("auto", "none") else preset_for(str(init)))
     chosen = recipes.load(str(start), wanted)
     place = None if out is None else Path(out)
     folder = run(chosen, place, restart=restart, publish=write_report, with_weights=None if recipe else with_weights)

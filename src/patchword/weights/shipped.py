@@ -12,8 +12,9 @@ from patchword.core.errors import UsageError, nearest
 FOLDER = Path(__file__).parent / "shipped"
 PREFIX = "shipped:"
 """Before a name, in `--init` and `load_model`."""
-LARGEST_SIDE = 64
-"""Images are at most so large where the weights are taken without being asked for: they were trained on 32 px."""
+LARGEST_SIDE = 128
+"""Images are at most so large where the weights are taken without being asked for: they were trained on 32 px, and are worth
+more than none at 128 (docs/pretraining.md)."""
 
 
 def names() -> list[str]:
