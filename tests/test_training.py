@@ -459,6 +459,43 @@ def test_the_newest_good_checkpoint_outlives_damaged_ones_beyond_it(tmp_path: Pa
     assert saved.state.step == 7
 
 
+MICRO_BATCHES = [
+    ("speedrun/hybrid-0.02", 32, 64, 32),
+    ("speedrun/hybrid-0.02", 32, 256, 64),
+    ("speedrun/hybrid-0.1", 32, 256, 64),
+    ("speedrun/hybrid-0.1", 48, 256, 43),
+    ("speedrun/hybrid-0.1", 64, 256, 32),
+    ("speedrun/plain-0.02", 32, 256, 64),
+    ("speedrun/plain-0.1", 32, 256, 32),
+]
+
+
+@pytest.mark.parametrize("batch_size", [64, 256])
+@pytest.mark.parametrize("side", [32, 224])
+def test_no_number_of_cores_leaves_batch_norm_few_images(side: int, batch_size: int) -> None:
+    """The shipped hybrid: parts are shared among the replicas that there are, of which more cores make no more."""
+    with torch.device("meta"):
+        model = create_model("C3+ViT-Fe/8", 10, side)
+    found = [machine.comfortable_micro_batch(model, batch_size, threads) for threads in (2, 4, 8, 32, 64)]
+    assert min(found) >= 16
+    assert len(set(found[1:])) == 1
+
+
+@pytest.mark.parametrize(("name", "side", "batch_size", "micro_batch"), MICRO_BATCHES)
+def test_the_micro_batch_of_the_measured_recipes(name: str, side: int, batch_size: int, micro_batch: int) -> None:
+    """On two cores, as docs/pretraining.md was measured: for models with batch norm another one trains another model."""
+    options = dict(recipes.load(name).model)
+    with torch.device("meta"):
+        model = create_model(options.pop("name"), 10, side, **options)
+    assert machine.comfortable_micro_batch(model, batch_size, 2) == micro_batch
+
+
+def test_fewer_images_than_batch_norm_wants_stay_together() -> None:
+    with torch.device("meta"):
+        model = create_model("C3+ViT-Fe/8", 10, 32)
+    assert [machine.comfortable_micro_batch(model, batch_size, 8) for batch_size in (1, 9, 31, 32)] == [1, 9, 31, 16]
+
+
 @pytest.mark.parametrize(("size", "micro_batch", "count"), [(6, 1, 2), (10, 2, 3), (64, 7, 4), (9, 100, 4)])
 def test_all_processes_pass_as_many_parts_and_none_is_empty(size: int, micro_batch: int, count: int) -> None:
     model = create_model("ViT-At/8", 3, 16, depth=1)

@@ -64,14 +64,15 @@ def _usable_cores() -> set[int]:
 
 def comfortable_micro_batch(model: Model, batch_size: int, threads: int) -> int:
     """Images whose activations fit in a core's caches, in parts that the threads share evenly (measured in `make bench`)."""
+    fewest = _NORM_BATCH if model.has_batch_norm else 1
     if not model.replicates:
         height, width = model.image_size
-        fewest = _NORM_BATCH if model.has_batch_norm else 1
         return min(batch_size, max(fewest, min(64, _PIXELS // (height * width))))
     tokens = 64 if model.grid is None else model.grid[0] * model.grid[1]
     rows = max(_ROWS, _NUMBERS // model.num_features)
-    parts = -(-batch_size // max(1, min(64, rows // tokens)))
-    parts = min(batch_size, -(-parts // threads) * threads)
+    threads = min(threads, MOST_REPLICAS)  # more cores than replicas take no more parts
+    parts = -(-batch_size // max(fewest, min(64, rows // tokens)))
+    parts = min(max(1, batch_size // fewest), -(-parts // threads) * threads)
     return -(-batch_size // parts)
 
 

@@ -86,8 +86,7 @@ class Passes:
     ) -> None:
         """`threads`: cores of this process to use on a CPU; elsewhere there is one replica, the model.
 
-        So it is for convolutional networks, with all cores on each part: those of batch norm must follow one another, as
-        each changes the running statistics. And so it is with several processes.
+        So it is for models that do not replicate, with all cores on each part. And so it is with several processes.
         """
         self.model, self.objective, self.world = model, objective, world or Processes()
         device = next(model.parameters()).device

@@ -255,11 +255,13 @@ class Recipe:
     batch_size: int = 256
     """Images of one update; not more than there are in train."""
     micro_batch: int = 0
-    """Images that pass through the model at once; their gradients add up to the batch's. 0 takes what suits the caches."""
+    """Images that pass through the model at once; their gradients add up to the batch's. 0 takes what suits the caches. Batch
+    norm takes its statistics over these images, so for models that have it another number trains another model."""
     device: str = "auto"
     """One of torch's names; auto is the first GPU, or else the CPU."""
     threads: int = 0
-    """CPU threads of all processes on a machine together; 0 takes torch's choice. Another number rounds sums differently."""
+    """CPU threads of all processes on a machine together; 0 takes torch's choice. Another number rounds sums differently and,
+    where `micro_batch` is left open, may come to another one."""
     budget: Budget = Budget()
     augment: Augment = Augment()
     optimizer: OptimizerConfig = OptimizerConfig()
