@@ -277,6 +277,27 @@ def test_whitening_makes_neighbouring_pixels_independent() -> None:
     assert "backbone.whitening.bias" in model.no_weight_decay()
 
 
+def test_whitening_writes_out_a_few_pictures_at_a_time_and_sees_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last ones are the strongest: without them the moments would be others."""
+    counts, unfold = [], nn.functional.unfold
+
+    def watched(part: Tensor, side: int) -> Tensor:
+        counts.append(len(part))
+        return unfold(part, side)
+
+    monkeypatch.setattr(nn.functional, "unfold", watched)
+    monkeypatch.setattr("patchword.models.stem._MOST_PATCHES", 64 * 24, raising=False)  # of pictures with 24 patches
+    x = torch.randn(131, 3, 7, 5, generator=torch.Generator().manual_seed(5))
+    x[127:] *= 11.0
+    white = Whitening(3, 24)
+    white.fit(x)
+    assert sum(counts) == 131
+    assert max(counts) <= 64
+    seen = nn.functional.conv2d(x.double(), white.kernels[:12].double()).permute(1, 0, 2, 3).flatten(1)
+    moments = seen @ seen.T / seen.shape[1]
+    torch.testing.assert_close(moments, torch.eye(12).double(), rtol=0, atol=0.02)
+
+
 def test_whitening_begins_with_the_pixels_and_keeps_what_is_left_at_nothing() -> None:
     """Of 30 channels 12 and 12 are of use; the bias is added before the ReLU."""
     stem = Whitening(3, 30)
