@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import write_pictures
 from patchword.core import config, files
@@ -37,7 +38,7 @@ from patchword.training.passes import Part, Passes
 from patchword.training.recipe import Recipe
 from patchword.training.record import Record
 from patchword.training.result import result_sentence
-from patchword.training.run import run
+from patchword.training.run import counted, run
 from patchword.training.step import gradients as step_gradients
 from patchword.training.step import parts as parts_of
 from patchword.training.step import train_step
@@ -608,6 +609,36 @@ def test_files_of_others_stay_where_they_are(done: Path, pictures: Path) -> None
     run(tiny(pictures), done)
     assert all(path.read_text() == "precious" for path in others)
     assert not ours.exists()
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.99])
+def test_flops_with_patch_dropout_are_those_of_the_patches_that_are_kept(share: float) -> None:
+    """Attention falls with their square, the projection with none of it."""
+    model = create_model("ViT-Fe/4", 10, 32).to("meta")  # elsewhere torch does not count every linear layer
+    recipe = Recipe(regularization=recipes.Regularization(patch_dropout=share))
+    kept = {0.25: 48, 0.5: 32, 0.99: 1}[share]
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        model.head(model.features(torch.empty(1, 3, 32, 32), torch.zeros(1, kept, dtype=torch.int64)))
+    found = counted(recipe, model, Softmax(10))
+    assert found.forward_flops == counter.get_total_flops()
+    assert found.activation_bytes < cost(model).activation_bytes
+
+
+def test_patch_dropout_spares_no_stem() -> None:
+    """Nine tenths of the hybrid's work are done before there are patches."""
+    options = dict(recipes.load("speedrun/hybrid-0.02").model)
+    with torch.device("meta"):
+        model = create_model(options.pop("name"), 10, 32, **options)
+    recipe = Recipe(regularization=recipes.Regularization(patch_dropout=0.5))
+    assert 0.9 < counted(recipe, model, Softmax(10)).train_flops / cost(model).train_flops < 1
+
+
+def test_a_run_counts_the_flops_of_the_patches_that_it_keeps(done: Path) -> None:
+    """Three of four, in twelve steps of ten."""
+    result, model = json.loads((done / "result.json").read_text()), load_model(done)
+    keep = torch.zeros(1, 3, dtype=torch.int64, device="meta")
+    found = cost(model, lambda model, images: model.head(model.features(images, keep)))
+    assert result["train_flops"] == 12 * 10 * found.train_flops
 
 
 def test_recomputing_is_in_the_estimate_of_memory() -> None:

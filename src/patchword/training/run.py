@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from patchword.core import files
 from patchword.core.errors import DataError, DivergedError, FaultError, PatchwordError, StoppedError, UsageError
 from patchword.core.processes import Processes, joined
@@ -18,6 +20,7 @@ from patchword.data.augment import Augment
 from patchword.data.loader import TrainLoader
 from patchword.data.store import Store
 from patchword.evaluation.predict import Looking
+from patchword.models.contract import Model
 from patchword.models.cost import Cost, cost
 from patchword.training import budget, loop, machine, run_folder, start
 from patchword.training.checkpoint import State
@@ -36,6 +39,7 @@ from patchword.training.recipe import Recipe, loads
 from patchword.training.result import result_of
 from patchword.training.run_folder import ANSWERS, EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
 from patchword.training.shelf import Shelf
+from patchword.training.step import kept_patches
 from patchword.training.teacher import ask
 from patchword.training.tune import merge
 from patchword.weights import folder as model_folder
@@ -135,6 +139,17 @@ def settle(
     return recipe, dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe)), prepared, note
 
 
+def counted(recipe: Recipe, model: Model, objective: Objective) -> Cost:
+    """What an image costs in training: all of the stem and what stands for the picture, of the patches those that are kept."""
+    if objective.metric:
+        return cost(model, objective.on_meta())
+    share = recipe.regularization.patch_dropout
+    if not share or model.grid is None:
+        return cost(model)
+    keep = torch.arange(kept_patches(model.grid, share), device="meta")[None]
+    return cost(model, lambda model, images: model.head(model.features(images, keep)))
+
+
 class Run:
     """One run on its way; the methods are its stages, in order, and then what several of them ask for."""
 
@@ -157,7 +172,7 @@ class Run:
         model = prepared.model
         self.objective: Objective = choose.make_objective(prepared.recipe, model, dataset, None)
         model.recompute = prepared.recipe.compute.recompute
-        self.cost: Cost = cost(model, self.objective.on_meta() if self.objective.metric else None)
+        self.cost = counted(prepared.recipe, model, self.objective)
         self.recipe = machine.decide_machine(stored or prepared.recipe, model, self.cost, dataset, world)
         self.sharded = machine.shards(self.recipe, self.cost, world)
         self.model = model if self.sharded else model.to(self.recipe.device)
@@ -319,8 +334,8 @@ class Run:
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     @property
-    def train_flops_per_image(self) -> float:
-        return self.cost.train_flops * (1 - self.recipe.regularization.patch_dropout)
+    def train_flops_per_image(self) -> int:
+        return self.cost.train_flops
 
     @property
     def memory_needed(self) -> int:

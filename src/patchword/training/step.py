@@ -43,7 +43,7 @@ def gradients(passes: Passes, batch: Batch, recipe: Recipe, step: int) -> tuple[
     weights = weights / max(1.0, total_weight)
 
     key = int(uniform(seed, "regularization", step, np.zeros(1, np.int64)).item() * 2**53)
-    keep = _kept_patches(model, images, recipe.regularization.patch_dropout, Chance(key, batch.first))
+    keep = _draw_patches(model, images, recipe.regularization.patch_dropout, Chance(key, batch.first))
     pieces = []
     for rows in parts(len(images), recipe, passes):
         kept = None if keep is None else keep[rows]
@@ -84,11 +84,15 @@ def parts(count: int, recipe: Recipe, passes: Passes) -> list[slice]:
     return [slice(low, high) for low, high in zip(bounds, [*bounds[1:], count], strict=True)]
 
 
-def _kept_patches(model: Model, images: Tensor, patch_dropout: float, chance: Chance) -> Tensor | None:
+def kept_patches(grid: tuple[int, int], patch_dropout: float) -> int:
+    """How many patches of a grid h×w each image keeps."""
+    return max(1, round(grid[0] * grid[1] * (1 - patch_dropout)))
+
+
+def _draw_patches(model: Model, images: Tensor, patch_dropout: float, chance: Chance) -> Tensor | None:
     """For each image a random choice of patches, int64 B×n in raster order; None to keep all."""
     if not patch_dropout or model.grid is None:
         return None
-    N = model.grid[0] * model.grid[1]
-    kept = max(1, round(N * (1 - patch_dropout)))
+    N, kept = model.grid[0] * model.grid[1], kept_patches(model.grid, patch_dropout)
     draws = chance.fill(_PATCHES, (len(images), N), images, lambda rows, source: rows.uniform_(generator=source))
     return draws.topk(kept).indices.sort().values
