@@ -45,8 +45,14 @@ def test_the_whole_is_the_sum_of_its_parts() -> None:
 @pytest.mark.speed
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"budget": {"epochs": 3}}, {"budget": {"pflop": 1e-7}}, {"loading": {"in_memory": "no", "workers": 0}}],
-    ids=["steps", "epochs", "pflop", "streamed"],
+    [
+        {},
+        {"budget": {"epochs": 3}},
+        {"budget": {"pflop": 1e-7}},
+        {"loading": {"in_memory": "no", "workers": 0}},
+        {"evaluation": {"final": "validation"}},
+    ],
+    ids=["steps", "epochs", "pflop", "streamed", "validation"],
 )
 def test_it_counts_what_the_run_then_does(
     changes: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -61,6 +67,7 @@ def test_it_counts_what_the_run_then_does(
     assert found.steps == result["steps"]
     assert found.looks == sum(line["kind"] == "validation" for line in lines)
     assert (found.validation, found.evaluated) == (15, result["n"])
+    assert result["n"] == (15 if "evaluation" in changes else 21)
     assert found.train_flops == result["train_flops"]
     assert found.decoded == (0 if "loading" in changes else 72 + 15 + 21)
     assert found.batch_size == 10
@@ -86,10 +93,14 @@ def test_a_teacher_takes_its_time(pictures: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     taught = run(tiny(pictures, budget={"steps": 1}), tmp_path / "teacher")
     monkeypatch.setattr(estimates, "seconds_per_image", lambda *_, **__: 0.25)
-    asked = estimate(tiny(pictures, teacher={"weights": str(taught)}))
+    recipe = tiny(pictures, teacher={"weights": str(taught)})
+    asked = estimate(recipe)
     assert asked.asking == 72 * 0.25
     assert asked.steps == 12
     assert not (tmp_path / "cache/patchword/answers").exists()
+    run(recipe, tmp_path / "pupil")
+    assert estimate(recipe).asking == 0  # its answers are kept
+    assert estimate(tiny(pictures, teacher={"weights": str(taught)}, train_images=30)).asking == 30 * 0.25
 
 
 def test_what_the_run_would_refuse_is_refused(pictures: Path) -> None:

@@ -38,13 +38,18 @@ def remembered(
     processes of `world` or in none.
     """
     world = world or Processes()
-    place = files.cache(room) / f"{identity(model, split)}.safetensors"
+    place = place_of(room, model, split)
     found = _read(place, shapes) if world.decide(place.is_file) else None
     if world.sum(found is None)[0]:
         found = compute()
         world.decide(lambda: _keep(place, found))
     assert found is not None
     return found
+
+
+def place_of(room: str, model: Model, split: Split) -> Path:
+    """The file that it is kept in, if it is."""
+    return files.cache(room) / f"{identity(model, split)}.safetensors"
 
 
 def identity(model: Model, split: Split) -> str:

@@ -24,7 +24,7 @@ from patchword.training.pictures import fill_stores, held_in_memory
 from patchword.training.recipe import Recipe
 from patchword.training.run import Run, settle
 from patchword.training.shelf import Shelf
-from patchword.training.teacher import load_teacher
+from patchword.training.teacher import has_answered, load_teacher
 
 SECONDS = 3.0
 """Of throw-away steps, at most."""
@@ -142,7 +142,7 @@ class _Trial(Run):
             seconds_per_step=self.step_seconds,
             looks=math.ceil(steps / fixed.evaluation.every_steps) if "validation" in splits else 0,
             validation=len(splits.get("validation", ())),
-            evaluated=len(splits.get("test", splits.get("validation", ()))),
+            evaluated=len(splits.get(self.measuring.final, ())),
             seconds_per_look=looking,
             saves=math.ceil(steps / fixed.checkpoint.every_steps),
             seconds_per_save=self.save(),
@@ -155,14 +155,14 @@ class _Trial(Run):
         )
 
     def pretend_to_ask(self) -> float:
-        """Seconds that the teacher would take; until it is asked, it is as unsure as can be."""
+        """Seconds that the teacher would take, none where it has answered before; here it is as unsure as can be."""
         train, classes = self.dataset.splits["train"], self.dataset.classes
         if not self.recipe.teacher.weights:
             return 0.0
         teacher = load_teacher(self.recipe.teacher, classes).to(self.recipe.device)
         unsure = torch.full((len(train), len(classes)), 1 / len(classes))
         self.objective = choose.make_objective(self.recipe, self.model, self.dataset, unsure)
-        return len(train) * seconds_per_image(teacher, seconds=1.0)
+        return 0.0 if has_answered(teacher, train) else len(train) * seconds_per_image(teacher, seconds=1.0)
 
     def decode(self) -> float:
         """Seconds a picture, on all cores; they are held from here on."""

@@ -45,7 +45,7 @@ class Measuring:
 
         Empty where there are pictures of neither test nor validation.
         """
-        split = self.recipe.evaluation.final if "test" in self.dataset.splits else "validation"
+        split = self.final
         if split not in self.dataset.splits:
             return {}
         if self.objective.metric:
@@ -63,6 +63,11 @@ class Measuring:
             figures["hits"] = sure_hits(predictions, pictures, classes)
             figures["map"] = add_maps(model, pictures, [*figures["mistakes"], *figures["hits"]])
         return figures
+
+    @property
+    def final(self) -> str:
+        """The split that the recipe keeps for the end: validation where there is no test. There may be neither."""
+        return self.recipe.evaluation.final if "test" in self.dataset.splits else "validation"
 
     def predictions(self, model: Model, split: str) -> Predictions:
         return predict(model, self.dataset.splits[split], self.looking(split), mirror=self.recipe.evaluation.mirror)

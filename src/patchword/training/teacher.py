@@ -9,11 +9,14 @@ from torch import Tensor
 from patchword.core.errors import DataError
 from patchword.core.progress import say
 from patchword.data.dataset import Dataset, Split
-from patchword.evaluation.memory import remembered
+from patchword.evaluation.memory import place_of, remembered
 from patchword.evaluation.predict import Looking, predict
 from patchword.models.contract import Model
 from patchword.training.recipe import Teacher
 from patchword.weights.io import load_model
+
+_ROOM = "answers"
+"""Of the cache."""
 
 
 def load_teacher(teacher: Teacher, classes: tuple[str, ...]) -> Model:
@@ -59,10 +62,15 @@ def answers(teacher: Teacher, split: Split, classes: tuple[str, ...], device: st
         said = predict(model, split, how)
         return {"logits": torch.from_numpy(said.logits)}
 
-    kept = remembered("answers", model, split, {"logits": (len(split), len(classes))}, ask, how.world)["logits"]
+    kept = remembered(_ROOM, model, split, {"logits": (len(split), len(classes))}, ask, how.world)["logits"]
     labels = model.labels or ()
     order = torch.tensor([labels.index(name) for name in classes])
     return (kept[:, order] / teacher.temperature).softmax(1)
+
+
+def has_answered(model: Model, split: Split) -> bool:
+    """Whether a teacher's answers for the pictures of a split were kept before."""
+    return place_of(_ROOM, model, split).is_file()
 
 
 def confident(split: Split, probabilities: Tensor, least: float) -> np.ndarray:
