@@ -1,6 +1,7 @@
 """Objectives that learn from pictures alone or from a teacher: their targets by hand, their draws by count, and whole runs."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from patchword.training.objectives import (
     MaskedAutoencoder,
     MaskedPatch,
     Objective,
+    masked_autoencoder,
     masked_patch,
     start_at_prior,
 )
@@ -220,6 +222,25 @@ def test_the_auto_encoder_paints_each_hidden_patch_at_its_place() -> None:
         assert losses[picture].item() == pytest.approx(np.mean(errors), rel=1e-4)
 
 
+def test_no_hidden_pixel_reaches_the_encoder_of_an_auto_encoder() -> None:
+    model = with_tokens()
+    images = model.preprocessing.normalize(pictures_of(model, 1)).requires_grad_()
+    visible = torch.tensor([[0, 8, 16, 24, 32]])
+    model.encode(model.embed(images), visible).square().sum().backward()
+    assert images.grad is not None
+    reached = masked_autoencoder.patches(images.grad, model.grid).any(2)[0].nonzero()[:, 0]
+    assert reached.tolist() == visible[0].tolist()
+
+
+@pytest.mark.parametrize("name", ["R5+ViT-At/4", "C2+ViT-At/4"])
+def test_an_auto_encoder_refuses_convolutions_that_would_show_what_is_hidden(name: str) -> None:
+    sentence = (
+        f"hides pixels, which the convolutions of {name} would show; a plain ViT, or objective=masked-patch, would"
+    )
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        MaskedAutoencoder(small(name, (16, 24)))
+
+
 def test_what_objectives_begin_with() -> None:
     """The decoder is two blocks of half the width, in heads of 32; words are as small as positions, and nothing is known."""
     torch.manual_seed(0)
@@ -252,10 +273,17 @@ def test_every_parameter_of_model_and_objective_learns(kind: type[Any], channels
         assert without == []
 
 
-@pytest.mark.parametrize("kind", UNLABELLED.values())
-@pytest.mark.parametrize("name", ["ViT-At/4", "R5+ViT-At/4", "C2+ViT-At/4"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (MaskedAutoencoder, "ViT-At/4"),
+        (MaskedPatch, "ViT-At/4"),
+        (MaskedPatch, "R5+ViT-At/4"),
+        (MaskedPatch, "C2+ViT-At/4"),
+    ],
+)
 def test_what_is_hidden_depends_on_the_picture_alone(kind: type[Any], name: str) -> None:
-    """Parts of 3, 5 and 13 give the gradients of the whole, by any stem."""
+    """Parts of 3, 5 and 13 give the gradients of the whole, by any stem that the objective takes."""
 
     def gradients(size: int) -> list[Tensor]:
         model = small(name, (16, 24)).double().eval()  # batch norm looks at the batch in training

@@ -198,7 +198,7 @@ def test_bad_folders(tmp_path: Path) -> None:
 
     touch(tmp_path / "flat", "a.jpg", "b.jpg")
     assert "holds pictures (2) but no class folders" in refusal(tmp_path / "flat")
-    assert refusal(tmp_path / "flat").endswith("objective=masked-autoencoder learns from pictures without labels")
+    assert refusal(tmp_path / "flat").endswith("objective=masked-patch learns from pictures without labels")
 
     (tmp_path / "flat" / "labels.csv").write_text("path,label\n")
     assert refusal(tmp_path / "flat").endswith(f"to use the table, give {tmp_path / 'flat' / 'labels.csv'}")

@@ -1,6 +1,7 @@
 """A masked auto-encoder: three quarters of the patches are left out, and a small decoder paints them (arXiv 2111.06377).
 
-The encoder sees the visible patches alone, which makes it four times as cheap as on the whole picture.
+The encoder sees the visible patches alone, which makes it four times as cheap as on the whole picture. A convolutional stem
+would see the whole, and its words hold pixels of hidden neighbours: models that have one are refused.
 Letters: B images, N patches, n visible ones, D width of the encoder, E of the decoder, P² · C numbers a patch.
 """
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from patchword.core.errors import UsageError
 from patchword.models.chance import Chance, current
 from patchword.models.contract import Model
+from patchword.models.hybrid import StemmedViT
 from patchword.models.layers import Block
 from patchword.models.position import sincos
 from patchword.models.vit import ViT
@@ -31,6 +33,11 @@ class MaskedAutoencoder(Unlabelled):
     def __init__(self, model: Model) -> None:
         super().__init__()
         model = with_patches(model, "masked-autoencoder")
+        if isinstance(model, StemmedViT):
+            raise UsageError(
+                f"objective=masked-autoencoder hides pixels, which the convolutions of {model.name} would show; a plain ViT, "
+                "or objective=masked-patch, would be right"
+            )
         h, w = model.grid
         if visible_patches(h * w) == h * w:
             raise UsageError(
