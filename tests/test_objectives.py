@@ -125,7 +125,6 @@ def test_the_auto_encoder_sees_a_quarter_and_paints_the_rest() -> None:
     [keep] = seen
     assert keep.shape == (16, 9)  # a quarter of 35 patches
     assert (keep.diff(dim=1) > 0).all()
-    torch.testing.assert_close(figures, 1 - losses.detach())
     # The loss by hand: paint zeros, and each hidden patch has the variance 1 that it was given.
     with torch.no_grad():
         objective.paint.weight.zero_()
@@ -134,8 +133,29 @@ def test_the_auto_encoder_sees_a_quarter_and_paints_the_rest() -> None:
     normed = (patches - patches.mean(2, keepdim=True)) / patches.var(2, keepdim=True).add(1e-6).sqrt()
     hidden = torch.ones(16, 35, dtype=torch.bool).scatter_(1, keep, False)
     expected = (normed**2).mean(2)[hidden].view(16, 26).mean(1)
+    torch.testing.assert_close(figures, 1 - losses.detach() / expected)
     with drawing_from(Chance(3)):
         torch.testing.assert_close(objective.measure(model, images)[0], expected)
+
+
+@torch.no_grad()
+def test_who_paints_nothing_explains_nothing() -> None:
+    """Not in pictures with an empty border either, nor in those of one colour."""
+    model = small().eval()
+    pixels = pictures_of(model, 7)
+    pixels[1:, :, :8], pixels[1:, :, :, :12] = 255, 255
+    pixels[6] = 31
+    images = model.preprocessing.normalize(pixels)
+    objective = MaskedAutoencoder(model)
+    objective.paint.weight.zero_()
+    losses, figures = objective.measure(model, images)
+    assert losses[1:6].max() < 0.7 < losses[0]
+    assert figures.tolist() == [0.0] * 7
+    objective.paint.bias.fill_(0.5)
+    losses, figures = objective.measure(model, images)
+    assert losses[6].item() == pytest.approx(0.25, rel=1e-3)
+    assert figures[6] == 0.0
+    assert figures[:6].max() < -0.2
 
 
 def by_places(model: ViT, words: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ MASKED = 0.75
 _STREAM = 2**42
 _DEPTH = 2
 _HEAD_WIDTH = 32
+_LEAST_VARIANCE = 1e-6
+"""Pictures with less in what is hidden of them are of one colour there, and nothing can be explained."""
 
 
 class MaskedAutoencoder(Unlabelled):
@@ -81,9 +83,11 @@ class MaskedAutoencoder(Unlabelled):
         truth = patches(images, model.grid)
         truth = truth.gather(1, chosen.expand(-1, -1, truth.shape[2]))
         variance, mean = torch.var_mean(truth, dim=2, keepdim=True)
-        errors = (self.paint(tokens).float() - (truth - mean) / (variance + 1e-6).sqrt()) ** 2
-        losses = errors.mean((1, 2))
-        return losses, 1 - losses.detach()
+        aims = (truth - mean) / (variance + 1e-6).sqrt()
+        losses = ((self.paint(tokens).float() - aims) ** 2).mean((1, 2))
+        # Patches of one colour have no variance: where there are any, what there is to explain is less than 1.
+        there = (aims**2).mean((1, 2))
+        return losses, torch.where(there > _LEAST_VARIANCE, 1 - losses.detach() / there.clamp(min=_LEAST_VARIANCE), 0.0)
 
 
 def visible_patches(count: int) -> int:
