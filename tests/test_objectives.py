@@ -1,5 +1,6 @@
 """Objectives that learn from pictures alone or from a teacher: their targets by hand, their draws by count, and whole runs."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -32,7 +33,7 @@ from patchword.training.objectives import (
     masked_patch,
     start_at_prior,
 )
-from patchword.training.passes import Part, Passes
+from patchword.training.passes import Loss, Part, Passes
 from patchword.training.recipe import Teacher
 from patchword.training.run import run
 from patchword.weights.io import load_model, save_model
@@ -436,6 +437,19 @@ def test_the_targets_of_a_teacher_by_hand() -> None:
     objective = Distillation(2, 0.2, answers, share=0.25)
     targets = objective.targets(torch.tensor([1, -1]), np.array([0, 1]))
     torch.testing.assert_close(targets, torch.tensor([[0.75 * 0.1 + 0.25 * 0.7, 0.75 * 0.9 + 0.25 * 0.3], [0.1, 0.9]]))
+
+
+def test_the_answers_of_a_teacher_are_neither_exchanged_nor_copied() -> None:
+    """They are no tensor that `DistributedDataParallel` or a checkpoint sees; replicas read the same memory."""
+    answers = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
+    objective = Distillation(3, 0.0, answers, share=1.0)
+    loss = Loss(small(), objective)
+    assert [tensor.shape for tensor in (*loss.buffers(), *loss.parameters()) if tensor.shape == answers.shape] == []
+    assert not objective.state_dict()
+    copied = copy.deepcopy(loss).objective
+    answers[7] = torch.tensor([0.5, 0.25, 0.25])
+    for each in (objective, copied):
+        assert each.targets(torch.tensor([2]), np.array([7])).tolist() == [[0.5, 0.25, 0.25]]
 
 
 def test_a_teachers_answers_are_in_the_order_of_the_data_sets_classes(
