@@ -22,6 +22,7 @@ from patchword.models.names import create_model
 from patchword.models.position import sincos
 from patchword.models.vit import ViT
 from patchword.reports.run import write_report
+from patchword.training import recipe as recipes
 from patchword.training import teacher
 from patchword.training.objectives import (
     UNLABELLED,
@@ -394,35 +395,32 @@ def test_the_flops_of_an_auto_encoder_are_those_of_what_it_sees(pictures: Path, 
     ("changes", "sentence"),
     [
         (
-            {"model": {"patch_size": 16}},
+            {"model": {"patch_size": 16}, "regularization": {"patch_dropout": 0.0}},
             "objective=masked-patch needs two patches or more, and ViT-At/8 at 16×16 has one",
         ),
-        ({"tune": "head", "init": "RUN"}, "has no use for a head"),
         ({}, "objective=masked-patch hides patches itself; regularization.patch_dropout=0 is right"),
-        ({"model": {"name": "BiT-R14x0.5"}}, "objective=masked-patch needs a model with patches"),
     ],
 )
 def test_what_does_not_go_with_a_masked_objective_is_refused(
     changes: dict[str, Any], sentence: str, pictures: Path, tmp_path: Path
 ) -> None:
-    if changes.get("init") == "RUN":
-        changes = {**changes, "init": str(run(tiny(pictures, budget={"steps": 1}), tmp_path / "first"))}
-    if changes:
-        changes = {**changes, "regularization": {"patch_dropout": 0.0}}
-    if "name" in changes.get("model", {}):
-        changes |= {"model": {"name": "BiT-R14x0.5"}}
-    with pytest.raises(UsageError, match=sentence.replace("(", r"\(")):
-        if "name" in changes.get("model", {}):
-            from patchword.training import recipe as recipes
-
-            wanted = {
-                "data": str(pictures),
-                "objective": "masked-patch",
-                "budget": {"steps": 1},
-                "image_size": [32, 32],
-            }
-            run(recipes.load("scratch", {**wanted, **changes}), tmp_path / "out")
+    with pytest.raises(UsageError, match=sentence):
         run(tiny(pictures, objective="masked-patch", **changes), tmp_path / "out")
+
+
+def test_a_head_alone_has_nothing_to_learn_without_labels(pictures: Path, tmp_path: Path) -> None:
+    first = run(tiny(pictures, budget={"steps": 1}), tmp_path / "first")
+    whole = {"regularization": {"patch_dropout": 0.0}}
+    with pytest.raises(UsageError, match="objective=masked-patch has no use for a head"):
+        run(tiny(pictures, objective="masked-patch", tune="head", init=str(first), **whole), tmp_path / "out")
+
+
+@pytest.mark.parametrize("objective", UNLABELLED)
+def test_a_model_without_patches_has_none_to_hide(objective: str, pictures: Path, tmp_path: Path) -> None:
+    wanted = {"data": str(pictures), "objective": objective, "image_size": [32, 32], "budget": {"steps": 1}}
+    sentence = f"objective={objective} needs a model with patches, which BiT-R14x0.5 does not have"
+    with pytest.raises(UsageError, match=sentence):
+        run(recipes.load("scratch", {**wanted, "model": {"name": "BiT-R14x0.5"}}), tmp_path / "out")
 
 
 def test_a_new_head_for_several_labels_begins_at_the_prior() -> None:
