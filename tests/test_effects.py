@@ -21,7 +21,7 @@ from conftest import write_pictures
 from patchword.core import config
 from patchword.core.errors import FaultError, UsageError
 from patchword.data.augment import Augment
-from patchword.data.dataset import Dataset, Split
+from patchword.data.dataset import Arrays, Dataset, Split
 from patchword.data.decoding.decode import decode
 from patchword.data.duplicates import Duplicates
 from patchword.data.loader import Batch
@@ -33,6 +33,7 @@ from patchword.models.layers import Dropout
 from patchword.models.names import create_model
 from patchword.training import loop, measuring, shelf
 from patchword.training import recipe as recipes
+from patchword.training.budget import fix_steps, steps_and_looks
 from patchword.training.objectives import Objective, Softmax
 from patchword.training.optimizer import OptimizerConfig, build_optimizer
 from patchword.training.passes import Passes
@@ -207,21 +208,85 @@ def test_regularization_reaches_model_and_objective(
 
 
 @pytest.mark.parametrize(
-    ("tune", "seconds", "steps"),
+    ("tune", "mirror", "seconds", "steps"),
     [
         # Ten looks at 4 pictures take 10 · 4/8 of a step each, at a third of a training step: 0.07 s · 5/3.
-        ("all", 6.0, 84),  # ⌊(6 − 0.11667) / 0.07⌋
-        ("head", 6.0, 80),  # ⌊(6 − 0.35) / 0.07⌋: only the forward pass is left of a step
-        ("head", 0.6, 7),  # a fifth of 68.6 passes allows three looks: ⌊0.6 · (1 − 12 / 68.6) / 0.07⌋
+        ("all", False, 6.0, 84),  # ⌊(6 − 0.11667) / 0.07⌋
+        ("all", True, 6.0, 82),  # ⌊(6 − 0.23333) / 0.07⌋: each picture and its mirror image
+        ("head", False, 6.0, 80),  # ⌊(6 − 0.35) / 0.07⌋: only the forward pass is left of a step
+        ("head", False, 0.6, 7),  # a fifth of 68.6 passes allows three looks: ⌊0.6 · (1 − 12 / 68.6) / 0.07⌋
     ],
 )
 def test_minutes_become_as_many_steps_as_fit(
-    tune: str, seconds: float, steps: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tune: str, mirror: bool, seconds: float, steps: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 0.07)
-    recipe = plain(data, tune=tune, budget={"minutes": seconds / 60})
+    recipe = plain(data, tune=tune, budget={"minutes": seconds / 60}, evaluation={"mirror": mirror})
     _, _, fixed = handed_over(recipe, tmp_path / "out", monkeypatch)
     assert fixed.budget.steps == steps
+
+
+def of_sizes(train: int, validation: int) -> Dataset:
+    """A data set of so many pictures, which nobody looks at."""
+    counts = {"train": train, "validation": validation}
+    splits = {
+        name: Split(Arrays(np.zeros((count, 1, 1), np.uint8), name), np.zeros(count, np.int64))
+        for name, count in counts.items()
+    }
+    return Dataset("sizes", "sizes", ("one",), False, splits, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "takes", "enough", "steps"),
+    [
+        ({}, "6.5 s", 0.22, 66),  # 50,000 passes at a third of 0.1 s for 256 of them
+        ({"evaluation": {"mirror": True}}, "13 s", 0.44, 133),
+        (
+            {"evaluation": {"mirror": True}, "objective": "masked-patch"},
+            "6.5 s",
+            0.22,
+            66,
+        ),  # it has no label to mirror for
+        ({"tune": "head"}, "20 s", 0.66, 200),
+    ],
+)
+def test_a_time_of_which_one_look_takes_most_is_refused(
+    changes: dict[str, Any], takes: str, enough: float, steps: int
+) -> None:
+    tried: list[float] = []
+
+    def fixed(minutes: float) -> Recipe:
+        asked = {"batch_size": 256, "budget": {"minutes": minutes}, "schedule": {"warmup": 0.0}}
+        recipe = recipes.load("scratch", config.merge(asked, changes))
+        return fix_steps(recipe, of_sizes(1000, 50_000), "it", 1e9, lambda most: (tried.append(most), 0.1)[1])
+
+    with pytest.raises(UsageError) as refused:
+        fixed(0.05)
+    assert str(refused.value) == (
+        f"0.05 min is too little for one look at 50,000 validation pictures, which takes about {takes}; {enough} min or more "
+        "would be right"
+    )
+    with pytest.raises(UsageError, match="is too little"):
+        fixed(enough - 0.02)
+    assert fixed(enough).budget.steps == steps  # about half of the time is left for them
+    assert tried == pytest.approx([0.05 * 3, (enough - 0.02) * 3, enough * 3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "every", "passes"),
+    [
+        ({}, 5, 60),  # a fifth of 300 passes allows two looks at 30 pictures
+        ({"evaluation": {"mirror": True}}, 10, 60),  # or one at them and their mirror images
+        ({"evaluation": {"mirror": True}, "objective": "masked-patch"}, 5, 60),
+        ({"evaluation": {"mirror": True, "every_steps": 5}}, 5, 120),
+    ],
+)
+def test_a_look_at_mirror_images_too_takes_twice_the_time(changes: dict[str, Any], every: int, passes: int) -> None:
+    asked = {"batch_size": 10, "budget": {"steps": 10}, "schedule": {"warmup": 0.0}}
+    recipe = recipes.load("scratch", config.merge(asked, changes))
+    fixed = fix_steps(recipe, of_sizes(100, 30), "it", 1e9, lambda _: pytest.fail("a step was tried"))
+    assert fixed.evaluation.every_steps == every
+    assert steps_and_looks(fixed, of_sizes(100, 30)) == pytest.approx(10 + passes / 30)
 
 
 @pytest.mark.speed
