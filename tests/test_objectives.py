@@ -1,6 +1,7 @@
 """Objectives that learn from pictures alone or from a teacher: their targets by hand, their draws by count, and whole runs."""
 
 import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from conftest import write_pictures
 from patchword.core.errors import DataError, StoppedError, UsageError
 from patchword.data.dataset import Arrays, Split
 from patchword.evaluation import memory
@@ -35,7 +37,7 @@ from patchword.training.objectives import (
     start_at_prior,
 )
 from patchword.training.passes import Loss, Part, Passes
-from patchword.training.recipe import Teacher
+from patchword.training.recipe import Loading, Teacher
 from patchword.training.run import run
 from patchword.weights.io import load_model, save_model
 from test_training import stop_after
@@ -504,30 +506,59 @@ def test_a_teacher_is_asked_once_and_its_answers_are_whole_or_absent(
 def test_a_noisy_student_learns_from_pictures_that_nobody_has_labelled(
     taught: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All of them are seen, or those of which the teacher is sure; a flat folder will do. None that is measured on is."""
+    """All of them are seen, or those of which the teacher is sure; a flat folder will do. None that is measured on is, and none
+    that has a label is there a second time.
+    """
     flat = tmp_path / "flat"
     flat.mkdir()
     rng = np.random.default_rng(0)
     for number in range(7):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(flat / f"{number}.png")
-    measured = [sorted((pictures / split).rglob("*.*")) for split in ("test", "validation")]
-    (flat / "copy.png").write_bytes(measured[0][0].read_bytes())
-    (flat / "other.png").write_bytes(measured[1][0].read_bytes())
+    known = [sorted((pictures / split).rglob("*.*"))[0] for split in ("test", "validation", "train")]
+    for picture, name in zip(known, ("copy", "other", "labelled"), strict=True):
+        (flat / f"{name}.png").write_bytes(picture.read_bytes())
+    folders = write_pictures(tmp_path / "folders/train", ("ant", "bee"), 4, seed=100).parent
+    write_pictures(folders / "test", ("ant", "bee"), 2, seed=101)
+    (folders / "train/bee/labelled.png").write_bytes(known[2].read_bytes())
     seen: dict[str, int] = {}
     for name, fields in (
         ("flat", {"unlabelled": str(flat)}),
         ("sure", {"unlabelled": str(flat), "confidence": 1.0}),
-        ("folders", {"unlabelled": str(pictures)}),
+        ("folders", {"unlabelled": str(folders)}),
     ):
         folder = run(tiny(pictures, teacher={"weights": str(taught), **fields}), tmp_path / f"run-{name}")
         seen[name] = json.loads((folder / "result.json").read_text())["train_images"]
     said = "the teacher is sure of the class of 0 of 7 pictures without labels (teacher.confidence=1); the others are left out"
     assert said in capsys.readouterr().err
-    assert seen == {"flat": 72 + 7, "sure": 72, "folders": 72 + 72}
+    assert seen == {"flat": 72 + 7, "sure": 72, "folders": 72 + 8}
     notices = json.loads((tmp_path / "run-flat/result.json").read_text())["data"]["notices"]
     assert [notice["sentence"] for notice in notices if notice["kind"] == "leak"] == [
-        "train: left out, for validation or test have them, too: 2 (first: copy.png)"
+        "unlabelled: left out, for train, validation or test have them, too: 3 (first: copy.png)"
     ]
+
+
+def test_unlabelled_pictures_that_all_have_labels_are_refused_unless_copies_are_wanted(
+    taught: Path, pictures: Path, tmp_path: Path
+) -> None:
+    recipe = tiny(pictures, teacher={"weights": str(taught), "unlabelled": str(pictures)}, budget={"steps": 1})
+    with pytest.raises(DataError, match="every picture is in train, validation or test of .*, too; other ones belong"):
+        run(recipe, tmp_path / "refused")
+    whole = run(dataclasses.replace(recipe, loading=Loading(duplicates="no")), tmp_path / "whole")
+    assert json.loads((whole / "result.json").read_text())["train_images"] == 72 + 72
+
+
+def test_what_is_measured_on_is_left_out_though_the_labelled_pictures_are_too_many_to_look_through(
+    taught: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for split in ("train", "test"):
+        [first, *_] = sorted((pictures / split).rglob("*.*"))
+        (flat / f"{split}.png").write_bytes(first.read_bytes())
+    monkeypatch.setattr("patchword.training.pictures._CHECK_DUPLICATES_BELOW", 60)
+    recipe = tiny(pictures, teacher={"weights": str(taught), "unlabelled": str(flat)}, budget={"steps": 1})
+    folder = run(recipe, tmp_path / "run")
+    assert json.loads((folder / "result.json").read_text())["train_images"] == 72 + 1
 
 
 def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tmp_path: Path) -> None:

@@ -20,8 +20,10 @@ from patchword.data.formula import Drawn
 from patchword.data.shards.find import Shards
 
 _VERSION = 1
-# Where a picture stays that lies in two splits: as far as possible from training.
-_KEEPING = ("test", "validation", "train")
+WITHOUT_LABELS = "unlabelled"
+"""What pictures that nobody has labelled are called beside the splits of a data set."""
+# Where a picture stays that lies in two splits: as far as possible from training, and in training with its label.
+_KEEPING = ("test", "validation", "train", WITHOUT_LABELS)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def find_duplicates(
 
 
 def without_leaks(dataset: Dataset, duplicates: Duplicates) -> Dataset:
-    """`dataset` with each picture of several splits kept in one: in test, else in validation, never in train.
+    """`dataset` with each picture of several splits kept in one: in test, else in validation, else in train with its label.
 
     The evaluation side keeps it, because published splits are compared by their test pictures, all of them: taking one
     out of test would change the figure's meaning, taking it out of train only costs a training picture.
@@ -123,7 +125,8 @@ def without_leaks(dataset: Dataset, duplicates: Duplicates) -> Dataset:
                 )
             del splits[name]
         first = split.name(int(indices[0]))
-        sentence = f"{name}: left out, for validation or test have them, too: {len(indices)} (first: {first})"
+        others = "train, validation or test" if name == WITHOUT_LABELS else "validation or test"
+        sentence = f"{name}: left out, for {others} have them, too: {len(indices)} (first: {first})"
         notices.append(Notice("leak", first, sentence))
     return dataclasses.replace(dataset, splits=splits, notices=(*dataset.notices, *notices))
 

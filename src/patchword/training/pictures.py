@@ -12,7 +12,7 @@ from patchword.core.progress import Progress, say, size
 from patchword.core.runtime import available_memory
 from patchword.data.dataset import Dataset, Split
 from patchword.data.decoding.decode import header
-from patchword.data.duplicates import find_duplicates, without_leaks
+from patchword.data.duplicates import WITHOUT_LABELS, find_duplicates, without_leaks
 from patchword.data.join import together
 from patchword.data.sources import open_data
 from patchword.data.splits import first_of
@@ -82,7 +82,7 @@ def tell_notices(dataset: Dataset) -> None:
 def with_unlabelled(dataset: Dataset, recipe: Recipe) -> Dataset:
     """The data set with the teacher's unlabelled pictures behind those of train; their labels are −1.
 
-    Those that are to be measured on are left out, wherever duplicates are looked for.
+    Those that are to be measured on, or have a label in train, are left out, wherever duplicates are looked for.
     """
     if not recipe.teacher.unlabelled:
         return dataset
@@ -91,20 +91,32 @@ def with_unlabelled(dataset: Dataset, recipe: Recipe) -> Dataset:
     more = open_data(recipe.teacher.unlabelled, labelled=False)
     extra = more.whole() if more.carved else more.splits["train"]  # the others are there to measure on
     extra = Split(extra.items, np.full(len(extra), -1, np.int64), extra.rows)
-    pool, _ = _without_duplicates(dataclasses.replace(dataset, splits={**dataset.splits, "train": extra}), recipe)
-    splits = {**dataset.splits, "train": together([dataset.splits["train"], pool.splits["train"]])}
+    beside = {**dataset.splits, WITHOUT_LABELS: extra}
+    if not _looks_for_duplicates(recipe, beside):
+        del beside["train"]  # too many to look through: what is seen twice does less harm than what is measured on
+    pool, _ = _without_duplicates(dataclasses.replace(dataset, splits=beside), recipe)
+    if WITHOUT_LABELS not in pool.splits:
+        raise DataError(
+            f"{more.location}: every picture is in train, validation or test of {dataset.location}, too; other ones belong "
+            "there, or loading.duplicates=no keeps them"
+        )
+    splits = {**dataset.splits, "train": together([dataset.splits["train"], pool.splits[WITHOUT_LABELS]])}
     return dataclasses.replace(dataset, splits=splits, notices=pool.notices)
 
 
 def _without_duplicates(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, str]:
     """The data set without training pictures that it is measured on, too, where the recipe looks for them; and what was found."""
-    count = sum(len(split) for split in dataset.splits.values())
-    wanted = recipe.loading.duplicates
-    if wanted == "no" or (wanted == "auto" and count >= _CHECK_DUPLICATES_BELOW):
+    if not _looks_for_duplicates(recipe, dataset.splits):
         return dataset, "not checked (loading.duplicates=yes checks)"
-    with Progress("looking for duplicates", count) as progress:
+    with Progress("looking for duplicates", sum(map(len, dataset.splits.values()))) as progress:
         duplicates = find_duplicates(dataset, on_progress=lambda done, _: progress.update(done))
     return without_leaks(dataset, duplicates), duplicates.sentence
+
+
+def _looks_for_duplicates(recipe: Recipe, splits: dict[str, Split]) -> bool:
+    """Whether the recipe has splits looked through: auto does where they are few pictures."""
+    wanted = recipe.loading.duplicates
+    return wanted == "yes" or (wanted == "auto" and sum(map(len, splits.values())) < _CHECK_DUPLICATES_BELOW)
 
 
 def _with_validation(dataset: Dataset, share: float) -> Dataset:

@@ -177,7 +177,8 @@ class Teacher:
     """What the teacher's logits are divided by: above 1 its answers are softer."""
     unlabelled: str = ""
     """More pictures to learn from, whose labels are the teacher's: a folder of them, or any data set (its training pictures, if
-    it came with splits). Exact copies of what is measured on are left out, unless `loading.duplicates` looks for none."""
+    it came with splits). Exact copies of what is measured on, or is in train with a label, are left out, unless
+    `loading.duplicates` looks for none."""
     confidence: float = 0.0
     """Unlabelled pictures of whose class the teacher is less sure are left out (Noisy Student: 0.3)."""
 
