@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from conftest import write_pictures
+from patchword.core import files
 from patchword.core.errors import DataError, StoppedError, UsageError
 from patchword.data.dataset import Arrays, Split
 from patchword.evaluation import memory
@@ -37,7 +39,7 @@ from patchword.training.objectives import (
     start_at_prior,
 )
 from patchword.training.passes import Loss, Part, Passes
-from patchword.training.recipe import Loading, Teacher
+from patchword.training.recipe import Loading, Recipe, Teacher
 from patchword.training.run import run
 from patchword.weights.io import load_model, save_model
 from test_training import stop_after
@@ -460,10 +462,9 @@ def test_a_teachers_answers_are_in_the_order_of_the_data_sets_classes(
     model = create_model("ViT-At/8", 3, 16, depth=1)
     model.labels = ("cat", "ant", "bee")
     logits = np.array([[0.0, 1.0, 2.0], [4.0, 0.0, -1.0]], np.float32)
-    monkeypatch.setattr(teacher, "load_model", lambda _: model)
     monkeypatch.setattr(teacher, "predict", lambda *_, **__: SimpleNamespace(logits=logits))
     split = Split(Arrays(np.zeros((2, 16, 16, 3), np.uint8), "x"), np.array([0, -1]))
-    said = teacher.answers(Teacher(weights="x", temperature=4.0), split, ("ant", "bee", "cat"), "cpu", Looking())
+    said = teacher.answers(Teacher(weights="x", temperature=4.0), model, split, ("ant", "bee", "cat"), Looking())
     powers = np.exp(logits[:, [1, 2, 0]] / 4)
     np.testing.assert_allclose(said.numpy(), powers / powers.sum(1, keepdims=True), rtol=1e-6)
     sure = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.5, 0.5], [0.9, 0.1]])
@@ -559,6 +560,78 @@ def test_what_is_measured_on_is_left_out_though_the_labelled_pictures_are_too_ma
     recipe = tiny(pictures, teacher={"weights": str(taught), "unlabelled": str(flat)}, budget={"steps": 1})
     folder = run(recipe, tmp_path / "run")
     assert json.loads((folder / "result.json").read_text())["train_images"] == 72 + 1
+
+
+def forget_teacher(run_folder: Path) -> None:
+    """Turn the checkpoints into those of before teachers were remembered."""
+    for checkpoint in (run_folder / "checkpoints").iterdir():
+        state = json.loads((checkpoint / "state.json").read_text())
+        del state["teacher"]
+        (checkpoint / "state.json").write_text(json.dumps(state))
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        manifest["state.json"] = [(checkpoint / "state.json").stat().st_size, files.sha256(checkpoint / "state.json")]
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def stopped(recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run until a signal comes after its fifth step."""
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        with pytest.raises(StoppedError):
+            run(recipe, out)
+
+
+def test_a_student_goes_on_with_its_own_teacher_only(
+    taught: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(pictures, teacher={"weights": str(taught)})
+    whole = run(recipe, tmp_path / "whole")
+    assert load_model(whole).provenance["teacher"] == str(taught)
+    assert "teacher" not in load_model(taught).provenance
+    stopped(recipe, tmp_path / "out", monkeypatch)
+    right = tmp_path / "right"
+    taught.rename(right)
+    save_model(load_model(run(tiny(pictures, seed=1), tmp_path / "other")), taught)
+    with pytest.raises(
+        DataError, match=r"the teacher has changed since .*step-\d+ was written.*; --restart begins anew"
+    ):
+        run(recipe, tmp_path / "out")
+    shutil.rmtree(taught)
+    right.rename(taught)
+    assert weights_hash(run(recipe, tmp_path / "out")) == weights_hash(whole)
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_a_checkpoint_that_does_not_say_who_taught_is_gone_on_with(
+    with_teacher: bool, taught: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(pictures, **({"teacher": {"weights": str(taught)}} if with_teacher else {}))
+    stopped(recipe, tmp_path / "out", monkeypatch)
+    forget_teacher(tmp_path / "out")
+    run(recipe, tmp_path / "out")
+    assert json.loads((tmp_path / "out/result.json").read_text())["resumed_from"] == [5]
+
+
+def test_a_student_goes_on_with_the_same_unlabelled_pictures_only(
+    taught: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pictures are streamed, too, and another has come for one that is gone."""
+    flat = write_pictures(tmp_path, ("flat",), 4, seed=100) / "flat"
+    recipe = tiny(
+        pictures,
+        teacher={"weights": str(taught), "unlabelled": str(flat)},
+        loading={"in_memory": "no", "workers": 0},
+    )
+    stopped(recipe, tmp_path / "out", monkeypatch)
+    gone = (flat / "000.png").rename(tmp_path / "gone.png")
+    new = flat / "new.png"
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(new)
+    with pytest.raises(DataError, match="the data set has changed since .*: the name, size or label of a picture is"):
+        run(recipe, tmp_path / "out")
+    new.unlink()
+    gone.rename(flat / "000.png")
+    run(recipe, tmp_path / "out")
+    assert json.loads((tmp_path / "out/result.json").read_text())["resumed_from"] == [5]
 
 
 def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tmp_path: Path) -> None:

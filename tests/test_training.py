@@ -542,6 +542,7 @@ def test_a_checkpoint_gives_back_all_that_the_loop_knows(tmp_path: Path) -> None
         unreadable={4: "is no picture"},
         recipe_hash="a",
         data_fingerprint="b",
+        teacher="d",
         content={"train": "c"},
         pictures={"train": 13},
         classes=["x", "y"],

@@ -52,13 +52,14 @@ def place_of(room: str, model: Model, split: Split) -> Path:
     return files.cache(room) / f"{identity(model, split)}.safetensors"
 
 
-def identity(model: Model, split: Split) -> str:
-    """A hash of all that decides what the model makes of the split's pictures."""
+def identity(model: Model, split: Split | None = None) -> str:
+    """A hash of all that decides what the model makes of the split's pictures; without a split, of any."""
     digest = hashlib.sha256(json.dumps([model.architecture, model.preprocessing.to_dict()], sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    digest.update(split.fingerprint().encode())
-    if isinstance(split.items, Files | Joined):  # a picture may be painted over at the same size
+    if split is not None:
+        digest.update(split.fingerprint().encode())
+    if split is not None and isinstance(split.items, Files | Joined):  # a picture may be painted over at the same size
         digest.update(split.items.times(split.rows).tobytes())
     return digest.hexdigest()[:32]
 

@@ -63,6 +63,8 @@ class State:
     """Index in the training split → reason, for pictures that turned out bad on the way."""
     recipe_hash: str = ""
     data_fingerprint: str = ""
+    teacher: str = ""
+    """A hash of who answers beside the labels or in their place; empty: nobody."""
     content: dict[str, str] = dataclasses.field(default_factory=dict)
     """Split → a hash of what the files of its pictures held, where they are held in memory."""
     pictures: dict[str, int] = dataclasses.field(default_factory=dict)

@@ -283,6 +283,9 @@ class Loop:
         changed = None
         if self.state.recipe_hash != saved.state.recipe_hash:
             changed = f"the recipe has changed since {saved.path} was written"
+        elif saved.state.teacher and self.state.teacher != saved.state.teacher:
+            # Before the data, which another teacher may leave other pictures of.
+            changed = f"the teacher has changed since {saved.path} was written: its weights or preprocessing are others"
         elif another := self.state.change_of_data(saved.state):
             changed = f"the data set has changed since {saved.path} was written: {another}"
         if changed:

@@ -1,6 +1,7 @@
 """The pictures that a recipe learns from and is measured on."""
 
 import dataclasses
+import hashlib
 import statistics
 
 import numpy as np
@@ -52,7 +53,7 @@ class Opened:
     duplicates: str
     """What was found out about duplicates, as a sentence."""
     fingerprint: str
-    """Of the data set as it lies there, before any picture was left out."""
+    """Of the data set as it lies there, before any picture was left out, and of the teacher's unlabelled pictures."""
 
 
 def open_training_data(recipe: Recipe, shelf: Shelf | None = None) -> Opened:
@@ -79,13 +80,14 @@ def tell_notices(dataset: Dataset) -> None:
         say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
 
 
-def with_unlabelled(dataset: Dataset, recipe: Recipe) -> Dataset:
+def with_unlabelled(opened: Opened, recipe: Recipe) -> Opened:
     """The data set with the teacher's unlabelled pictures behind those of train; their labels are −1.
 
     Those that are to be measured on, or have a label in train, are left out, wherever duplicates are looked for.
     """
     if not recipe.teacher.unlabelled:
-        return dataset
+        return opened
+    dataset = opened.dataset
     if dataset.multi_label:
         raise UsageError(f"teacher.unlabelled needs one label a picture; {dataset.location} has several")
     more = open_data(recipe.teacher.unlabelled, labelled=False)
@@ -101,7 +103,11 @@ def with_unlabelled(dataset: Dataset, recipe: Recipe) -> Dataset:
             "there, or loading.duplicates=no keeps them"
         )
     splits = {**dataset.splits, "train": together([dataset.splits["train"], pool.splits[WITHOUT_LABELS]])}
-    return dataclasses.replace(dataset, splits=splits, notices=pool.notices)
+    return dataclasses.replace(
+        opened,
+        dataset=dataclasses.replace(dataset, splits=splits, notices=pool.notices),
+        fingerprint=hashlib.sha256(f"{opened.fingerprint} {extra.fingerprint()}".encode()).hexdigest(),
+    )
 
 
 def _without_duplicates(dataset: Dataset, recipe: Recipe) -> tuple[Dataset, str]:

@@ -136,7 +136,7 @@ def settle(
             f"{2 * world.count} or more would be right"
         )
     prepared = start.prepare_model(recipe, dataset)
-    return recipe, dataclasses.replace(opened, dataset=with_unlabelled(dataset, recipe)), prepared, note
+    return recipe, with_unlabelled(opened, recipe), prepared, note
 
 
 def counted(recipe: Recipe, model: Model, objective: Objective) -> Cost:
@@ -206,7 +206,7 @@ class Run:
         if not recipe.teacher.weights:
             return
         how = Looking(workers=recipe.loading.workers, world=self.world, stop=self.stop, what="asking the teacher")
-        self.dataset, said = ask(recipe.teacher, self.dataset, recipe.device, how)
+        self.dataset, said, self.state.teacher = ask(recipe.teacher, self.dataset, recipe.device, how)
         self.objective = choose.make_objective(recipe, self.model, self.dataset, said)
 
     def load_pictures(self) -> None:
@@ -288,12 +288,14 @@ class Run:
         """Save the model, with what it was made of."""
         self.model.multi_label = self.recipe.objective == "sigmoid"
         merge(self.model)
+        teacher = self.recipe.teacher.weights
         seen = set(self.model.provenance.get("pictures_seen", [])) | set(self.dataset.splits["train"].sketch())
         self.model.provenance = {
             "recipe": self.recipe.name,
             "init": self.prepared.origin,
             "data": self.dataset.name,
             "data_fingerprint": self.state.data_fingerprint,
+            **({"teacher": teacher} if teacher else {}),
             "steps": self.state.step,
             "pictures_seen": sorted(seen),
         }

@@ -9,7 +9,7 @@ from torch import Tensor
 from patchword.core.errors import DataError
 from patchword.core.progress import say
 from patchword.data.dataset import Dataset, Split
-from patchword.evaluation.memory import place_of, remembered
+from patchword.evaluation.memory import identity, place_of, remembered
 from patchword.evaluation.predict import Looking, predict
 from patchword.models.contract import Model
 from patchword.training.recipe import Teacher
@@ -35,28 +35,30 @@ def load_teacher(teacher: Teacher, classes: tuple[str, ...]) -> Model:
     return model
 
 
-def ask(teacher: Teacher, dataset: Dataset, device: str, how: Looking) -> tuple[Dataset, Tensor]:
-    """The data set without the training pictures that the teacher is unsure of, and what it says of the others (as `answers`)."""
+def ask(teacher: Teacher, dataset: Dataset, device: str, how: Looking) -> tuple[Dataset, Tensor, str]:
+    """The data set without the training pictures that the teacher is unsure of, what it says of the others (as `answers`), and
+    a hash of who it is.
+    """
     train = dataset.splits["train"]
-    said = answers(teacher, train, dataset.classes, device, how)
+    model = load_teacher(teacher, dataset.classes).to(device)
+    said, who = answers(teacher, model, train, dataset.classes, how), identity(model)
     sure = confident(train, said, teacher.confidence)
     if len(sure) == len(train):
-        return dataset, said
+        return dataset, said, who
     labelled = int((train.labels >= 0).sum())
     say(
         f"the teacher is sure of the class of {len(sure) - labelled:,} of {len(train) - labelled:,} pictures without "
         f"labels (teacher.confidence={teacher.confidence:g}); the others are left out"
     )
-    return dataclasses.replace(dataset, splits={**dataset.splits, "train": train.subset(sure)}), said[sure]
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": train.subset(sure)}), said[sure], who
 
 
-def answers(teacher: Teacher, split: Split, classes: tuple[str, ...], device: str, how: Looking) -> Tensor:
-    """float32 M×K: the teacher's probabilities for each picture of a split, in the order of `classes`.
+def answers(teacher: Teacher, model: Model, split: Split, classes: tuple[str, ...], how: Looking) -> Tensor:
+    """float32 M×K: the probabilities that the teacher, `model`, gives each picture of a split, in the order of `classes`.
 
     They are looked for among the answers that were kept before, by the weights, the preprocessing and the pictures. A
     picture that cannot be read gets equal shares; training leaves it out anyway.
     """
-    model = load_teacher(teacher, classes).to(device)
 
     def ask() -> dict[str, Tensor]:
         said = predict(model, split, how)
