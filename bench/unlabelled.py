@@ -80,6 +80,7 @@ class Study:
                 "share": 0.0,
                 "confidence": 0.3,
             }
+            over["loading"] = {"duplicates": "yes"}  # those with labels are among all of CIFAR-10's
             # The noise of the preset; the batches are the larger ones of the recipe, as most pictures are new.
             noisy = recipes.load("noisy-student")
             for section, fields in NOISE.items():

@@ -133,8 +133,8 @@ def test_each_attempt_is_a_set_of_formulas_and_a_recipe_and_differs(name: str) -
 
 
 def test_what_was_attempted_before_stays_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for budget in formulas.BUDGETS:
-        cell = tmp_path / f"shapes-digits-{budget:g}"
+    cells = [tmp_path / f"shapes-digits-{budget:g}" for budget in formulas.BUDGETS]
+    for cell in cells:
         cell.mkdir()
         (cell / "result.json").write_text('{"status": "finished", "accuracy": 0.25}')
     monkeypatch.setenv("OUT", str(tmp_path))
@@ -146,7 +146,7 @@ def test_what_was_attempted_before_stays_in_the_table(tmp_path: Path, monkeypatc
     monkeypatch.setattr(formulas, "put", lambda *said: published.append(said[2]))
     formulas.main()
     assert [line.split(" | ")[0] for line in published[0].splitlines()[4:]] == ["| fractals", "| shapes"]
-    (cell / "result.json").write_text('{"status": "running"}')
+    (cells[-1] / "result.json").write_text('{"status": "running"}')
     formulas.main()
     assert [line.split(" | ")[0] for line in published[1].splitlines()[4:]] == ["| fractals"]
 
