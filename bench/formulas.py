@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.page import folder_of, put, table
 from bench.transfer import PAGE, pretrain, sets, tune
+from bench.wishes import answered, names, number
 from patchword.core import files
 
 MARK = "formulas"
@@ -44,12 +45,12 @@ ATTEMPTS: dict[str, tuple[str, list[str]]] = {
 
 def main() -> None:
     """Run what is not there, print and publish the table."""
-    out, before = Path(os.environ.get("OUT", "runs/formulas")), float(os.environ.get("PRETRAIN", "0.01"))
-    only = [name for name in os.environ.get("ONLY", "").split(",") if name]
+    out, before = Path(os.environ.get("OUT", "runs/formulas")), number("PRETRAIN", 0.01)
+    only = names("ONLY", (NOTHING, *ATTEMPTS))
     rows = []
     for name in (NOTHING, *ATTEMPTS):
         folder, init = out / folder_of(name), "none"
-        if not only or name in only or finished(folder):
+        if name in only or finished(folder):
             if name != NOTHING:
                 data, changes = ATTEMPTS[name]
                 init = str(pretrain(folder, data, before, *changes, "evaluation.mirror=false"))
@@ -103,4 +104,4 @@ def publish(rows: list[tuple[str, list[float]]], before: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    answered(main)

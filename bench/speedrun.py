@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bench.wishes import answered, number, whole
 from patchword.core import files
 from patchword.core.errors import UsageError
 from patchword.core.progress import say
@@ -32,7 +33,7 @@ _GEMM = 1024
 
 def main() -> None:
     """The table on standard output, and `speedrun.json` beside the runs."""
-    budget, seeds = _positive("BUDGET", 0.02), int(_positive("SEEDS", 1))
+    budget, seeds = number("BUDGET", 0.02), whole("SEEDS", 1)
     only, out = os.environ.get("ONLY", ""), Path(os.environ.get("OUT", "runs/speedrun"))
     if only not in ("", *OURS, "peers"):
         raise UsageError(f"ONLY={only} is not known; hybrid, plain and peers are right, or nothing for all")
@@ -122,15 +123,5 @@ def _merged(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _positive(name: str, default: float) -> float:
-    try:
-        value = float(os.environ.get(name) or default)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise UsageError(f"{name}={os.environ[name]} must be a number greater than 0")
-    return value
-
-
 if __name__ == "__main__":
-    main()
+    answered(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.page import folder_of, put, table
+from bench.wishes import answered, number, whole
 from patchword.core import config, files
 from patchword.core.progress import say
 from patchword.reports.run import write_report
@@ -33,8 +34,8 @@ CELLS = {
 
 def main() -> None:
     """Pre-train, fine-tune the grid, print and publish the table."""
-    out, seeds = Path(os.environ.get("OUT", "runs/transfer")), int(os.environ.get("SEEDS", "3"))
-    budget = float(os.environ.get("BUDGET", "0.002"))
+    out, seeds = Path(os.environ.get("OUT", "runs/transfer")), whole("SEEDS", 3)
+    budget = number("BUDGET", 0.002)
     # As the one that comes with the package was trained first.
     formula = pretrain(out / "formula", "fractals-1000x100", 0.04)
     starts = {"nothing": "none", "formula": str(formula), "formula, CIFAR-10": "shipped:small-hybrid"}
@@ -110,4 +111,4 @@ def publish(rows: list[tuple[str, int, int, dict[str, list[float]]]], seeds: int
 
 
 if __name__ == "__main__":
-    main()
+    answered(main)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.page import folder_of, put, table
+from bench.wishes import answered, names, number
 from patchword.core import config, files
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
@@ -73,12 +74,12 @@ FIRST = {"a third of it at 24 pixels": 1 / 3}
 
 def main() -> None:
     """Run what is not there, print and publish the table."""
-    out, budget = Path(os.environ.get("OUT", "runs/trials")), float(os.environ.get("BUDGET", "0.02"))
-    only = [name for name in os.environ.get("ONLY", "").split(",") if name]
+    out, budget = Path(os.environ.get("OUT", "runs/trials")), number("BUDGET", 0.02)
+    only = names("ONLY", TRIALS)
     rows = []
     for name, (base, changes) in TRIALS.items():
         folder = out / f"{folder_of(name)}-{budget:g}"
-        if (not only or name in only) or (folder / "result.json").is_file():
+        if name in only or (folder / "result.json").is_file():
             if share := FIRST.get(name):
                 first = folder.with_name(f"{folder.name}-first")
                 train(first, base, changes, share * budget)
@@ -136,4 +137,4 @@ def publish(rows: list[tuple[str, list[str], dict[str, Any]]], budget: float) ->
 
 
 if __name__ == "__main__":
-    main()
+    answered(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.page import folder_of, put, table
+from bench.wishes import answered, number, whole
 from patchword.core import config, files
 from patchword.data.sources import open_data
 from patchword.evaluation.predict import Looking, look_at_all
@@ -44,11 +45,11 @@ def main() -> None:
     """Run what is not there, print and publish the table."""
     study = Study(
         out=Path(os.environ.get("OUT", "runs/unlabelled")),
-        labelled=int(os.environ.get("LABELLED", "1000")),
-        budget=float(os.environ.get("BUDGET", "0.002")),
-        pretrain=float(os.environ.get("PRETRAIN", "0.03")),
+        labelled=whole("LABELLED", 1000),
+        budget=number("BUDGET", 0.002),
+        pretrain=number("PRETRAIN", 0.03),
     )
-    seeds = int(os.environ.get("SEEDS", "3"))
+    seeds = whole("SEEDS", 3)
     rows = []
     for model, methods in METHODS.items():
         for method in methods:
@@ -145,4 +146,4 @@ def line(model: str, method: str, values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    answered(main)

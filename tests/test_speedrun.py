@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import formulas, page, speedrun, trials, unlabelled
+from bench import formulas, page, speedrun, trials, unlabelled, wishes
 from bench.transfer import RECIPE
 
 from patchword.core import config
@@ -65,6 +65,7 @@ def test_the_table_says_mean_range_and_share(capsys: pytest.CaptureFixture[str])
         ("BUDGET", "0", "BUDGET=0 must be a number greater than 0"),
         ("BUDGET", "much", "BUDGET=much must be a number greater than 0"),
         ("SEEDS", "-1", "SEEDS=-1 must be a number greater than 0"),
+        ("SEEDS", "0.5", "SEEDS=0.5 must be a whole number from 1"),
         ("ONLY", "cnn", "ONLY=cnn is not known; hybrid, plain and peers are right"),
     ],
 )
@@ -161,3 +162,33 @@ def test_a_student_has_the_noise_of_the_preset(tmp_path: Path, monkeypatch: pyte
     assert over["regularization"] == {"dropout": 0.1, "stochastic_depth": 0.2, "label_smoothing": 0.0}
     assert over["augment"] == {"randaugment_layers": 2, "randaugment_magnitude": 10.0}
     assert over["budget"]["pflop"] == pytest.approx(0.032)
+
+
+@pytest.mark.parametrize(
+    ("wish", "found"),
+    [
+        ("", ["plain", "plain, wider", "SGD"]),
+        ("plain", ["plain"]),
+        ("plain, wider", ["plain, wider"]),
+        ("plain,SGD", ["plain", "SGD"]),
+        ("SGD, plain, wider,plain", ["SGD", "plain, wider", "plain"]),
+    ],
+)
+def test_names_that_have_commas_are_told_apart(wish: str, found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONLY", wish)
+    assert wishes.names("ONLY", ("plain", "plain, wider", "SGD")) == found
+
+
+def test_what_is_wrong_is_said_in_a_sentence_and_no_table_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = trials.PAGE.read_bytes()
+    monkeypatch.setenv("ONLY", "hybrid,plan")
+    for main in (trials.main, formulas.main):
+        with pytest.raises(SystemExit) as ended:
+            wishes.answered(main)
+        assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "ONLY=plan is not known; did you mean 'plain'?"
+    assert said[1].startswith("ONLY=hybrid is not known; ")
+    assert trials.PAGE.read_bytes() == before
