@@ -19,6 +19,7 @@ from conftest import write_pictures
 from patchword.core import files
 from patchword.core.errors import DataError, StoppedError, UsageError
 from patchword.data.dataset import Arrays, Split
+from patchword.data.sources import open_data
 from patchword.evaluation import memory
 from patchword.evaluation.predict import Looking
 from patchword.models.chance import Chance, drawing_from
@@ -34,6 +35,7 @@ from patchword.training.objectives import (
     MaskedAutoencoder,
     MaskedPatch,
     Objective,
+    choose,
     masked_autoencoder,
     masked_patch,
     start_at_prior,
@@ -655,3 +657,12 @@ def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tm
         run(tiny(pictures, objective="sigmoid", teacher={"weights": str(taught)}), tmp_path / "out2")
     with pytest.raises(UsageError, match=r"teacher.unlabelled needs somebody who labels them; teacher.weights names"):
         tiny(pictures, teacher={"unlabelled": "x"})
+
+
+@pytest.mark.parametrize("objective", ["sigmoid", "softmax"])
+def test_no_objective_brings_a_teacher_and_several_labels_together(objective: str, pictures: Path) -> None:
+    several = dataclasses.replace(open_data(pictures), multi_label=True)
+    with pytest.raises(
+        UsageError, match="has several labels a picture, and a teacher .*; training without it is right"
+    ):
+        choose.check_objective(tiny(pictures, teacher={"weights": "x"}), objective, several)

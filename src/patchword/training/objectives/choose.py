@@ -13,6 +13,10 @@ from patchword.training.recipe import Balance, Recipe
 
 def check_objective(recipe: Recipe, objective: str, dataset: Dataset) -> None:
     """Raise `UsageError` where the objective does not go with the labels or with another wish of the recipe."""
+    if recipe.teacher.weights and dataset.multi_label:  # before the objective: neither of the two goes with a teacher
+        raise UsageError(
+            f"{dataset.location} has several labels a picture, and a teacher answers with one; training without it is right"
+        )
     if dataset.multi_label and objective == "softmax":
         raise UsageError(f"{dataset.location} has several labels a picture; objective=sigmoid would be right")
     if objective in UNLABELLED:
