@@ -1,5 +1,6 @@
 """Objectives that learn from pictures alone or from a teacher: their targets by hand, their draws by count, and whole runs."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -666,3 +667,22 @@ def test_no_objective_brings_a_teacher_and_several_labels_together(objective: st
         UsageError, match="has several labels a picture, and a teacher .*; training without it is right"
     ):
         choose.check_objective(tiny(pictures, teacher={"weights": "x"}), objective, several)
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields", "sentence"),
+    [
+        ("noisy-student", {}, "teacher.share=0.0 needs a teacher; --set teacher.weights=RUN (and teacher.unlabelled="),
+        ("scratch", {"confidence": 0.9}, "teacher.confidence=0.9 needs a teacher"),
+        ("noisy-student", {"weights": "x"}, "asked about nothing that counts; teacher.unlabelled=PICTURES or"),
+        ("noisy-student", {"weights": "x", "share": 0.5}, ""),
+        ("noisy-student", {"weights": "x", "unlabelled": "y"}, ""),
+        ("scratch", {"weights": "x"}, ""),
+    ],
+)
+def test_a_student_without_a_teacher_that_counts_is_refused(
+    preset: str, fields: dict[str, Any], sentence: str, pictures: Path
+) -> None:
+    recipe = recipes.load(preset, {"teacher": fields})
+    with pytest.raises(UsageError, match=re.escape(sentence)) if sentence else contextlib.nullcontext():
+        choose.check_objective(recipe, "softmax", open_data(pictures))

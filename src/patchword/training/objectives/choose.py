@@ -8,12 +8,13 @@ from patchword.data.dataset import Dataset
 from patchword.data.plan import evened
 from patchword.models.contract import Model
 from patchword.training.objectives import UNLABELLED, Distillation, Objective, Sigmoid, Softmax
-from patchword.training.recipe import Balance, Recipe
+from patchword.training.recipe import Balance, Recipe, Teacher
 
 
 def check_objective(recipe: Recipe, objective: str, dataset: Dataset) -> None:
     """Raise `UsageError` where the objective does not go with the labels or with another wish of the recipe."""
-    if recipe.teacher.weights and dataset.multi_label:  # before the objective: neither of the two goes with a teacher
+    # Before the objective is looked at: none of them goes with a teacher here.
+    if recipe.teacher != Teacher() and dataset.multi_label:
         raise UsageError(
             f"{dataset.location} has several labels a picture, and a teacher answers with one; training without it is right"
         )
@@ -38,8 +39,25 @@ def check_objective(recipe: Recipe, objective: str, dataset: Dataset) -> None:
             raise UsageError(
                 "balance.sampling needs a label for every picture; teacher.unlabelled has none, 0 is right"
             )
-    if recipe.teacher.weights and objective != "softmax":
+    if recipe.teacher != Teacher():
+        _check_teacher(recipe.teacher, objective)
+
+
+def _check_teacher(teacher: Teacher, objective: str) -> None:
+    """Raise `UsageError` where what is said of a teacher would count for nothing."""
+    if objective != "softmax":
         raise UsageError(f"a teacher answers with one class a picture, for objective=softmax, not {objective}")
+    if not teacher.weights:
+        field, value = next(item for item in vars(teacher).items() if item[1] != getattr(Teacher(), item[0]))
+        raise UsageError(
+            f"teacher.{field}={value} needs a teacher; "
+            "--set teacher.weights=RUN (and teacher.unlabelled=PICTURES) gives one"
+        )
+    if not teacher.share and not teacher.unlabelled:
+        raise UsageError(
+            "the teacher would be asked about nothing that counts; "
+            "teacher.unlabelled=PICTURES or teacher.share=0.5 would be right"
+        )
 
 
 def make_objective(recipe: Recipe, model: Model, dataset: Dataset, answers: Tensor | None) -> Objective:
