@@ -18,7 +18,7 @@ from patchword.models.names import create_model
 from patchword.training import recipe as recipes
 from patchword.training import start
 from patchword.weights import folder, hub, shipped
-from patchword.weights.io import load_model
+from patchword.weights.io import load_model, save_model
 
 
 @pytest.mark.parametrize("name", shipped.names())
@@ -159,6 +159,32 @@ def test_what_muon_has_trained_is_fine_tuned_by_muon(ours: Path, small_pictures:
     assert trained("after", init=str(nothing))[1].name == "finetune"
     (nothing / "recipe.toml").write_text("optimizer = 3")
     assert start.preset_for(str(nothing)) == "finetune"
+    by_wish, _ = trained("wish", init="none", model="ViT-At/8", recipe="scratch", set=["optimizer.name=muon"])
+    for run, preset in ((first, "finetune/muon"), (by_wish, "finetune/muon"), (nothing, "finetune")):
+        model = run / "model"
+        save_model(load_model(model), ours / f"{run.name}-copy")
+        assert {
+            start.preset_for(str(place)) for place in (model, model / folder.WEIGHTS, ours / f"{run.name}-copy")
+        } == {preset}
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_a_copy_of_the_packages_weights_is_fine_tuned_as_they_are(name: str) -> None:
+    assert start.preset_for(str(shipped.FOLDER / name)) == start.preset_for(f"shipped:{name}") == "finetune/muon"
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "{",
+        "[1]",
+        '{"provenance": 3}',
+        *(f'{{"provenance": {{"recipe": {it}}}}}' for it in ('"gone/x"', "[3]", '"x.toml"')),
+    ],
+)
+def test_a_damaged_description_does_not_stop_the_choice_of_a_preset(description: str, tmp_path: Path) -> None:
+    (tmp_path / folder.DESCRIPTION).write_text(description)
+    assert start.preset_for(str(tmp_path)) == "finetune"
 
 
 def test_auto_takes_them_for_their_own_architecture(ours: Path, small_pictures: Path) -> None:

@@ -292,6 +292,7 @@ class Run:
         seen = set(self.model.provenance.get("pictures_seen", [])) | set(self.dataset.splits["train"].sketch())
         self.model.provenance = {
             "recipe": self.recipe.name,
+            "optimizer": self.recipe.optimizer.name,
             "init": self.prepared.origin,
             "data": self.dataset.name,
             "data_fingerprint": self.state.data_fingerprint,

@@ -24,12 +24,14 @@ from patchword.training.choice import HYBRID_STRIDE, SMALL_PICTURE, choose_model
 from patchword.training.objectives import UNLABELLED, start_at_prior
 from patchword.training.objectives.choose import check_objective, label_counts
 from patchword.training.pictures import Pictures, look_at, natural_size
-from patchword.training.recipe import Recipe, load
+from patchword.training.recipe import Recipe, load, presets
 from patchword.training.run_folder import RECIPE
 from patchword.training.tune import tune
 from patchword.weights import hub, shipped
 from patchword.weights.adapt import adapt
+from patchword.weights.folder import DESCRIPTION
 from patchword.weights.io import load_model
+from patchword.weights.source import own_folder
 
 _FIRST_LOOK = 2000
 
@@ -90,11 +92,27 @@ def preset_from_nothing(wanted: dict[str, Any]) -> str:
 
 def preset_for(init: str) -> str:
     """The preset that fine-tunes the weights at `init`: by Muon what was trained by Muon, whose weights AdamW is slow to move."""
-    stored = files.at_home(init) / RECIPE
-    if stored.is_file():
-        with contextlib.suppress(PatchwordError):  # what is wrong with the folder is said where it is taken
-            return "finetune/muon" if load(str(stored)).optimizer.name == "muon" else "finetune"
-    return "finetune/muon" if init.startswith(shipped.PREFIX) else "finetune"
+    place = files.at_home(init)
+    if init.startswith(shipped.PREFIX) and not place.exists():
+        return "finetune/muon"
+    optimizer = None
+    with contextlib.suppress(PatchwordError):  # what is wrong with the folder is said where it is taken
+        stored = place / RECIPE
+        optimizer = load(str(stored)).optimizer.name if stored.is_file() else _optimizer_of(place)
+    return "finetune/muon" if optimizer == "muon" else "finetune"
+
+
+def _optimizer_of(place: Path) -> str | None:
+    """What trained the model at `place`, as its own folder says, wherever that was moved; None where it does not."""
+    ours = own_folder(place)
+    description = None if ours is None else files.read_json(ours / DESCRIPTION)
+    said = description.get("provenance") if isinstance(description, dict) else None
+    if not isinstance(said, dict):
+        return None
+    if isinstance(said.get("optimizer"), str):
+        return said["optimizer"]
+    # Models of before, and those that come with the package, name their recipe alone.
+    return load(said["recipe"]).optimizer.name if said.get("recipe") in presets() else None
 
 
 def published_weights(model: str, stored: Path | None) -> str | None:

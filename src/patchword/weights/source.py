@@ -50,10 +50,8 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
     Nothing is executed: a pickle is refused, or with `trust_pickle` read by torch's restricted reader, which makes nothing
     but tensors. Raises `UsageError` where there is no model, `DataError` where one is damaged.
     """
-    for place in (path, path / "model", path.parent):
-        beside = place == path.parent and path.name == folder.WEIGHTS
-        if (place / folder.DESCRIPTION).is_file() and (place != path.parent or beside):
-            return Source(place, "patchword", {})
+    if (ours := own_folder(path)) is not None:
+        return Source(ours, "patchword", {})
     if not path.exists():
         raise UsageError(f"{path} holds no model: it does not exist")
     _check_finished(path)
@@ -63,6 +61,12 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
     preprocessor = _json(home / _PREPROCESSOR) if described else {}
     tensors = _shards(path, trust_pickle) if path.is_dir() else _file(path, trust_pickle)
     return Source(path, recognize(tensors, path), tensors, description, preprocessor)
+
+
+def own_folder(path: Path) -> Path | None:
+    """The model folder of ours at `path`: itself, a run's, or that of its file of weights; None where there is none."""
+    places = (path, path / "model", *([path.parent] if path.name == folder.WEIGHTS else []))
+    return next((place for place in places if (place / folder.DESCRIPTION).is_file()), None)
 
 
 def _check_finished(path: Path) -> None:
