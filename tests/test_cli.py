@@ -109,6 +109,7 @@ WRONG = [
     ),
     (["train", "DATA", "--set", "lr", "--steps", "1"], 2, "'lr' is not of the form field=value"),
     (["train", "DATA", "--recipe", "scrtch"], 2, "unknown recipe 'scrtch'; did you mean 'scratch'?"),
+    (["train", "DATA", "--recipe", "", "--steps", "1"], 2, "unknown recipe ''; known: finetune, "),
     (["train", "DATA", "--init", "nowhere", "--steps", "1"], 2, "nowhere holds no model"),
     (["train", "nowhere", "--steps", "1"], 3, "nowhere is neither a path that exists nor a named data set"),
     (["evaluate", "nowhere", "DATA"], 2, "nowhere holds no model"),

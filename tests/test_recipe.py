@@ -93,6 +93,16 @@ def test_wrong_recipes_are_answered(tmp_path: Path) -> None:
         recipes.load("scrach")
     with pytest.raises(UsageError, match=r"no variant 'petz'; did you mean 'pets'"):
         recipes.load("paper-finetune/petz")
+    with pytest.raises(
+        UsageError, match=r"unknown recipe 'spedrun/hybrid-0.02'; did you mean 'speedrun/hybrid-0\.02'\?"
+    ):
+        recipes.load("spedrun/hybrid-0.02")
+    with pytest.raises(UsageError, match=r"'speedrun' has no variant ''; known: hybrid-0\.02, "):
+        recipes.load("speedrun/")
+    with pytest.raises(UsageError, match=r"'scratch' has no variant 'pets'; scratch alone is right"):
+        recipes.load("scratch/pets")
+    with pytest.raises(UsageError, match=r"unknown recipe ''; known: finetune, "):
+        recipes.load("")
     with pytest.raises(UsageError, match="does not exist"):
         recipes.load("nowhere.toml")
     for name in ("/dev/null", str(tmp_path / "r5.json")):

@@ -87,10 +87,14 @@ def train(
     def with_weights(found: str) -> recipes.Recipe:
         return recipes.load(preset_for(found), {**wanted, "init": found})
 
-    start = recipe or (preset_from_nothing(wanted) if init in ("auto", "none") else preset_for(str(init)))
+    start = recipe
+    if start is None:
+        start = preset_from_nothing(wanted) if init in ("auto", "none") else preset_for(str(init))
     chosen = recipes.load(str(start), wanted)
     place = None if out is None else Path(out)
-    folder = run(chosen, place, restart=restart, publish=write_report, with_weights=None if recipe else with_weights)
+    folder = run(
+        chosen, place, restart=restart, publish=write_report, with_weights=with_weights if recipe is None else None
+    )
     if sentence := result_sentence(folder):
         say(sentence)
     say(f"the report is {folder / PAGE}")

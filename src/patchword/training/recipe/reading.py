@@ -77,22 +77,24 @@ def _file(name: str) -> dict[str, Any]:
 
 def _preset(name: str) -> dict[str, Any]:
     """The fields of a preset, with those of the variant that its name may have behind a slash."""
-    stem, _, variant = name.partition("/")
+    stem, slash, variant = name.partition("/")
     file = _PRESETS / f"{stem}.toml"
     if not file.is_file():
         raise _no_recipe(name)
     values = tomllib.loads(file.read_text("utf-8"))
     variants = values.pop("variants", {})
-    if variant and variant not in variants:
-        raise UsageError(f"recipe {stem!r} has no variant {variant!r}; {nearest(variant, variants)}")
+    if slash and variant not in variants:
+        right = nearest(variant, variants) if variants else f"{stem} alone is right"
+        raise UsageError(f"recipe {stem!r} has no variant {variant!r}; {right}")
     return _augment_level({**config.merge(values, variants.get(variant, {})), "name": name})
 
 
 def _no_recipe(name: str) -> UsageError:
     path, right = Path(name), "a preset, or a file that ends in .toml,"
-    if os.path.isdir(path):
+    if name and os.path.isdir(path):
         return UsageError(f"{name} is a folder; {path / RECIPE if (path / RECIPE).is_file() else right} would be right")
-    if path.suffix or os.path.exists(path):
+    ends_like_a_file = path.suffix and not path.suffix[1:].isdigit()  # a variant may end in a number: hybrid-0.02
+    if name and (ends_like_a_file or os.path.exists(path)):
         return UsageError(f"{name} is no recipe; {right} would be right")
     return UsageError(f"unknown recipe {name!r}; {nearest(name, presets())} (a file ends in .toml)")
 
