@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchword.core import files
 from patchword.core.errors import DataError, UsageError, brief
-from patchword.weights import folder, npz
+from patchword.weights import folder, npz, shipped
 
 Dialect = Literal["patchword", "google", "timm", "huggingface"]
 DIALECTS: tuple[Dialect, ...] = ("patchword", "google", "timm", "huggingface")
@@ -53,7 +53,7 @@ def open_source(path: Path, *, trust_pickle: bool = False) -> Source:
     if (ours := own_folder(path)) is not None:
         return Source(ours, "patchword", {})
     if not path.exists():
-        raise UsageError(f"{path} holds no model: it does not exist")
+        raise UsageError(f"{path} holds no model: it does not exist{_shipped(str(path))}")
     _check_finished(path)
     home = path if path.is_dir() else path.parent
     described = path.is_dir() or path.name == _WEIGHTS or path.name in _PICKLES
@@ -67,6 +67,16 @@ def own_folder(path: Path) -> Path | None:
     """The model folder of ours at `path`: itself, a run's, or that of its file of weights; None where there is none."""
     places = (path, path / "model", *([path.parent] if path.name == folder.WEIGHTS else []))
     return next((place for place in places if (place / folder.DESCRIPTION).is_file()), None)
+
+
+def _shipped(word: str) -> str:
+    """What comes with the package and may have been meant by a word that is no path, for the end of a sentence."""
+    names = shipped.names()
+    if word in names:
+        return f"; {shipped.PREFIX}{word} comes with patchword"
+    if word == shipped.PREFIX.removesuffix(":") and names:
+        return f"; {', '.join(shipped.PREFIX + name for name in names)} would be right"
+    return ""
 
 
 def _check_finished(path: Path) -> None:
