@@ -18,7 +18,7 @@ from torch import Tensor
 
 from conftest import write_pictures
 from patchword.core import files
-from patchword.core.errors import DataError, StoppedError, UsageError
+from patchword.core.errors import DataError, PatchwordError, StoppedError, UsageError
 from patchword.data.dataset import Arrays, Split
 from patchword.data.sources import open_data
 from patchword.evaluation import memory
@@ -658,6 +658,14 @@ def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tm
         run(tiny(pictures, objective="sigmoid", teacher={"weights": str(taught)}), tmp_path / "out2")
     with pytest.raises(UsageError, match=r"teacher.unlabelled needs somebody who labels them; teacher.weights names"):
         tiny(pictures, teacher={"unlabelled": "x"})
+    for fields, sentence in (
+        ({"weights": "nowhere"}, "teacher.weights=nowhere: nowhere holds no model: it does not exist"),
+        ({"weights": str(pictures)}, f"teacher.weights={pictures}: {pictures} holds no model: a finished run's folder"),
+        ({"weights": str(taught), "unlabelled": "nowhere"}, "teacher.unlabelled=nowhere: nowhere is neither a path"),
+    ):
+        with pytest.raises(PatchwordError, match=f"^{re.escape(sentence)}"):
+            run(tiny(pictures, teacher=fields), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize("objective", ["sigmoid", "softmax"])

@@ -40,7 +40,7 @@ from patchword.training.result import result_of
 from patchword.training.run_folder import ANSWERS, EVALUATION, FINISHED, MODEL, PAGE, RECIPE, RESULT, RUNNING
 from patchword.training.shelf import Shelf
 from patchword.training.step import kept_patches
-from patchword.training.teacher import ask
+from patchword.training.teacher import ask, load_teacher
 from patchword.training.tune import merge
 from patchword.weights import folder as model_folder
 
@@ -136,6 +136,12 @@ def settle(
             f"{2 * world.count} or more would be right"
         )
     prepared = start.prepare_model(recipe, dataset)
+    if recipe.teacher.weights:
+
+        def check_teacher() -> None:
+            load_teacher(recipe.teacher, dataset.classes)
+
+        world.decide(check_teacher)  # now, so that one which cannot be taken leaves no folder
     return recipe, with_unlabelled(opened, recipe), prepared, note
 
 
