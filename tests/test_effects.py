@@ -263,7 +263,7 @@ def test_a_time_of_which_one_look_takes_most_is_refused(
     with pytest.raises(UsageError) as refused:
         fixed(0.05)
     assert str(refused.value) == (
-        f"0.05 min is too little for one look at 50,000 validation pictures, which takes about {takes}; {enough} min or more "
+        f"0.05 min is too little for one look at 50,000 validation pictures, which takes {takes}; {enough} min or more "
         "would be right"
     )
     with pytest.raises(UsageError, match="is too little"):

@@ -948,7 +948,11 @@ def test_a_budget_of_less_than_a_step_is_refused(pictures: Path, tmp_path: Path)
 
 
 def test_a_time_of_less_than_a_step_is_told(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run(tiny(pictures, budget={"minutes": 1e-7}), tmp_path / "out")
+    recipe = tiny(pictures, budget={"minutes": 1e-7})
+    with pytest.raises(UsageError, match="1e-07 min is too little for one look at 15 validation pictures"):
+        run(recipe, tmp_path / "out")
+    shutil.rmtree(pictures / "validation")
+    folder = run(recipe, tmp_path / "out")
     assert "note: 1e-07 min is less than a step takes; one step is made" in capsys.readouterr().err
     assert json.loads((folder / "result.json").read_text())["steps"] == 1
 
@@ -1129,7 +1133,9 @@ def test_every_field_of_a_recipe_is_read_in_a_run(
     run(tiny(pictures, init=str(tmp_path / "0"), budget={"steps": 1}), tmp_path / "from-weights")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     teacher = {"weights": str(tmp_path / "0"), "unlabelled": str(pictures)}
-    run(tiny(pictures, teacher=teacher, budget={"steps": 1}), tmp_path / "taught")
+    # The pictures that are learned from are no others.
+    again = {"duplicates": "no"}
+    run(tiny(pictures, teacher=teacher, budget={"steps": 1}, loading=again), tmp_path / "taught")
     for kind in kinds:
         for name in config.field_types(kind):
             assert (kind.__name__, name) in read, f"nothing reads {kind.__name__}.{name}"

@@ -49,7 +49,7 @@ def fix_steps(
             enough = rounded_up(looking / (60 * _MOST_LOOKING))
             raise UsageError(
                 f"{budget.minutes:g} min is too little for one look at {len(dataset.splits['validation']):,} validation "
-                f"pictures, which takes about {duration(looking)}; {enough:g} min or more would be right"
+                f"pictures, which takes {duration(looking)}; {enough:g} min or more would be right"
             )
         steps = _steps_in(seconds, recipe, look, step)
         if steps == 0:
