@@ -262,7 +262,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "finetune/muon": FINETUNE_MUON,
     "plain-vit": PLAIN_VIT,
     "noisy-student": NOISY_STUDENT,
-    "speedrun": SPEEDRUN,
     "speedrun/hybrid-0.02": _hybrid(0.02, [16, 64, 64]),
     "speedrun/hybrid-0.1": _hybrid(0.1, [32, 128, 128]),
     "speedrun/hybrid-0.4": _hybrid(0.4, [64, 256, 256]),

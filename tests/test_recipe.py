@@ -97,6 +97,10 @@ def test_wrong_recipes_are_answered(tmp_path: Path) -> None:
         UsageError, match=r"unknown recipe 'spedrun/hybrid-0.02'; did you mean 'speedrun/hybrid-0\.02'\?"
     ):
         recipes.load("spedrun/hybrid-0.02")
+    with pytest.raises(
+        UsageError, match=r"recipe 'speedrun' is of several sizes; speedrun/hybrid-0\.02, .*4 are right"
+    ):
+        recipes.load("speedrun")
     with pytest.raises(UsageError, match=r"'speedrun' has no variant ''; known: hybrid-0\.02, "):
         recipes.load("speedrun/")
     with pytest.raises(UsageError, match=r"'scratch' has no variant 'pets'; scratch alone is right"):

@@ -17,15 +17,17 @@ from patchword.training.recipe.fields import Recipe
 from patchword.training.run_folder import RECIPE
 
 _PRESETS = resources.files("patchword.training") / "presets"
+_ONLY_VARIANTS = "only_variants"
+"""What a preset says that is no recipe without a variant."""
 
 
 def presets() -> list[str]:
     """Names of the presets, with their variants: `paper-finetune`, `paper-finetune/pets`, …"""
     names = []
     for file in sorted(_PRESETS.iterdir(), key=lambda file: file.name):
-        stem = file.name.removesuffix(".toml")
-        variants = tomllib.loads(file.read_text("utf-8")).get("variants", {})
-        names += [stem, *(f"{stem}/{variant}" for variant in variants)]
+        stem, values = file.name.removesuffix(".toml"), tomllib.loads(file.read_text("utf-8"))
+        names += [] if values.get(_ONLY_VARIANTS) else [stem]
+        names += [f"{stem}/{variant}" for variant in values.get("variants", {})]
     return names
 
 
@@ -83,6 +85,10 @@ def _preset(name: str) -> dict[str, Any]:
         raise _no_recipe(name)
     values = tomllib.loads(file.read_text("utf-8"))
     variants = values.pop("variants", {})
+    if values.pop(_ONLY_VARIANTS, False) and not slash:
+        raise UsageError(
+            f"recipe {stem!r} is of several sizes; {', '.join(f'{stem}/{each}' for each in variants)} are right"
+        )
     if slash and variant not in variants:
         right = nearest(variant, variants) if variants else f"{stem} alone is right"
         raise UsageError(f"recipe {stem!r} has no variant {variant!r}; {right}")
