@@ -30,6 +30,7 @@ from patchword.training.passes import Passes
 from patchword.training.recipe import Balance, Recipe
 from patchword.training.run import run
 from patchword.training.step import gradients
+from patchword.weights.io import save_model
 from test_training import stop_after
 from tiny import tiny
 from victims import log_lines, weights_hash
@@ -235,6 +236,17 @@ def test_the_head_of_a_sigmoid_begins_at_what_is_drawn(uneven: Path) -> None:
         recipe = tiny(uneven, objective="sigmoid", balance={"sampling": sampling})
         prepared = start.prepare_model(recipe, dataset)
         assert torch.sigmoid(prepared.model.get_parameter("head.bias"))[2].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_head_of_a_sigmoid_that_has_learned_keeps_its_bias(uneven: Path, tmp_path: Path) -> None:
+    """The prior is for a head that says nothing yet, and not for that of a model which knew these labels before."""
+    dataset = open_data(uneven)
+    model = start.prepare_model(tiny(uneven, objective="sigmoid"), dataset).model
+    bias = model.get_parameter("head.bias")
+    torch.nn.init.normal_(bias)
+    save_model(model, tmp_path / "before")
+    tuned = dataclasses.replace(tiny(uneven, objective="sigmoid"), init=str(tmp_path / "before"), model={})
+    torch.testing.assert_close(start.prepare_model(tuned, dataset).model.get_parameter("head.bias"), bias)
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,15 @@ def test_auto_takes_what_fits_and_says_so(ours: Path, small_pictures: Path, caps
         {"model": "C3+ViT-At/8", "image_size": 32},
         {"image_size": 72, "model": "ViT-At/8"},
         {"image_size": 30, "model": "ViT-At/6"},
+        {"image_size": 136},
+        {"image_size": 30},
     ],
 )
 def test_auto_takes_nothing_where_nothing_fits(wish: dict[str, object], ours: Path, small_pictures: Path) -> None:
-    """Another architecture, another size, or nothing wanted; the named hybrid has six blocks and not one."""
+    """Another architecture, another size, or nothing wanted; the named hybrid has six blocks and not one.
+
+    Without a model's name the size alone decides: too large, or no multiple of the stride.
+    """
     run = pw.train(str(small_pictures), steps=1, out=str(ours / "run"), **wish)  # pyright: ignore[reportArgumentType]
     assert json.loads((run / "result.json").read_text())["init"] == "none"
 
