@@ -19,7 +19,7 @@ from torch import Tensor
 from conftest import write_pictures
 from patchword.core import files
 from patchword.core.errors import DataError, PatchwordError, StoppedError, UsageError
-from patchword.data.dataset import Arrays, Split
+from patchword.data.dataset import Arrays, Dataset, Split
 from patchword.data.sources import open_data
 from patchword.evaluation import memory
 from patchword.evaluation.predict import Looking
@@ -475,6 +475,22 @@ def test_a_teachers_answers_are_in_the_order_of_the_data_sets_classes(
     assert teacher.confident(some, sure, 0.75).tolist() == [2, 3]
     assert teacher.confident(some, sure, 0.6).tolist() == [0, 1, 2, 3]
     assert teacher.confident(some, sure, 1.0).tolist() == [2]
+
+
+def test_who_is_left_out_takes_their_answers_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sure and unsure pictures in turn: each that stays has what the teacher said of that very one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = create_model("ViT-At/8", 2, 16, depth=1)
+    model.labels = ("ant", "bee")
+    save_model(model, tmp_path / "teacher")
+    logits = np.array([[0.1, 0.0], [5.0, 0.0], [0.2, 0.0], [0.0, 6.0], [0.0, 0.3], [7.0, 0.0]], np.float32)
+    monkeypatch.setattr(teacher, "predict", lambda *_, **__: SimpleNamespace(logits=logits))
+    train = Split(Arrays(np.zeros((6, 16, 16, 3), np.uint8), "x"), np.full(6, -1))
+    dataset = Dataset("x", "x", model.labels, False, {"train": train}, "")
+    asking = Teacher(weights=str(tmp_path / "teacher"), confidence=0.9)
+    left, said, _ = teacher.ask(asking, dataset, "cpu", Looking())
+    assert left.splits["train"].rows.tolist() == [1, 3, 5]
+    torch.testing.assert_close(said, torch.from_numpy(logits[[1, 3, 5]]).softmax(1))
 
 
 @pytest.fixture
