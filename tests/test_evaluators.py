@@ -1,5 +1,7 @@
 """Few shots against the original code, the probe and neighbours against scikit-learn, and what is remembered of features."""
 
+import copy
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -237,8 +239,25 @@ def test_identity_knows_the_head_the_preprocessing_and_the_labels(model: Model, 
     relabelled = split.subset(np.arange(21))
     relabelled.labels[0] = 2
     assert memory.identity(model, relabelled) != before
+    seen = {before}
+    for change in (
+        {"image_size": (16, 24)},
+        {"resize": "stretch"},
+        {"crop_fraction": 0.5},
+        {"interpolation": "bicubic"},
+        {"mean": (0.5, 0.5, 0.4)},
+        {"std": (0.5, 0.5, 0.4)},
+    ):
+        other = copy.copy(model)
+        other.preprocessing = dataclasses.replace(model.preprocessing, **change)
+        seen.add(memory.identity(other, split))
+    assert len(seen) == 1 + 6
+    with torch.no_grad():
+        model.get_parameter("patch_embed.weight")[0, 0] += 1e-3
+    assert memory.identity(model, split) not in seen
+    seen.add(memory.identity(model, split))
     model.replace_head(5)
-    assert memory.identity(model, split) != before
+    assert memory.identity(model, split) not in seen
 
 
 # All of them on a data set
