@@ -36,7 +36,22 @@ def test_schedule_is_checked(fields: dict[str, object]) -> None:
         ScheduleConfig(**fields)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("fields", [{"lr": -1.0}, {"lr": math.nan}, {"betas": (0.9, 1.0)}, {"layer_decay": 0.0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lr": -1.0},
+        {"lr": math.nan},
+        {"matrix_lr": -1e-9},
+        {"kernel_lr": -1e-9},
+        {"weight_decay": -1e-9},
+        {"momentum": -0.1},
+        {"momentum": 1.0},
+        {"clip_norm": -1e-9},
+        {"betas": (0.9, 1.0)},
+        {"layer_decay": 0.0},
+        {"layer_decay": 1.1},
+    ],
+)
 def test_optimizer_is_checked(fields: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=r"optimizer\."):
         OptimizerConfig(**fields)  # pyright: ignore[reportArgumentType]
@@ -78,6 +93,22 @@ def test_optimizers_follow_their_formula(name: str) -> None:
     assert model.head.weight[0, 0].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_adam_decays_by_the_gradient() -> None:
+    """Two steps, in which the decay changes the ratio of the averages, as the first step from zero does not show."""
+    model = create_model("ViT-At/8", 1, 8, depth=1)
+    optimizer = build_optimizer(OptimizerConfig(name="adam", lr=0.1, weight_decay=0.5, betas=(0.8, 0.9)), model)
+    weight = model.get_parameter("head.weight")
+    torch.nn.init.constant_(weight, 2.0)
+    value, average, square = 2.0, 0.0, 0.0
+    for step, gradient in ((1, 3.0), (2, -0.5)):
+        weight.grad = torch.full_like(weight, gradient)
+        optimizer.step()
+        decayed = gradient + 0.5 * value
+        average, square = 0.8 * average + 0.2 * decayed, 0.9 * square + 0.1 * decayed**2
+        value -= 0.1 * (average / (1 - 0.8**step)) / (math.sqrt(square / (1 - 0.9**step)) + 1e-8)
+    assert weight[0, 0].item() == pytest.approx(value, rel=1e-5)
+
+
 def test_average_warms_up_and_then_decays() -> None:
     model = create_model("ViT-At/8", 1, 8, depth=1)
     assert isinstance(model.head, nn.Linear)
@@ -108,10 +139,22 @@ def test_muon_moves_matrices_orthogonally_and_the_rest_as_adamw() -> None:
     generator = torch.Generator().manual_seed(7)
     expected = {name: value.detach().double().numpy().copy() for name, value in model.named_parameters()}
     momentum = {name: np.zeros_like(value) for name, value in expected.items()}
+    others = {name: value.detach().clone() for name, value in model.named_parameters() if name not in orthogonals}
+    undecayed = model.no_weight_decay()
+    assert others.keys() - undecayed == {"head.weight"}
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [others["head.weight"]], "weight_decay": 0.5},
+            {"params": [value for name, value in others.items() if name in undecayed], "weight_decay": 0.0},
+        ],
+        lr=0.5 * 0.01,
+        betas=(0.8, 0.9),
+    )
     for _ in range(2):
         for name, parameter in model.named_parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
             if name not in orthogonals:
+                others[name].grad = parameter.grad.clone()
                 continue
             gradient = parameter.grad.double().numpy()
             momentum[name] = 0.9 * momentum[name] + gradient
@@ -126,9 +169,12 @@ def test_muon_moves_matrices_orthogonally_and_the_rest_as_adamw() -> None:
                 scale = max(1.0, rows / ahead.shape[1]) ** 0.5
                 expected[name][part] = (1 - 0.05 * 0.5) * expected[name][part] - 0.05 * scale * (u * lengths) @ v
         optimizer.step()
+        adamw.step()
     for name, parameter in model.named_parameters():
         if name in orthogonals:
             np.testing.assert_allclose(parameter.detach().numpy(), expected[name], atol=2e-5, err_msg=name)
+        else:
+            torch.testing.assert_close(parameter.detach(), others[name], rtol=1e-5, atol=1e-7, msg=name)
     head = optimizer.state[model.get_parameter("head.weight")]
     assert set(head) == {"step", "exp_avg", "exp_avg_sq"}
     assert head["step"] == 2
