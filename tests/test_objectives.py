@@ -23,19 +23,21 @@ from patchword.data.dataset import Arrays, Dataset, Split
 from patchword.data.sources import open_data
 from patchword.evaluation import memory
 from patchword.evaluation.predict import Looking
-from patchword.models.chance import Chance, drawing_from
+from patchword.models.chance import Chance, current, drawing_from
+from patchword.models.contract import Model
 from patchword.models.names import create_model
 from patchword.models.position import sincos
 from patchword.models.vit import ViT
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
-from patchword.training import teacher
+from patchword.training import teacher, unlabelled
 from patchword.training.objectives import (
     UNLABELLED,
     Distillation,
     MaskedAutoencoder,
     MaskedPatch,
     Objective,
+    Unlabelled,
     choose,
     masked_autoencoder,
     masked_patch,
@@ -399,20 +401,69 @@ def test_the_flops_of_an_auto_encoder_are_those_of_what_it_sees(pictures: Path, 
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("objective", "changes", "sentence"),
     [
         (
+            "masked-patch",
             {"model": {"patch_size": 16}, "regularization": {"patch_dropout": 0.0}},
             "objective=masked-patch needs two patches or more, and ViT-At/8 at 16×16 has one",
         ),
-        ({}, "objective=masked-patch hides patches itself; regularization.patch_dropout=0 is right"),
+        (
+            "masked-autoencoder",
+            {"model": {"patch_size": 16}, "regularization": {"patch_dropout": 0.0}},
+            "objective=masked-autoencoder hides three of four patches, and ViT-At/8 at 16×16 has 1",
+        ),
+        ("masked-patch", {}, "objective=masked-patch hides patches itself; regularization.patch_dropout=0 is right"),
     ],
 )
 def test_what_does_not_go_with_a_masked_objective_is_refused(
-    changes: dict[str, Any], sentence: str, pictures: Path, tmp_path: Path
+    objective: str, changes: dict[str, Any], sentence: str, pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=sentence):
-        run(tiny(pictures, objective="masked-patch", **changes), tmp_path / "out")
+        run(tiny(pictures, objective=objective, **changes), tmp_path / "out")
+
+
+class Drawing(Unlabelled):
+    """Its figures are what is drawn for each picture, to the `power`-th, or 1 less that; its losses are told from them."""
+
+    def __init__(self, power: int, turned: bool, least: float) -> None:
+        super().__init__()
+        self.power, self.turned = power, turned
+        self.least = least  # pyright: ignore[reportAttributeAccessIssue]
+
+    def measure(self, model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
+        chance = current()
+        assert chance is not None
+        figures = chance.fill(5, (len(images),), images, masked_patch._uniform) ** self.power
+        figures = 1 - figures if self.turned else figures
+        return 2 + 3 * figures, figures
+
+
+@pytest.mark.parametrize("batch_size", [3, 7])
+@pytest.mark.parametrize(("power", "turned"), [(1, False), (40, False), (40, True)])
+@pytest.mark.parametrize("least", [0.0, -np.inf])
+def test_what_is_measured_without_labels_by_hand(
+    batch_size: int, power: int, turned: bool, least: float, tmp_path: Path
+) -> None:
+    """A picture has its draws by its place in the split, one that cannot be read counts for nothing, shares stay shares."""
+    write_pictures(tmp_path / "test", ("ant", "bee"), 5)
+    write_pictures(tmp_path / "train", ("ant", "bee"), 1, seed=1)
+    (tmp_path / "test/ant/002.png").write_bytes(b"broken")
+    split = open_data(tmp_path).splits["test"]
+    found = unlabelled.measure(Drawing(power, turned, least), small(), split, Looking(batch_size=batch_size, threads=1))
+    draws = Chance(0).fill(5, (10,), torch.empty(()), masked_patch._uniform).numpy().astype(np.float64) ** power
+    figures = np.delete(1 - draws if turned else draws, 2)
+    half = 1.959964 * np.sqrt(((figures - figures.mean()) ** 2).sum() / 8) / 3
+    assert (found["n"], [row["name"] for row in found["unreadable"]]) == (9, ["test/ant/002.png"])
+    assert found["value"] == pytest.approx(figures.mean(), rel=1e-4)
+    assert found["loss"] == pytest.approx(2 + 3 * figures.mean(), rel=1e-4)
+    low, high = figures.mean() - half, figures.mean() + half
+    assert found["value_ci95"] == pytest.approx([max(least, low), min(1.0, high)], rel=1e-5, abs=1e-6)
+    assert (low < 0, high > 1) == (power == 40 and not turned, turned)
+
+
+def test_a_share_has_an_interval_of_shares() -> None:
+    assert (MaskedPatch.least, MaskedAutoencoder.least) == (0.0, -np.inf)
 
 
 def test_a_head_alone_has_nothing_to_learn_without_labels(pictures: Path, tmp_path: Path) -> None:
@@ -489,7 +540,7 @@ def test_who_is_left_out_takes_their_answers_along(tmp_path: Path, monkeypatch: 
     dataset = Dataset("x", "x", model.labels, False, {"train": train}, "")
     asking = Teacher(weights=str(tmp_path / "teacher"), confidence=0.9)
     left, said, _ = teacher.ask(asking, dataset, "cpu", Looking())
-    assert left.splits["train"].rows.tolist() == [1, 3, 5]
+    np.testing.assert_array_equal(left.splits["train"].rows, [1, 3, 5])  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(said, torch.from_numpy(logits[[1, 3, 5]]).softmax(1))
 
 

@@ -35,7 +35,7 @@ def measure(objective: Objective, model: Model, split: Split, how: Looking) -> d
         "n": len(found),
         "metric": objective.metric,
         "value": value,
-        "value_ci95": [max(-1.0, value - half), min(1.0, value + half)],
+        "value_ci95": [max(objective.least, value - half), min(1.0, value + half)],
         "loss": loss,
         "unreadable": [{"name": split.name(index), "reason": why} for index, why in sorted(unreadable.items())],
     }

@@ -27,6 +27,7 @@ class MaskedPatch(Unlabelled):
     """The loss of each image is the mean cross-entropy over its corrupted patches."""
 
     metric = "masked_accuracy"
+    least = 0.0
 
     def __init__(self, model: Model) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ Letters: B images, C channels, H×W pixels, K numbers that say what a picture sh
 """
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
@@ -24,6 +25,8 @@ class Objective(nn.Module, ABC):
 
     metric: ClassVar[str] = ""
     """The name of the figure that `measure` gives, the higher the better; empty where predictions of labels are measured."""
+    least: ClassVar[float] = -math.inf
+    """The least that this figure can be; the most is 1."""
     class_weights: Tensor | None
     """K: what the loss of a picture of each class is multiplied by; None: all losses count alike."""
 
