@@ -4,12 +4,14 @@ import copy
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -212,6 +214,47 @@ def test_features_are_what_the_head_sees_and_are_computed_once(
     np.testing.assert_array_equal(features_of(model, split).values, other.values)
     assert looked[5:] == [21]
     assert "is damaged; what it held is computed again" in capsys.readouterr().err
+
+
+def test_a_flipped_byte_in_what_is_remembered_is_damage(
+    model: Model, pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a file without a digest, as there were once, is none."""
+    looked = counted(monkeypatch)
+    split = open_data(pictures).splits["test"]
+    first = features_of(model, split)
+    [kept] = cache.iterdir()
+    content = bytearray(kept.read_bytes())
+    content[-7] ^= 1
+    kept.write_bytes(content)
+    np.testing.assert_array_equal(features_of(model, split).values, first.values)
+    assert "is damaged; what it held is computed again" in capsys.readouterr().err
+    assert looked == [21, 21]
+    save_file(load_file(kept), kept)
+    features_of(model, split)
+    assert "damaged" not in capsys.readouterr().err
+    features_of(model, split)
+    assert looked == [21, 21, 21]
+
+
+def test_what_killed_writes_have_left_of_a_cache_goes_and_what_is_being_written_stays(
+    model: Model, pictures: Path, cache: Path
+) -> None:
+    cache.mkdir(parents=True)
+    killed, living, foreign = (
+        cache / name
+        for name in (
+            ".0f.safetensors.patchword-abcd_123",
+            ".1f.safetensors.patchword-abcd_123",
+            ".notes.patchword-abcd_123",
+        )
+    )
+    for place in (killed, living, foreign):
+        place.write_bytes(b"part")
+    for place in (killed, foreign):
+        os.utime(place, (time.time() - 4000, time.time() - 4000))
+    features_of(model, open_data(pictures).splits["test"])
+    assert [place.exists() for place in (killed, living, foreign)] == [False, True, True]
 
 
 def test_the_head_of_the_features_is_the_models_answer(model: Model, pictures: Path) -> None:

@@ -568,7 +568,7 @@ def test_a_teacher_is_asked_once_and_its_answers_are_whole_or_absent(
     assert "is damaged; what it held is computed again" in capsys.readouterr().err
     assert weights_hash(third) == weights_hash(first)
     kept.unlink()
-    monkeypatch.setattr(memory, "save", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(memory, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         run(recipe, tmp_path / "fourth")
     assert not list(kept.parent.iterdir())

@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,15 +159,15 @@ def remove_directory(path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path, names: str) -> None:
+def remove_leftovers(folder: Path, names: str, *, idle: float = 0.0) -> None:
     """Clear away what a crash has left of files and folders that were being written aside, and nothing else.
 
     `names` is a regular expression of what is written here. A folder that was just being replaced is put back. Only for
-    whoever alone writes in `folder`.
+    whoever alone writes in `folder`, or of what nobody has written to for `idle` seconds: the rest may be another's.
     """
     for path in sorted(folder.glob(".*")) if folder.is_dir() else ():
         match = re.fullmatch(_ASIDE.format(names), path.name)
-        if match is None:
+        if match is None or (idle and not _is_idle(path, idle)):
             continue
         if match["old"] and not (folder / match["name"]).exists() and (path / match["name"]).is_dir():
             os.replace(path / match["name"], folder / match["name"])
@@ -174,6 +175,13 @@ def remove_leftovers(folder: Path, names: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _is_idle(path: Path, seconds: float) -> bool:
+    try:
+        return time.time() - path.lstat().st_mtime >= seconds
+    except FileNotFoundError:  # it was another's, who has just published or removed it
+        return False
 
 
 def _make_directories(path: Path) -> None:

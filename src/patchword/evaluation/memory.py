@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -17,10 +19,13 @@ from patchword.core.progress import say
 from patchword.data.dataset import Files, Split
 from patchword.data.join import Joined
 from patchword.models.contract import Model
-from patchword.weights.folder import read_tensors
 
 ROOM = 10_000_000_000
 """Bytes that a room of the cache may hold; what was asked for longest ago goes first."""
+_DIGEST = "sha256"
+"""In a file's metadata: a hash of its tensors."""
+_IDLE = 3600.0
+"""Seconds without a byte after which a write is taken for one that was killed; one lives for seconds."""
 
 
 def remembered(
@@ -66,10 +71,15 @@ def identity(model: Model, split: Split | None = None) -> str:
 
 def _read(place: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
     try:
-        tensors = read_tensors(place)
-    except DataError:
-        tensors = {}
-    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes:
+        files.check_regular(place)
+        with safe_open(place, "pt") as opened:  # at once, for another process may put a new file in its place
+            kept = (opened.metadata() or {}).get(_DIGEST)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dictionary)
+    except (SafetensorError, OSError, ValueError, DataError):
+        kept, tensors = "", {}
+    if kept is None:  # from before there were digests: it counts as absent
+        return None
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes and kept == _digest(tensors):
         with contextlib.suppress(OSError):
             os.utime(place)
         return tensors
@@ -77,10 +87,19 @@ def _read(place: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] 
     return None
 
 
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _keep(place: Path, tensors: dict[str, Tensor]) -> None:
     try:
         with files.new_file(place) as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+            whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            file.write(save(whole, metadata={_DIGEST: _digest(whole)}))
         with contextlib.suppress(OSError):  # another process may have removed it before
             _make_room(place)
     except FaultError as error:
@@ -88,7 +107,11 @@ def _keep(place: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _make_room(newest: Path) -> None:
-    """Remove what was asked for longest ago as far as the room holds too much; who reads it at the moment reads on."""
+    """Remove what was asked for longest ago as far as the room holds too much; who reads it at the moment reads on.
+
+    What killed writes have left goes, too.
+    """
+    files.remove_leftovers(newest.parent, r"[0-9a-f]+\.safetensors", idle=_IDLE)
     there = [(file.stat(), file) for file in newest.parent.glob("*.safetensors") if file != newest]
     left = ROOM - newest.stat().st_size
     for known, file in sorted(there, key=lambda pair: pair[0].st_mtime_ns, reverse=True):
