@@ -528,8 +528,10 @@ def test_a_teachers_answers_are_in_the_order_of_the_data_sets_classes(
     assert teacher.confident(some, sure, 1.0).tolist() == [2]
 
 
-def test_who_is_left_out_takes_their_answers_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sure and unsure pictures in turn: each that stays has what the teacher said of that very one."""
+def test_who_is_left_out_takes_their_answers_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sure and unsure pictures in turn: each that stays has what the teacher said of that very one. How many is always said."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = create_model("ViT-At/8", 2, 16, depth=1)
     model.labels = ("ant", "bee")
@@ -542,6 +544,14 @@ def test_who_is_left_out_takes_their_answers_along(tmp_path: Path, monkeypatch: 
     left, said, _ = teacher.ask(asking, dataset, "cpu", Looking())
     np.testing.assert_array_equal(left.splits["train"].rows, [1, 3, 5])  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(said, torch.from_numpy(logits[[1, 3, 5]]).softmax(1))
+    assert (
+        "of 3 of 6 pictures without labels (teacher.confidence=0.9); the others are left out\n"
+        in capsys.readouterr().err
+    )
+    assert teacher.ask(dataclasses.replace(asking, confidence=0.5), dataset, "cpu", Looking())[0] is dataset
+    assert "of 6 of 6 pictures without labels (teacher.confidence=0.5)\n" in capsys.readouterr().err
+    teacher.ask(dataclasses.replace(asking, confidence=0.0), dataset, "cpu", Looking())
+    assert "the teacher is sure" not in capsys.readouterr().err
 
 
 @pytest.fixture

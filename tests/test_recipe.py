@@ -148,6 +148,15 @@ def test_difference_passes_over_what_was_left_open() -> None:
     assert dataclasses.replace(asked, threads=1).difference(stored) == "threads is 1, not 2"
 
 
+def test_a_shift_is_open_where_the_crop_is_and_nowhere_else() -> None:
+    def with_crop(crop: str, pixels: int) -> Recipe:
+        return recipes.load("scratch", {"data": "d", "augment": {"crop": crop, "shift_pixels": pixels}})
+
+    for pixels in (4, 7):
+        assert with_crop("auto", pixels).difference(with_crop("shift", 2)) is None
+    assert with_crop("shift", 4).difference(with_crop("shift", 2)) == "augment.shift_pixels is 4, not 2"
+
+
 def test_open_fields_exist() -> None:
     values = dataclasses.asdict(Recipe())
     for path, value in LEFT_OPEN.items():

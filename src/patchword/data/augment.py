@@ -68,7 +68,7 @@ class Augment:
     crop_area: tuple[float, float] = (0.05, 1.0)
     """The least and the greatest share of the picture's area that a random-resized crop keeps."""
     shift_pixels: int = 4
-    """The farthest that `shift` moves a picture, each way; its own mirror image comes into view."""
+    """The farthest that `shift` moves a picture, each way; its own mirror image comes into view. `crop=auto` chooses it."""
     flip: bool = True
     """Mirror every picture, left to right, every second time that it comes: which of the two comes first is drawn. Two looks at a
     picture then see both sides, which half of the pairs of independent draws do not (arXiv 2404.00498, section 3.6)."""

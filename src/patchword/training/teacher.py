@@ -46,13 +46,15 @@ def ask(teacher: Teacher, dataset: Dataset, device: str, how: Looking) -> tuple[
     model = load_teacher(teacher, dataset.classes).to(device)
     said, who = answers(teacher, model, train, dataset.classes, how), identity(model)
     sure = confident(train, said, teacher.confidence)
+    labelled = int((train.labels >= 0).sum())
+    if labelled < len(train) and teacher.confidence:
+        say(
+            f"the teacher is sure of the class of {len(sure) - labelled:,} of {len(train) - labelled:,} pictures without "
+            f"labels (teacher.confidence={teacher.confidence:g})"
+            + ("; the others are left out" if len(sure) < len(train) else "")
+        )
     if len(sure) == len(train):
         return dataset, said, who
-    labelled = int((train.labels >= 0).sum())
-    say(
-        f"the teacher is sure of the class of {len(sure) - labelled:,} of {len(train) - labelled:,} pictures without "
-        f"labels (teacher.confidence={teacher.confidence:g}); the others are left out"
-    )
     return dataclasses.replace(dataset, splits={**dataset.splits, "train": train.subset(sure)}), said[sure], who
 
 

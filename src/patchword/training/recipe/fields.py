@@ -114,7 +114,7 @@ class Evaluation:
     """How often the validation split is looked at in training."""
 
     every_steps: int = 0
-    """0 looks ten times in the run."""
+    """0 looks ten times in the run, or less often where that would take more than a fifth of the training."""
     batch_size: int = 0
     """Images at once; 0 takes what suits the caches. It changes nothing but speed."""
     final: Literal["test", "validation"] = "test"
@@ -301,7 +301,10 @@ class Recipe:
         What the request leaves open does not differ from what the run chose for it, and what makes no difference to
         the weights or the log may be another.
         """
-        return _difference(dataclasses.asdict(self), dataclasses.asdict(stored), "")
+        asked = dataclasses.asdict(self)
+        if self.augment.crop == "auto":
+            del asked["augment"]["shift_pixels"]  # chosen with the crop, whatever was asked for
+        return _difference(asked, dataclasses.asdict(stored), "")
 
     def going_on(self, asked: "Recipe") -> "Recipe":
         """The recipe of a run that is resumed by a request for the same: what makes no difference is as asked for now."""
@@ -339,7 +342,6 @@ LEFT_OPEN: dict[str, Any] = {
     "device": "auto",
     "threads": 0,
     "augment.crop": "auto",
-    "augment.shift_pixels": 4,
     "budget.steps": 0,
     "evaluation.every_steps": 0,
     "evaluation.batch_size": 0,
@@ -347,7 +349,6 @@ LEFT_OPEN: dict[str, Any] = {
     "compute.precision": "auto",
     "loading.in_memory": "auto",
     "loading.workers": -1,
-    "loading.duplicates": "auto",
 }
 """Fields whose value means "choose for me"; the run replaces each."""
 
