@@ -213,16 +213,6 @@ def _plain(pflop: float, name: str, depth: int, heads: int, mlp_dim: int) -> dic
 
 
 # "Self-training with Noisy Student" (arXiv 1911.04252), section 3.1; the rest is `scratch`.
-NOISY_STUDENT = {
-    **SCRATCH,
-    "augment.randaugment_layers": 2,
-    "augment.randaugment_magnitude": 10.0,
-    "regularization.dropout": 0.1,
-    "regularization.stochastic_depth": 0.2,
-    "regularization.label_smoothing": 0.0,
-    "teacher.share": 0.0,
-    "teacher.confidence": 0.3,
-}
 # The optimizer of `speedrun` at half its rate of matrices.
 FINETUNE_MUON = {
     **FINETUNE,
@@ -254,6 +244,19 @@ HYBRID = {
     "augment.shift_pixels": 4,
     "augment.crop_area": (0.3, 1.0),
     "evaluation.mirror": False,
+}
+# That, for the hybrid's model, and the noise.
+NOISY_STUDENT = {
+    **{field: value for field, value in HYBRID.items() if field.startswith("model.")},
+    **FINETUNE_MUON,
+    "budget.epochs": 20.0,
+    "augment.randaugment_layers": 2,
+    "augment.randaugment_magnitude": 10.0,
+    "regularization.dropout": 0.1,
+    "regularization.stochastic_depth": 0.2,
+    "regularization.label_smoothing": 0.0,
+    "teacher.share": 0.0,
+    "teacher.confidence": 0.3,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "hybrid": HYBRID,
