@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from patchword.core.progress import say
 from patchword.data.dataset import Files, Split
 from patchword.data.join import Joined
 from patchword.models.contract import Model
+from patchword.weights.folder import read_described
 
 ROOM = 10_000_000_000
 """Bytes that a room of the cache may hold; what was asked for longest ago goes first."""
@@ -71,11 +71,9 @@ def identity(model: Model, split: Split | None = None) -> str:
 
 def _read(place: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
     try:
-        files.check_regular(place)
-        with safe_open(place, "pt") as opened:  # at once, for another process may put a new file in its place
-            kept = (opened.metadata() or {}).get(_DIGEST)
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dictionary)
-    except (SafetensorError, OSError, ValueError, DataError):
+        tensors, described = read_described(place)
+        kept = described.get(_DIGEST)
+    except DataError:
         kept, tensors = "", {}
     if kept is None:  # from before there were digests: it counts as absent
         return None

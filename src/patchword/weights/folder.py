@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from patchword.core import files
@@ -162,9 +162,15 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file; a sentence names it where it is damaged."""
+    return read_described(path)[0]
+
+
+def read_described(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The same, and its metadata: of one file, if another process puts a new one in its place meanwhile."""
     files.check_regular(path)
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as opened:
+            return opened.get_tensors(), opened.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path} is not a whole safetensors file ({error})") from error
 
