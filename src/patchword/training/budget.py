@@ -93,7 +93,7 @@ def _steps_in(seconds: float, recipe: Recipe, look: int, step: float) -> int:
     """How many steps of so many seconds, with the looks at validation between them of so many passes each, fit in `seconds`."""
     passes = _passes_per_picture(recipe) * seconds / step * recipe.batch_size
     looking = _looks(passes, look) * look / passes
-    return int(seconds * max(1 - looking, 1 - _MOST_LOOKING) / step)
+    return int(seconds * (1 - looking) / step)
 
 
 def _passes_per_picture(recipe: Recipe) -> int:
