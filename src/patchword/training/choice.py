@@ -95,7 +95,7 @@ def _vits(shape: tuple[int, int], image_size: tuple[int, int] | None, options: d
         patch = _patch_for(image_size)
     elif max(shape) <= SMALL_PICTURE:
         patch = max(2, round(max(shape) / 8))
-        image_size = (-(-shape[0] // patch) * patch, -(-shape[1] // patch) * patch)
+        image_size = whole_patches(shape, patch)
     else:
         patch, image_size = 12, (96, 96)
     return [Candidate(f"ViT-{size}/{patch}", options, image_size) for size in SIZES]
@@ -103,8 +103,7 @@ def _vits(shape: tuple[int, int], image_size: tuple[int, int] | None, options: d
 
 def _hybrids(shape: tuple[int, int], image_size: tuple[int, int] | None, options: dict[str, Any]) -> list[Candidate]:
     """Three convolutions with pooling and an encoder, wider and wider; larger pictures at more and more pixels."""
-    height, width = (-(-side // HYBRID_STRIDE) * HYBRID_STRIDE for side in shape)
-    sizes = [image_size or (height, width)]
+    sizes = [image_size or whole_patches(shape, HYBRID_STRIDE)]
     if image_size is None and max(shape) > SMALL_PICTURE:
         sizes = [(side, side) for side in _SIDES]
     narrow, middle, wide = (
@@ -118,6 +117,11 @@ def _hybrids(shape: tuple[int, int], image_size: tuple[int, int] | None, options
     )
     steps = [(narrow, sizes[0]), *((middle, size) for size in sizes), (wide, sizes[-1])]
     return [Candidate("C3+ViT-Fe/8", {**widths, **options}, size) for widths, size in steps]
+
+
+def whole_patches(shape: tuple[int, int], stride: int) -> tuple[int, int]:
+    """h×w to multiples of the stride."""
+    return (-(-shape[0] // stride) * stride, -(-shape[1] // stride) * stride)
 
 
 def _patch_for(image_size: tuple[int, int]) -> int:

@@ -18,7 +18,7 @@ from patchword.data.join import together
 from patchword.data.sources import open_data
 from patchword.data.splits import first_of
 from patchword.data.store import Store, estimated_bytes
-from patchword.training.choice import SMALL_PICTURE
+from patchword.training.choice import SMALL_PICTURE, whole_patches
 from patchword.training.objectives import UNLABELLED
 from patchword.training.recipe import Recipe
 from patchword.training.shelf import Shelf, filled
@@ -201,10 +201,8 @@ def look_at(split: Split) -> Pictures:
 
 def natural_size(pictures: Pictures, stride: int) -> tuple[int, int]:
     """The input size for pictures of this shape: their own if small, else 224 px, rounded up to the stride."""
-    if max(pictures.height, pictures.width) <= SMALL_PICTURE:
-        return (-(-pictures.height // stride) * stride, -(-pictures.width // stride) * stride)
-    side = -(-224 // stride) * stride
-    return (side, side)
+    small = max(pictures.height, pictures.width) <= SMALL_PICTURE
+    return whole_patches((pictures.height, pictures.width) if small else (224, 224), stride)
 
 
 def fetch(recipe: Recipe) -> None:
