@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from bench import engine, pictures, scale, startup
+from bench.limit import GEMM_FLOPS
 from bench.shapes import CONVOLUTIONS, FORWARD, THREADS, TRAINING, Job
-from bench.systems import EAGER, GEMM_FLOPS, ours
+from bench.systems import EAGER, ours
 from bench.timing import Timings, measure, ratio, workers
 from patchword.models.cost import TRAINING_FACTOR, cost
 

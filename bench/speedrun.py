@@ -10,25 +10,21 @@ import json
 import math
 import os
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from bench.limit import roofline
 from bench.wishes import answered, number, whole
 from patchword.core import files
 from patchword.core.errors import UsageError
 from patchword.core.progress import say
-from patchword.models.onednn import linear
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
 from patchword.training.run import run
 
 PEERS = Path(__file__).parent / "peers"
 OURS = ("hybrid", "plain")
-_GEMM = 1024
 
 
 def main() -> None:
@@ -62,17 +58,6 @@ def systems(only: str, budget: float) -> Iterator[tuple[str, str]]:
     if only in ("", "peers"):
         for file in sorted(PEERS.glob("*.toml")):
             yield file.stem, str(file)
-
-
-def roofline() -> float:
-    """FLOPs a second of large products on all cores, now: what training is measured against."""
-    a, b = torch.randn(_GEMM, _GEMM), torch.randn(_GEMM, _GEMM)
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        linear(a, b, None)
-        times.append(time.perf_counter() - began)
-    return 2 * _GEMM**3 / min(times)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

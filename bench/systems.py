@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.limit import gemm
 from bench.shapes import SHAPES, THREADS, Job
 from patchword.core.runtime import keep_memory
 from patchword.data.loader import Batch
@@ -136,28 +137,8 @@ def onnxruntime(job: Job) -> Iterator[Built]:
 
 @contextmanager
 def roofline(job: Job) -> Iterator[Built]:
-    """One square matrix product by the faster of PyTorch's two libraries, MKL and oneDNN: `GEMM_FLOPS` a step."""
-    left, right = torch.rand(2, _SIDE, _SIDE)
-    ways = [
-        lambda: torch.mm(left, right),
-        lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], ""),
-    ]
-    yield Built(min(ways, key=_seconds), torch.zeros(0))
-
-
-_SIDE = 1536
-GEMM_FLOPS = 2 * _SIDE**3
-
-
-def _seconds(step: Callable[[], object]) -> float:
-    import time
-
-    times = []
-    for _ in range(8):
-        began = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    """The machine's limit: `GEMM_FLOPS` a step."""
+    yield Built(gemm(), torch.zeros(0))
 
 
 def _infer(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -80,12 +80,9 @@ def choose_side(budget: Budget, num_pictures: int) -> int:
     """At how many pixels a hybrid of the middle width that has learned already sees larger pictures."""
     if not (budget.pflop or budget.minutes):
         return _SIDES[0]
-    candidates = _hybrids((224, 224), None, load("hybrid").model)[1:-1]
-    fitting = [
-        each.image_size[0]
-        for each in candidates
-        if _looks(budget, num_pictures, each.cost.train_flops) >= _HYBRID_LOOKS
-    ]
+    options = load("hybrid").model
+    flops = {side: _hybrid(_WIDTHS[1], (side, side), options).cost.train_flops for side in _SIDES}
+    fitting = [side for side in _SIDES if _looks(budget, num_pictures, flops[side]) >= _HYBRID_LOOKS]
     return max(fitting, default=_SIDES[0])
 
 
@@ -106,17 +103,19 @@ def _hybrids(shape: tuple[int, int], image_size: tuple[int, int] | None, options
     sizes = [image_size or whole_patches(shape, HYBRID_STRIDE)]
     if image_size is None and max(shape) > SMALL_PICTURE:
         sizes = [(side, side) for side in _SIDES]
-    narrow, middle, wide = (
-        {
-            "stem_channels": [width // 4, width, width],
-            "embed_dim": width,
-            "num_heads": width // 32,
-            "mlp_dim": 2 * width,
-        }
-        for width in _WIDTHS
-    )
+    narrow, middle, wide = _WIDTHS
     steps = [(narrow, sizes[0]), *((middle, size) for size in sizes), (wide, sizes[-1])]
-    return [Candidate("C3+ViT-Fe/8", {**widths, **options}, size) for widths, size in steps]
+    return [_hybrid(width, size, options) for width, size in steps]
+
+
+def _hybrid(width: int, image_size: tuple[int, int], options: dict[str, Any]) -> Candidate:
+    widths = {
+        "stem_channels": [width // 4, width, width],
+        "embed_dim": width,
+        "num_heads": width // 32,
+        "mlp_dim": 2 * width,
+    }
+    return Candidate("C3+ViT-Fe/8", {**widths, **options}, image_size)
 
 
 def whole_patches(shape: tuple[int, int], stride: int) -> tuple[int, int]:
