@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from patchword.core.errors import UsageError
 from patchword.models import onednn
 from patchword.models.cost import cost
+from patchword.models.gelu import Gelu, gelu
 from patchword.models.layers import MLP, Block, Dropout
 from patchword.models.names import build_model, create_model, list_models
 from patchword.models.vit import SIZES, ViT
@@ -176,11 +177,13 @@ def _infer(model: ViT, batch: Tensor) -> Tensor:
         return model(batch)
 
 
-@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+@pytest.mark.parametrize("little", [0, 1 << 15])
+@pytest.mark.parametrize("kind", ["tanh", "erf"])
 @pytest.mark.parametrize("pool", POOLS)
-def test_inference_mode_computes_the_same(pool: str, gelu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU with oneDNN every block takes another way there, and no block outside of it."""
-    model = small(pool=pool, gelu=gelu)
+def test_inference_mode_computes_the_same(pool: str, kind: str, little: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU with oneDNN every block takes another way there, GELU in a product or beside it, and no block outside."""
+    monkeypatch.setattr(onednn, "_LITTLE", little)
+    model = small(pool=pool, gelu=kind)
     batch = images(model)
     taken: list[Any] = []
     infer = onednn.infer
@@ -721,6 +724,36 @@ def test_onednn_linear_has_torchs_values_and_derivatives(shape: tuple[int, ...])
         results.append([output, *first, *second])
     for mine, true in zip(*results, strict=True):
         torch.testing.assert_close(mine, true.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tanh", "erf"])
+def test_gelu_has_torchs_values_and_derivatives(kind: Gelu) -> None:
+    """Of large inputs and zero, too, and differentiated twice; the check is torch's own in float64."""
+    x = torch.cat([torch.linspace(-11, 11, 997), torch.tensor([0.0, 1e-30, -1e4, 1e4, -1e13, 1e13])])
+    weights = torch.randn(len(x), generator=torch.Generator().manual_seed(0))
+    given, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    true = nn.functional.gelu(exact, approximate="tanh" if kind == "tanh" else "none")
+    torch.testing.assert_close(gelu(x, kind), true.float(), rtol=1e-6, atol=1e-6)
+    results = []
+    for inputs, output in ((given, gelu(given, kind)), (exact, true)):
+        plain = torch.autograd.grad((output * weights).sum(), inputs, retain_graph=True)
+        first = torch.autograd.grad((output * weights).sum(), inputs, create_graph=True)
+        torch.testing.assert_close(plain[0], first[0], rtol=1e-5, atol=1e-5)
+        second = torch.autograd.grad(first[0][:997].square().sum(), inputs)
+        results.append([output, *plain, *second])
+    for mine, exactly in zip(*results, strict=True):
+        torch.testing.assert_close(mine, exactly.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x, given.detach(), rtol=0, atol=0)
+
+
+def test_gelu_is_torchs_own_where_others_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilers, exporters and other types see one operator; a model that trains on a CPU does not take torch's."""
+    assert "aten.gelu" in str(torch.export.export(MLP(7, 11, "tanh"), (torch.ones(3, 7),)).graph)
+    assert gelu(torch.ones(3, dtype=torch.bfloat16), "tanh").dtype == torch.bfloat16
+    model = small(depth=1).train()
+    monkeypatch.setattr(nn.functional, "gelu", None)
+    model(images(model)).sum().backward()
+    assert model.blocks[0].mlp.fc1.weight.grad.any()
 
 
 def test_training_uses_onednn(monkeypatch: pytest.MonkeyPatch) -> None:

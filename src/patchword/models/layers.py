@@ -3,18 +3,15 @@
 Letters: B images, M tokens, Q tokens that ask, D width, H heads, K = D/H head width.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchword.models import onednn
 from patchword.models.chance import Dropout, StochasticDepth
+from patchword.models.gelu import Gelu, gelu
 from patchword.models.onednn import Linear
 from patchword.models.position import RelativeKeys, Rotation
-
-Gelu = Literal["tanh", "erf"]
 
 
 class Attention(nn.Module):
@@ -111,8 +108,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B×M×D → B×M×D."""
-        x = F.gelu(self.fc1(x), approximate="tanh" if self.gelu == "tanh" else "none")
-        return self.dropout(self.fc2(self.dropout(x, 0)), 1)
+        return self.dropout(self.fc2(self.dropout(self.activate(self.fc1(x)), 0)), 1)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """GELU of the kind that this MLP has."""
+        return gelu(x, self.gelu)
 
 
 class Block(nn.Module):

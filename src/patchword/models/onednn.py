@@ -1,7 +1,7 @@
 """Linear layers on a CPU by oneDNN: the same functions as torch's own, which leaves them to MKL.
 
 oneDNN's products are as fast as MKL's on AVX2 and more than twice as fast on AMD's AVX-512, which MKL does not use there.
-In inference it also takes each residual, and GELU, into the product before it.
+In inference it also takes each residual into the product before it, and GELU where there is little of it.
 Letters: B images, M tokens, Q tokens that ask, D width.
 """
 
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from patchword.models.layers import Block
+
+
+_LITTLE = 1 << 15
+"""Numbers that GELU costs no more than calling it: for more, oneDNN's own in the product is several times as slow on AVX2."""
 
 
 class Linear(nn.Linear):
@@ -86,23 +90,32 @@ def after_attention(block: "Block", x: Tensor, heads: Tensor) -> Tensor:
     mlp = block.mlp
     x = _product_plus(heads.transpose(1, 2).flatten(2), block.attention.proj, x)
     normed = block.norm2(x)
-    gelu = "tanh" if mlp.gelu == "tanh" else "none"
-    hidden = torch.ops.mkldnn._linear_pointwise(normed, mlp.fc1.weight, mlp.fc1.bias, "gelu", [], gelu)
+    if normed.shape[:-1].numel() * mlp.fc1.out_features <= _LITTLE:
+        kind = "tanh" if mlp.gelu == "tanh" else "none"
+        hidden = torch.ops.mkldnn._linear_pointwise(normed, mlp.fc1.weight, mlp.fc1.bias, "gelu", [], kind)
+    else:
+        hidden = mlp.activate(_product(normed, mlp.fc1.weight, mlp.fc1.bias))
     return _product_plus(hidden, mlp.fc2, x)
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
+def eager(*tensors: Tensor) -> bool:
+    """Whether these are numbers of float32 on a CPU and nothing else looks at what is done with them: no tracing, no compiler."""
     return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() > 0
+        all(
+            each.device.type == "cpu"
+            and each.dtype == torch.float32
+            and type(each) in (Tensor, nn.Parameter)
+            and each.numel() > 0
+            for each in tensors
+        )
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and type(x) in (Tensor, nn.Parameter)
-        and type(weight) in (Tensor, nn.Parameter)
-        and _available()
     )
+
+
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    return eager(x, weight) and _available()
 
 
 @functools.cache

@@ -16,7 +16,8 @@ from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.chance import Dropout, StochasticDepth
 from patchword.models.contract import Model
-from patchword.models.layers import AttentionPool, Block, Gelu
+from patchword.models.gelu import Gelu
+from patchword.models.layers import AttentionPool, Block
 from patchword.models.onednn import Linear
 from patchword.models.position import POSITIONS, Position, PositionEmbedding, RelativeKeys, Resampling, Rotation
 
