@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +136,25 @@ def test_a_busy_machine_is_named_beside_what_was_measured_on_it(
         heard = capsys.readouterr().err
         assert f"{tmp_path}: 2 runs; about 3 min 20 s on this machine\n" in heard
         assert ("keeps this machine busy (4.5 processes for each core)" in heard) is said
+
+
+def test_a_cell_that_was_only_brought_to_its_end_says_nothing_of_the_pace(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three cells of 100 s: one that was cut off takes 7 s, one from nothing 150."""
+    clock = iter([0.0, 7.0, 10.0, 160.0])
+    monkeypatch.setattr(grids, "time", SimpleNamespace(perf_counter=lambda: next(clock), monotonic=lambda: 0.0))
+    monkeypatch.setattr(Grid, "seconds", lambda *_: 100.0)
+    monkeypatch.setattr(Grid, "finished", lambda *_: False)
+    monkeypatch.setattr(Grid, "outcome", lambda self, cell: Outcome(cell, self.folder, {"value": 0.5}))
+    monkeypatch.setattr(grids, "run", lambda *_, **__: None)
+    grid, cells = Grid(tmp_path), [Cell(name, name, tiny(pictures)) for name in ("cut", "new", "other")]
+    (tmp_path / "cut").mkdir()
+    grid.begin(cells)
+    grid.run(cells[:2])
+    said = capsys.readouterr().err
+    assert "[1/3] cut: 50.00 % in 7.0 s; about 3 min 20 s left\n" in said
+    assert "[2/3] new: 50.00 % in 2 min 30 s; about 2 min 30 s left\n" in said
 
 
 def test_a_folder_holds_one_study_and_one_writer(tmp_path: Path) -> None:

@@ -207,11 +207,11 @@ class Grid:
             return self.outcome(cell)
         if time.monotonic() > self.until:
             raise OutOfTime
-        began = time.perf_counter()
+        anew, began = not (self.folder / cell.place).exists(), time.perf_counter()
         with contextlib.suppress(DivergedError):  # its result.json says so
             run(cell.recipe, self.folder / cell.place, publish=self.publish, shelf=self.shelf)
         outcome = self.outcome(cell)
-        self._tell(outcome, time.perf_counter() - began)
+        self._tell(outcome, time.perf_counter() - began, anew)
         return outcome
 
     def outcome(self, cell: Cell) -> Outcome:
@@ -220,14 +220,14 @@ class Grid:
         result = files.read_json(folder / RESULT)
         return Outcome(cell, folder, result, result["reason"] if result["diverged"] else "")
 
-    def _tell(self, outcome: Outcome, seconds: float) -> None:
+    def _tell(self, outcome: Outcome, seconds: float, anew: bool) -> None:
         """One line about a cell that has just been run, and how long the others will take by what was seen so far."""
         self._done += 1
         self._total = max(self._total, self._done)
-        self._count(outcome.cell, seconds)
+        self._count(outcome.cell, seconds, anew)
         value = outcome.value
         found = outcome.diverged or ("not measured" if value is None else f"{100 * value:.2f} %")
-        left = self._left * self._spent / self._expected
+        left = self._left * (self._spent / self._expected if self._expected else 1)
         rest = f"; about {duration(left)} left" if self._done < self._total else ""
         say(f"[{self._done}/{self._total}] {outcome.cell.title}: {found} in {duration(seconds)}{rest}")
 
@@ -238,10 +238,11 @@ class Grid:
         yield
         self._count(look, time.perf_counter() - began)
 
-    def _count(self, work: Cell | Look, seconds: float) -> None:
-        """Work is done, and took so long."""
+    def _count(self, work: Cell | Look, seconds: float, anew: bool = True) -> None:
+        """Work is done, and took so long; what was only brought to its end says nothing of the pace."""
         expected = self.seconds(work)
-        self._spent, self._expected = self._spent + seconds, self._expected + expected
+        if anew:
+            self._spent, self._expected = self._spent + seconds, self._expected + expected
         self._left = max(0.0, self._left - expected)
 
 
