@@ -13,6 +13,7 @@ from patchword.core.errors import UsageError
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.chance import StochasticDepth
 from patchword.models.convnet import ENCODED, ConvNet
+from patchword.models.convolution import Conv2d
 
 
 class Scale(NamedTuple):
@@ -81,6 +82,7 @@ class EfficientNet(ConvNet):
         super().__init__(name, config, preprocessing)
         try:
             from torchvision.models import efficientnet
+            from torchvision.ops import Conv2dNormActivation
         except ImportError as error:
             raise UsageError(f"{name} needs torchvision: pip install torchvision") from error
         rows = [efficientnet.MBConvConfig(*row, width_mult=config.width, depth_mult=config.depth) for row in _B0]
@@ -92,6 +94,8 @@ class EfficientNet(ConvNet):
             assert isinstance(stem, nn.Sequential)
             stem[0] = nn.Conv2d(preprocessing.channels, rows[0].input_channels, 3, 2, padding=1, bias=False)
         for module in self.layers.modules():
+            if isinstance(module, Conv2dNormActivation):
+                _quicken(module)
             if isinstance(module, efficientnet.MBConv):
                 # Ours draws random numbers that can be chosen; where there is no residual, nothing is dropped.
                 branch = StochasticDepth() if module.use_res_connect else nn.Identity()
@@ -147,3 +151,19 @@ class EfficientNet(ConvNet):
     @property
     def num_features(self) -> int:
         return self._num_features
+
+
+def _quicken(layers: nn.Sequential) -> None:
+    """Let the convolution of each channel by itself, if it is one, be ours: the same function, which trains faster."""
+    theirs = layers[0]
+    assert isinstance(theirs, nn.Conv2d)
+    if theirs.groups > 1:
+        layers[0] = Conv2d(
+            theirs.in_channels,
+            theirs.out_channels,
+            theirs.kernel_size,  # pyright: ignore[reportArgumentType]
+            theirs.stride,  # pyright: ignore[reportArgumentType]
+            theirs.padding,  # pyright: ignore[reportArgumentType]
+            groups=theirs.groups,
+            bias=False,
+        )

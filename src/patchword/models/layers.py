@@ -97,7 +97,7 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1: nn.Linear = Linear(embed_dim, mlp_dim)
         self.fc2: nn.Linear = Linear(mlp_dim, embed_dim)
-        self.gelu = gelu
+        self.gelu: Gelu = gelu
         self.dropout = Dropout()
 
     def reset(self) -> None:

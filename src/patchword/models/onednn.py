@@ -124,6 +124,10 @@ def _available() -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = (
+            weight.contiguous()
+        )  # for numbers with gaps between them oneDNN has its reference alone, which takes a hundred times as long
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

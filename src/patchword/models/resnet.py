@@ -18,6 +18,7 @@ from patchword.core.errors import UsageError, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.chance import StochasticDepth
 from patchword.models.convnet import ENCODED, ConvNet
+from patchword.models.convolution import conv2d
 from patchword.models.stem import Run, Stem
 
 UNITS: dict[str, tuple[int, ...]] = {
@@ -105,14 +106,14 @@ class StandardizedConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
         """B×C×h×w → B×C'×h'×w'."""
-        return F.conv2d(input, self.kernel(), None, self.stride, self.padding)
+        return conv2d(input, self.kernel(), self.stride[0], self.kernel_size[0] // 2)
 
 
 class SameConv(StandardizedConv):
     """The same, padded as TensorFlow's SAME: what a stride leaves over falls on the right and the bottom."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return F.conv2d(pad_same(input, self.kernel_size[0], self.stride[0]), self.kernel(), None, self.stride)
+        return conv2d(pad_same(input, self.kernel_size[0], self.stride[0]), self.kernel(), self.stride[0], 0)
 
 
 def pad_same(x: Tensor, side: int, stride: int) -> Tensor:
