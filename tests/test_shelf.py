@@ -11,7 +11,7 @@ from patchword.data.dataset import Split
 from patchword.evaluation.answers import read_answers, write_answers
 from patchword.training import measuring
 from patchword.training import shelf as shelves
-from patchword.training.pictures import open_training_data
+from patchword.training.pictures import fill_stores, open_training_data
 from patchword.training.run import run
 from tiny import tiny
 from victims import weights_hash
@@ -97,3 +97,24 @@ def test_runs_that_share_a_shelf_are_those_that_do_not(
         json.loads(next(at.glob("checkpoints/*/state.json")).read_text()) for at in (folder, tmp_path / "shared-1")
     ]
     assert states[0]["content"] == states[1]["content"]
+
+
+@pytest.mark.parametrize(("sets", "again"), [(2.1, 0), (1.9, 6)])
+def test_data_sets_that_take_turns_stay_while_there_is_room(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: float, again: int
+) -> None:
+    """Room for so many; the second copy of one set sends the first one away where there is too little."""
+    shutil.copytree(pictures, tmp_path / "other")
+    decoded: list[str] = []
+    fill = shelves.filled
+    monkeypatch.setattr(shelves, "filled", lambda name, *rest: (decoded.append(name), fill(name, *rest))[1])
+    shelf, room = shelves.Shelf(), 0.0
+    monkeypatch.setattr(shelves, "available_memory", lambda: room / shelves.MEMORY_SHARE - shelf._nbytes)
+    for data in (pictures, tmp_path / "other", pictures, tmp_path / "other"):
+        dataset, _ = shelf.open(str(data))
+        room = sets * sum(shelves.estimated_bytes(split, channels=3) for split in dataset.splits.values())
+        fill_stores(dataset, 3, shelf)
+    assert len(decoded) == 6 + again
+    for number in range(5):
+        shelf.open(str(shutil.copytree(pictures, tmp_path / str(number))))
+    assert len(shelf._opened) == 4

@@ -157,7 +157,7 @@ class Grid:
 
     def expected(self, work: Iterable[Cell | Look]) -> float:
         """About how many seconds these cells take from nothing, and these looks."""
-        # One data set after the other: the shelf holds one.
+        # One data set after the other: the shelf holds few.
         return sum(self.seconds(each) for each in sorted(work, key=_data_of))
 
     def finished(self, cell: Cell) -> bool:

@@ -1,9 +1,10 @@
-"""What runs of one process share, so that a study of fifty opens and decodes its data set once.
+"""What runs of one process share, so that a study of fifty opens and decodes its data sets once.
 
 A run finds the same pictures, in the same order and with the same hash of their content, as without it.
 """
 
 import os
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,44 +14,73 @@ from patchword.data.dataset import Dataset, Split
 from patchword.data.sources import open_data
 from patchword.data.store import MEMORY_SHARE, Store, estimated_bytes
 
+_MOST = 4
+"""Data sets at a time: to begin with one and to go on with another, and what is looked at between."""
+
+
+class Opened(NamedTuple):
+    """A data set on the shelf."""
+
+    dataset: Dataset
+    fingerprint: str
+    labelled: bool
+    stores: dict[tuple[str, int], Store]
+    """The decoded pictures of a split, by its name and their channels."""
+
 
 class Shelf:
-    """The data set that was opened last, and the decoded pictures of its splits: one data set at a time, to bound memory."""
+    """The data sets that were opened last, and the decoded pictures of their splits, as far as there is room."""
 
     def __init__(self) -> None:
-        self._data, self._labelled = "", True
-        self._opened: tuple[Dataset, str] | None = None
-        self._stores: dict[tuple[str, int], Store] = {}
+        self._opened: dict[str, Opened] = {}
+        """The one that is in use is the last."""
 
     def open(self, data: str, *, labelled: bool = True) -> tuple[Dataset, str]:
         """The data set, which needs no labels where these do not count, and its fingerprint."""
-        if self._opened is None or self._data != data or (labelled and not self._labelled):
-            self._stores = {}
+        opened = self._opened.pop(data, None)
+        if opened is None or (labelled and not opened.labelled):
             dataset = open_data(data, labelled=labelled)
-            self._data, self._labelled, self._opened = data, labelled, (dataset, dataset.fingerprint())
-        return self._opened
+            opened = Opened(dataset, dataset.fingerprint(), labelled, {})
+        self._opened[data] = opened
+        while len(self._opened) > _MOST:
+            self._drop_oldest()
+        return opened.dataset, opened.fingerprint
 
     def holds(self, dataset: Dataset, channels: int) -> bool:
-        """Whether all pictures of `dataset`, which was made of the one that was opened, are decoded already."""
+        """Whether all pictures of `dataset`, which was made of the one that was opened last, are decoded already."""
         places = [self._place(split) for split in dataset.splits.values()]
-        return all(place is not None and (place[0], channels) in self._stores for place in places)
+        return all(place is not None and (place[0], channels) in self._last.stores for place in places)
 
     def fill(self, name: str, split: Split, channels: int) -> Store:
         """The decoded pictures of a split: of all of the opened data set's that it is a part of, where these fit into memory."""
         place = self._place(split)
-        if place is None or self._opened is None:
+        if place is None:
             return filled(name, split, channels)
         whole, indices = place
-        base = self._opened[0].splits[whole]
-        if (whole, channels) not in self._stores:
-            if estimated_bytes(base, channels=channels) > MEMORY_SHARE * available_memory():
-                return filled(name, split, channels)
-            self._stores[whole, channels] = filled(whole, base, channels)
-        return self._stores[whole, channels].subset(indices)
+        base, stores = self._last.dataset.splits[whole], self._last.stores
+        if (whole, channels) not in stores:
+            needed = estimated_bytes(base, channels=channels)
+            while needed + self._nbytes > MEMORY_SHARE * (available_memory() + self._nbytes):
+                if len(self._opened) == 1:
+                    return filled(name, split, channels)
+                self._drop_oldest()
+            stores[whole, channels] = filled(whole, base, channels)
+        return stores[whole, channels].subset(indices)
+
+    @property
+    def _last(self) -> Opened:
+        return next(reversed(self._opened.values()))
+
+    @property
+    def _nbytes(self) -> int:
+        return sum(store.nbytes for opened in self._opened.values() for store in opened.stores.values())
+
+    def _drop_oldest(self) -> None:
+        del self._opened[next(iter(self._opened))]
 
     def _place(self, split: Split) -> tuple[str, np.ndarray] | None:
         """The split of the opened data set that this one is a part of, and the indices of its pictures there."""
-        for name, base in self._opened[0].splits.items() if self._opened is not None else ():
+        for name, base in self._last.dataset.splits.items() if self._opened else ():
             if split.items is not base.items:
                 continue
             mine, theirs = _rows(split), _rows(base)
