@@ -83,7 +83,10 @@ SHAPES = [
     (5, 5, 5, (1, 2), 3, 2, 1),
     (3, 7, 1, (2, 2), 3, 1, 1),
     (3, 7, 1, (2, 1), 3, 2, 1),
-    (3, 7, 1, (1, 1), 3, 1, 1),
+    (3, 7, 1, (1, 1), 3, 2, 1),
+    (7, 7, 7, (1, 1), 5, 1, 2),
+    (3, 1, 1, (1, 1), 3, 1, 1),
+    (6, 4, 2, (1, 1), 3, 1, 1),
     # Left to torch: a map as large as the kernel, one place a kernel, groups of several channels.
     (5, 5, 5, (3, 2), 3, 1, 1),
     (3, 7, 1, (2, 2), 1, 1, 0),
@@ -160,7 +163,9 @@ def test_a_narrow_bit_norms_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(taken) == 10
 
 
-@pytest.mark.parametrize(("name", "side", "count"), [("EfficientNet-Na", 64, 5), ("BiT-R14x0.25", 32, 1)])
+@pytest.mark.parametrize(
+    ("name", "side", "count"), [("EfficientNet-Na", 64, 5), ("BiT-R14x0.25", 32, 1), ("EfficientNet-Na", 32, 4)]
+)
 def test_models_convolve_so_where_a_map_is_smaller_than_a_kernel(
     name: str, side: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
