@@ -26,6 +26,7 @@ from patchword.core.errors import DataError, DivergedError, FaultError, StoppedE
 from patchword.core.processes import Processes
 from patchword.core.runtime import only_writer
 from patchword.data.loader import Batch
+from patchword.data.sources import open_data
 from patchword.models import chance
 from patchword.models.chance import Chance
 from patchword.models.cost import cost
@@ -125,6 +126,19 @@ def test_a_whitened_stem_goes_on_with_the_pictures_that_it_began_with(
     assert json.loads((tmp_path / "stopped/result.json").read_text())["resumed_from"] == [5]
     assert weights_hash(tmp_path / "stopped") == weights_hash(whole)
     assert weights_hash(run(recipe, tmp_path / "other")) != weights_hash(whole)
+
+
+def test_a_first_look_holds_few_numbers_from_all_over_the_split(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = open_data(str(pictures)).splits["train"]
+    model = create_model("C2+ViT-At/8", 3, 16)
+    seen = start.some_images(model, split)
+    assert seen.shape == (72, 3, 16, 16)
+    monkeypatch.setattr(start, "_FIRST_NUMBERS", 3 * 768 + 5)
+    torch.testing.assert_close(start.some_images(model, split), seen[[0, 36, 71]])
+    monkeypatch.setattr(start, "_FIRST_NUMBERS", 1)
+    torch.testing.assert_close(start.some_images(model, split), seen[:1])
 
 
 @pytest.mark.parametrize("at", [1, 5, 11])

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from patchword.weights.folder import DESCRIPTION
 from patchword.weights.io import load_model
 from patchword.weights.source import own_folder
 
-_FIRST_LOOK = 2000
+_FIRST_LOOK, _FIRST_NUMBERS = 2000, 50_000_000
+"""Pictures of a first look, and numbers of them all: 2,000 of 64 px, 332 of 224."""
 
 
 def decide_start(
@@ -180,9 +182,10 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
 
 
 def some_images(model: Model, split: Split) -> Tensor:
-    """Pictures from all over the split, at most `_FIRST_LOOK`, as evaluation sees them: normalised B×C×H×W."""
+    """A few hundred pictures from all over the split, as evaluation sees them: normalised B×C×H×W."""
     found: list[Tensor] = []
-    rows = np.unique(np.linspace(0, len(split) - 1, _FIRST_LOOK).round().astype(np.int64))
+    count = max(1, min(_FIRST_LOOK, _FIRST_NUMBERS // (model.in_channels * math.prod(model.image_size))))
+    rows = np.unique(np.linspace(0, len(split) - 1, count).round().astype(np.int64))
     how = Looking(threads=1, what="a first look")  # one thread, so that they come in order
     look_at_all(model, split.subset(rows), lambda _, images: found.append(images.cpu()), how)
     if not found:
