@@ -8,10 +8,12 @@ import pytest
 
 from patchword.core.errors import DataError, UsageError
 from patchword.data.dataset import Split
+from patchword.data.store import Store
 from patchword.evaluation.answers import read_answers, write_answers
 from patchword.training import measuring
+from patchword.training import pictures as opening
 from patchword.training import shelf as shelves
-from patchword.training.pictures import fill_stores, open_training_data
+from patchword.training.pictures import open_training_data
 from patchword.training.run import run
 from tiny import tiny
 from victims import weights_hash
@@ -99,22 +101,60 @@ def test_runs_that_share_a_shelf_are_those_that_do_not(
     assert states[0]["content"] == states[1]["content"]
 
 
-@pytest.mark.parametrize(("sets", "again"), [(2.1, 0), (1.9, 6)])
+@pytest.mark.parametrize(("sets", "decoded"), [(2.2, "AB"), (1.5, "ABAB"), (0.5, "")])
 def test_data_sets_that_take_turns_stay_while_there_is_room(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: float, again: int
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: float, decoded: str
 ) -> None:
-    """Room for so many; the second copy of one set sends the first one away where there is too little."""
-    shutil.copytree(pictures, tmp_path / "other")
-    decoded: list[str] = []
+    """Room for so many data sets; what is held of one never has the other streamed, which would change its pixels."""
+    other = Path(shutil.copytree(pictures, tmp_path / "other"))
+    shelf, names = shelves.Shelf(), {str(pictures): "A", str(other): "B"}
+    splits = shelf.open(str(pictures))[0].splits.values()
+    whole = sum(shelves.estimated_bytes(split, channels=3) for split in splits)
+    found: list[str] = []
     fill = shelves.filled
-    monkeypatch.setattr(shelves, "filled", lambda name, *rest: (decoded.append(name), fill(name, *rest))[1])
-    shelf, room = shelves.Shelf(), 0.0
-    monkeypatch.setattr(shelves, "available_memory", lambda: room / shelves.MEMORY_SHARE - shelf._nbytes)
-    for data in (pictures, tmp_path / "other", pictures, tmp_path / "other"):
-        dataset, _ = shelf.open(str(data))
-        room = sets * sum(shelves.estimated_bytes(split, channels=3) for split in dataset.splits.values())
-        fill_stores(dataset, 3, shelf)
-    assert len(decoded) == 6 + again
-    for number in range(5):
-        shelf.open(str(shutil.copytree(pictures, tmp_path / str(number))))
-    assert len(shelf._opened) == 4
+
+    def filled(name: str, split: Split, channels: int) -> Store:
+        store, here = fill(name, split, channels), next(reversed(shelf._opened))
+        if name == "train":
+            found.append(names[here])
+        return store
+
+    def available() -> int:
+        """What is left of a machine that has room for so many sets in a quarter of its memory."""
+        there = sum(store.nbytes for each in shelf._opened.values() for store in each.stores.values())
+        return round(4 * sets * whole) - there
+
+    monkeypatch.setattr(shelves, "filled", filled)
+    monkeypatch.setattr(shelves, "available_memory", available)
+    monkeypatch.setattr(opening, "available_memory", available)
+    for number, data in enumerate((pictures, other, pictures, other)):
+        out = run(tiny(data, seed=number, budget={"steps": 1}), tmp_path / str(number), shelf=shelf)
+        assert ('in_memory = "yes"' in (out / "recipe.toml").read_text()) is (sets > 1)
+    assert "".join(found) == decoded
+
+
+def test_the_shelf_holds_few_data_sets_and_forgets_those_first_whose_pictures_it_does_not_hold(
+    pictures: Path, tmp_path: Path
+) -> None:
+    shelf = shelves.Shelf()
+    first, _ = shelf.open(str(pictures))
+    shelf.fill("train", first.splits["train"], 3)
+    copies = [str(shutil.copytree(pictures, tmp_path / str(number))) for number in range(9)]
+    opened = [shelf.open(copy)[0] for copy in copies]
+    assert shelf.open(copies[-1])[0] is opened[-1]
+    assert shelf.open(str(pictures))[0] is first
+    assert shelf.open(copies[0])[0] is not opened[0]
+
+
+def test_a_data_set_that_has_no_room_sends_no_other_away(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = shelves.Shelf()
+    first, _ = shelf.open(str(pictures))
+    store = shelf.fill("train", first.splits["train"], 3)
+    second, _ = shelf.open(str(shutil.copytree(pictures, tmp_path / "other")))
+    monkeypatch.setattr(shelves, "available_memory", lambda: store.nbytes)
+    assert shelf.fill("train", second.splits["train"], 3).nbytes == store.nbytes
+    monkeypatch.setattr(shelves, "filled", lambda *_: pytest.fail("it was decoded again"))
+    shelf.open(str(pictures))
+    shelf.fill("train", first.splits["train"], 3)

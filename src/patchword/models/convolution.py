@@ -1,8 +1,8 @@
-"""Convolutions with a kernel larger than their map: torch's, but for the gradient of the kernels on a CPU.
+"""Convolutions with a kernel larger than their map: on a CPU, what oneDNN has no fast way for.
 
-oneDNN has no fast gradient for them and takes a general product for each group: of an EfficientNet at 64 px that was a third of a
-training step. As few as the places are, all pairs of a place of the input and one of the output can be multiplied, and each
-pair added to the place of the kernel that joins the two.
+It takes a general product for each group there: for the gradient of the kernels, which was a third of a training step of an
+EfficientNet at 64 px, and where the map is a single place, forward as well. As few as the places are, all pairs of a place of
+the input and one of the output can be multiplied, and each pair added to the place of the kernel that joins the two.
 Letters: B images, C channels in, O out, q and r places of the input and of the output, k places of the kernel.
 """
 
@@ -13,37 +13,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchword.models.onednn import eager
+from patchword.models.onednn import again, eager
 
-_PLACES = 4
-"""Of a map, at most, where kernels go from all channels to all: all pairs are then less than twice the kernels' numbers."""
+_DENSE, _DEPTHWISE = 4, 16
+"""Places of a map, at most: all pairs are then less than twice, or ten times, as many as the kernels' numbers."""
 
 
-class Conv2d(nn.Conv2d):
-    """torch's layer by `conv2d`."""
+class DepthwiseConv(nn.Conv2d):
+    """A kernel of its own for each channel, without bias, by `conv2d`."""
+
+    def __init__(self, channels: int, side: int, stride: int) -> None:
+        super().__init__(channels, channels, side, stride, padding=side // 2, groups=channels, bias=False)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002 (the name in torch)
-        assert bias is None
-        assert isinstance(self.padding, tuple)
-        return conv2d(input, weight, self.stride[0], self.padding[0], self.groups)
+        if bias is not None:  # a norm was folded into it
+            return super()._conv_forward(input, weight, bias)
+        return conv2d(input, weight, self.stride[0], self.kernel_size[0] // 2, self.groups)
 
 
 def conv2d(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int = 1) -> Tensor:
     """`torch.nn.functional.conv2d` of B×C×h×w with square kernels, differentiable as often."""
-    if x.shape[-2:].numel() == 1 and weight.shape[-1] == 2 * padding + 1 and eager(x, weight):
+    side, depthwise = weight.shape[-1], groups > 1
+    if (
+        not eager(x, weight)
+        or x.ndim < 4
+        or max(x.shape[-2:]) >= side
+        or (depthwise and not groups == x.shape[1] == len(weight))
+        or x.shape[-2:].numel() > (_DEPTHWISE if depthwise else _DENSE)
+    ):
+        return F.conv2d(x, weight, None, stride, padding, 1, groups)
+    if x.shape[-2:].numel() == 1 and side == 2 * padding + 1:
         middle = weight[..., padding, padding]  # the one place of the kernel that meets the map
-        each_by_itself = groups == x.shape[1] == len(middle)
-        return x * middle[:, :, None] if each_by_itself else F.conv2d(x, middle[..., None, None], groups=groups)
-    if torch.is_grad_enabled() and weight.requires_grad and _suits(x, weight, stride, padding, groups):
+        return x * middle[:, :, None] if depthwise else F.conv2d(x, middle[..., None, None])
+    if torch.is_grad_enabled() and weight.requires_grad:
         return _Convolution.apply(x, weight, stride, padding, groups)  # pyright: ignore[reportReturnType]
     return F.conv2d(x, weight, None, stride, padding, 1, groups)
-
-
-def _suits(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> bool:
-    side, places = weight.shape[-1], x.shape[-2:].numel()
-    if max(x.shape[-2:]) >= side or side == 1 or not eager(x, weight):
-        return False
-    return groups == x.shape[1] == weight.shape[0] or (groups == 1 and places <= _PLACES)
 
 
 class _Convolution(torch.autograd.Function):
@@ -56,13 +60,12 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (x, weight), (stride, padding, groups) = gradients, ctx.saved_tensors, ctx.how
-        wants_x, wants_weight, *_ = ctx.needs_input_grad
-        again = torch.is_grad_enabled()  # it is to be differentiated again
+        wants_x, torchs = ctx.needs_input_grad[0], again(gradient)
         of_x, of_weight, _ = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0), groups,
-            (wants_x, wants_weight and again, False),
+            (wants_x, torchs, False),
         )  # fmt: skip
-        if wants_weight and not again:
+        if not torchs:
             of_weight = _of_kernels(x, gradient, weight.shape[-1], stride, padding, groups)
         return of_x, of_weight, None, None, None
 

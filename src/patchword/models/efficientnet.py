@@ -13,7 +13,7 @@ from patchword.core.errors import UsageError
 from patchword.core.preprocessing import Preprocessing
 from patchword.models.chance import StochasticDepth
 from patchword.models.convnet import ENCODED, ConvNet
-from patchword.models.convolution import Conv2d
+from patchword.models.convolution import DepthwiseConv
 
 
 class Scale(NamedTuple):
@@ -94,8 +94,12 @@ class EfficientNet(ConvNet):
             assert isinstance(stem, nn.Sequential)
             stem[0] = nn.Conv2d(preprocessing.channels, rows[0].input_channels, 3, 2, padding=1, bias=False)
         for module in self.layers.modules():
-            if isinstance(module, Conv2dNormActivation):
-                _quicken(module)
+            if (
+                isinstance(module, Conv2dNormActivation)
+                and isinstance(conv := module[0], nn.Conv2d)
+                and conv.groups > 1
+            ):
+                module[0] = DepthwiseConv(conv.out_channels, conv.kernel_size[0], conv.stride[0])
             if isinstance(module, efficientnet.MBConv):
                 # Ours draws random numbers that can be chosen; where there is no residual, nothing is dropped.
                 branch = StochasticDepth() if module.use_res_connect else nn.Identity()
@@ -151,19 +155,3 @@ class EfficientNet(ConvNet):
     @property
     def num_features(self) -> int:
         return self._num_features
-
-
-def _quicken(layers: nn.Sequential) -> None:
-    """Let the convolution of each channel by itself, if it is one, be ours: the same function, which trains faster."""
-    theirs = layers[0]
-    assert isinstance(theirs, nn.Conv2d)
-    if theirs.groups > 1:
-        layers[0] = Conv2d(
-            theirs.in_channels,
-            theirs.out_channels,
-            theirs.kernel_size,  # pyright: ignore[reportArgumentType]
-            theirs.stride,  # pyright: ignore[reportArgumentType]
-            theirs.padding,  # pyright: ignore[reportArgumentType]
-            groups=theirs.groups,
-            bias=False,
-        )

@@ -6,18 +6,21 @@ Letters: B images, M tokens, Q tokens that ask, D width.
 """
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from patchword.models.layers import Block
 
 
-_LITTLE = 1 << 15
-"""Numbers that GELU costs no more than calling it: for more, oneDNN's own in the product is several times as slow on AVX2."""
+_LITTLE = math.inf if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1 << 15
+"""Numbers up to which GELU goes into the product: for more of them that takes several times as long on AVX2."""
 
 
 class Linear(nn.Linear):
@@ -99,19 +102,30 @@ def after_attention(block: "Block", x: Tensor, heads: Tensor) -> Tensor:
 
 
 def eager(*tensors: Tensor) -> bool:
-    """Whether these are numbers of float32 on a CPU and nothing else looks at what is done with them: no tracing, no compiler."""
+    """Whether these are numbers of float32 on a CPU, and what is done with them is done now and to them alone.
+
+    Nothing traces, compiles, casts or transforms it (`torch.func`), and no derivative is carried forward.
+    """
     return (
         all(
-            each.device.type == "cpu"
+            type(each) in (Tensor, nn.Parameter)
+            and each.device.type == "cpu"
             and each.dtype == torch.float32
-            and type(each) in (Tensor, nn.Parameter)
             and each.numel() > 0
+            and not is_legacy_batchedtensor(each)  # of `is_grads_batched`
             for each in tensors
         )
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
     )
+
+
+def again(gradient: Tensor) -> bool:
+    """Whether a backward pass is itself to be differentiated, or is for many gradients at once: then it has to be torch's own."""
+    return torch.is_grad_enabled() or not eager(gradient)
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:
@@ -124,11 +138,9 @@ def _available() -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if not (weight.is_contiguous() or weight.t().is_contiguous()):
-        weight = (
-            weight.contiguous()
-        )  # for numbers with gaps between them oneDNN has its reference alone, which takes a hundred times as long
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    # For weights with gaps between their numbers oneDNN has nothing but its reference, a hundred times as slow.
+    dense = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x, dense, bias, "none", [], "")
 
 
 def _product_plus(x: Tensor, layer: nn.Linear, residual: Tensor) -> Tensor:

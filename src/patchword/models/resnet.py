@@ -114,7 +114,7 @@ class SameConv(StandardizedConv):
     """The same, padded as TensorFlow's SAME: what a stride leaves over falls on the right and the bottom."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        return conv2d(pad_same(input, self.kernel_size[0], self.stride[0]), self.kernel(), self.stride[0], 0)
+        return F.conv2d(pad_same(input, self.kernel_size[0], self.stride[0]), self.kernel(), None, self.stride)
 
 
 def pad_same(x: Tensor, side: int, stride: int) -> Tensor:

@@ -211,7 +211,7 @@ class Grid:
         with contextlib.suppress(DivergedError):  # its result.json says so
             run(cell.recipe, self.folder / cell.place, publish=self.publish, shelf=self.shelf)
         outcome = self.outcome(cell)
-        self._tell(outcome, time.perf_counter() - began, anew)
+        self._tell(outcome, time.perf_counter() - began, anew=anew)
         return outcome
 
     def outcome(self, cell: Cell) -> Outcome:
@@ -220,11 +220,11 @@ class Grid:
         result = files.read_json(folder / RESULT)
         return Outcome(cell, folder, result, result["reason"] if result["diverged"] else "")
 
-    def _tell(self, outcome: Outcome, seconds: float, anew: bool) -> None:
+    def _tell(self, outcome: Outcome, seconds: float, *, anew: bool) -> None:
         """One line about a cell that has just been run, and how long the others will take by what was seen so far."""
         self._done += 1
         self._total = max(self._total, self._done)
-        self._count(outcome.cell, seconds, anew)
+        self._count(outcome.cell, seconds, anew=anew)
         value = outcome.value
         found = outcome.diverged or ("not measured" if value is None else f"{100 * value:.2f} %")
         left = self._left * (self._spent / self._expected if self._expected else 1)
@@ -238,7 +238,7 @@ class Grid:
         yield
         self._count(look, time.perf_counter() - began)
 
-    def _count(self, work: Cell | Look, seconds: float, anew: bool = True) -> None:
+    def _count(self, work: Cell | Look, seconds: float, *, anew: bool = True) -> None:
         """Work is done, and took so long; what was only brought to its end says nothing of the pace."""
         expected = self.seconds(work)
         if anew:

@@ -217,7 +217,8 @@ def held_in_memory(recipe: Recipe, dataset: Dataset, channels: int, world: Proce
     if shelf is not None and shelf.holds(dataset, channels):
         return True
     needed = sum(estimated_bytes(split, channels=channels) for split in dataset.splits.values())
-    limit = recipe.loading.memory_share * available_memory() / world.local_count
+    free = available_memory() + (0 if shelf is None else shelf.spare)
+    limit = recipe.loading.memory_share * free / world.local_count
     if needed > limit:
         say(f"pictures are streamed: decoded they would take about {size(needed)} (limit {size(limit)})")
     return needed <= limit

@@ -14,8 +14,8 @@ from patchword.data.dataset import Dataset, Split
 from patchword.data.sources import open_data
 from patchword.data.store import MEMORY_SHARE, Store, estimated_bytes
 
-_MOST = 4
-"""Data sets at a time: to begin with one and to go on with another, and what is looked at between."""
+_MOST = 8
+"""Data sets at a time, with their lists of pictures."""
 
 
 class Opened(NamedTuple):
@@ -42,8 +42,9 @@ class Shelf:
             dataset = open_data(data, labelled=labelled)
             opened = Opened(dataset, dataset.fingerprint(), labelled, {})
         self._opened[data] = opened
-        while len(self._opened) > _MOST:
-            self._drop_oldest()
+        if len(self._opened) > _MOST:
+            empty = (name for name, each in self._opened.items() if not each.stores and each is not opened)
+            del self._opened[next(empty, next(iter(self._opened)))]
         return opened.dataset, opened.fingerprint
 
     def holds(self, dataset: Dataset, channels: int) -> bool:
@@ -59,13 +60,18 @@ class Shelf:
         whole, indices = place
         base, stores = self._last.dataset.splits[whole], self._last.stores
         if (whole, channels) not in stores:
-            needed = estimated_bytes(base, channels=channels)
-            while needed + self._nbytes > MEMORY_SHARE * (available_memory() + self._nbytes):
-                if len(self._opened) == 1:
-                    return filled(name, split, channels)
-                self._drop_oldest()
+            needed, room = estimated_bytes(base, channels=channels), MEMORY_SHARE * (available_memory() + self._nbytes)
+            if needed + _nbytes(self._last) > room:
+                return filled(name, split, channels)
+            while needed + self._nbytes > room:
+                next(each for each in self._opened.values() if each.stores).stores.clear()
             stores[whole, channels] = filled(whole, base, channels)
         return stores[whole, channels].subset(indices)
+
+    @property
+    def spare(self) -> int:
+        """Bytes of decoded pictures that the data set which was opened last may have, as others would go for them."""
+        return self._nbytes - _nbytes(self._last) if self._opened else 0
 
     @property
     def _last(self) -> Opened:
@@ -73,10 +79,7 @@ class Shelf:
 
     @property
     def _nbytes(self) -> int:
-        return sum(store.nbytes for opened in self._opened.values() for store in opened.stores.values())
-
-    def _drop_oldest(self) -> None:
-        del self._opened[next(iter(self._opened))]
+        return sum(_nbytes(each) for each in self._opened.values())
 
     def _place(self, split: Split) -> tuple[str, np.ndarray] | None:
         """The split of the opened data set that this one is a part of, and the indices of its pictures there."""
@@ -90,6 +93,10 @@ class Shelf:
             if (theirs[found] == mine).all():
                 return name, found
         return None
+
+
+def _nbytes(opened: Opened) -> int:
+    return sum(store.nbytes for store in opened.stores.values())
 
 
 def filled(name: str, split: Split, channels: int) -> Store:
