@@ -28,6 +28,7 @@ from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.reports import run as pages
 from patchword.reports.study import command, warnings, write_study
+from patchword.studies import answer as answers
 from patchword.studies import compare as studies
 from patchword.studies import floor, telling
 from patchword.studies.answer import REACH, answer, write_answer
@@ -361,6 +362,11 @@ def test_disagreements_are_right_always_and_wrong_always(study: studies.Study, t
         assert expected[int(picture["name"].split("/")[-1].removesuffix(".jpg"))]
         assert picture["thumbnail"].startswith("data:image/jpeg;base64,")
         assert set(picture["said"]) == set(MODELS)
+
+
+def test_disagreements_are_of_several_labels() -> None:
+    kinds = [("shoes", "1"), ("shoes", "2"), ("shoes", "3"), ("hat", "1"), ("hat", "1"), ("skirt", "4"), (None, "5")]
+    assert answers._varied(range(10, 17), kinds) == [10, 11, 13, 15, 16, 12, 14]
 
 
 def test_where_models_disagree_the_page_shows_where_each_looked(tmp_path: Path) -> None:

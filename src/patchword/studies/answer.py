@@ -5,6 +5,7 @@ Letters: M models, S sizes, k seeds, n test pictures.
 
 import datetime
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -312,13 +313,8 @@ def _disagreements(study: Study, cells: Cells) -> dict[str, Any] | None:
     spread = np.flatnonzero((table.max(axis=0) == 1) & (table.min(axis=0) == 0))
     # Both sides sure of themselves is what one wants to see.
     weight = np.where(table == 1, certainty, 0).max(axis=0) + np.where(table == 0, certainty, 0).max(axis=0)
-    chosen: list[int] = []
-    patterns: dict[tuple[bool, ...], int] = {}
-    for index in spread[np.argsort(-weight[spread], kind="stable")]:
-        pattern = tuple(table[:, index] == 1)
-        if patterns.get(pattern, 0) < max(2, _SHOWN // len(given)) and len(chosen) < _SHOWN:
-            patterns[pattern] = patterns.get(pattern, 0) + 1
-            chosen.append(int(index))
+    surest = spread[np.argsort(-weight[spread], kind="stable")].tolist()
+    chosen = _varied(surest, [(first.labels[index], str(table[:, index] == 1)) for index in surest])[:_SHOWN]
     rows = []
     for index in chosen:
         try:
@@ -335,6 +331,19 @@ def _disagreements(study: Study, cells: Cells) -> dict[str, Any] | None:
         for row, each in zip(rows, seen, strict=True):
             row["maps"][name] = each.get("map")
     return {"count": len(spread), "of": len(first.pictures), "maps": words, "pictures": rows}
+
+
+def _varied(pictures: Sequence[int], kinds: Sequence[tuple[str | None, str]]) -> list[int]:
+    """The pictures, of each label and with the same models right first two, then two more.
+
+    Two of a kind tell as much as ten; the others are shown where there is room left.
+    """
+    seen: Counter[str | None] = Counter()
+    rounds = []
+    for kind in kinds:
+        rounds.append(max(seen[each] for each in kind) // 2)
+        seen.update(kind)
+    return [pictures[place] for place in sorted(range(len(pictures)), key=rounds.__getitem__)]
 
 
 def _most_often(said: Sequence[str | None]) -> str | None:
