@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchword.models.onednn import again, eager
+from patchword.models.eager import again, eager
 
 _DENSE, _DEPTHWISE = 4, 16
 """Places of a map, at most: all pairs are then less than twice, or ten times, as many as the kernels' numbers."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchword.models.onednn import again, eager
+from patchword.models.eager import again, eager
 
 Gelu = Literal["tanh", "erf"]
 _BLOCK = 1 << 18

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchword.models.onednn import again, eager
+from patchword.models.eager import again, eager
 
 _FEW = 4
 """Channels of a group from which on torch is as fast."""

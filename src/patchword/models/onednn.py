@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C._functorch import is_legacy_batchedtensor
-from torch.autograd import forward_ad
+
+from patchword.models.eager import eager
 
 if TYPE_CHECKING:
     from patchword.models.layers import Block
@@ -99,33 +99,6 @@ def after_attention(block: "Block", x: Tensor, heads: Tensor) -> Tensor:
     else:
         hidden = mlp.activate(_product(normed, mlp.fc1.weight, mlp.fc1.bias))
     return _product_plus(hidden, mlp.fc2, x)
-
-
-def eager(*tensors: Tensor) -> bool:
-    """Whether these are numbers of float32 on a CPU, and what is done with them is done now and to them alone.
-
-    Nothing traces, compiles, casts or transforms it (`torch.func`), and no derivative is carried forward.
-    """
-    return (
-        all(
-            type(each) in (Tensor, nn.Parameter)
-            and each.device.type == "cpu"
-            and each.dtype == torch.float32
-            and each.numel() > 0
-            and not is_legacy_batchedtensor(each)  # of `is_grads_batched`
-            for each in tensors
-        )
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-    )
-
-
-def again(gradient: Tensor) -> bool:
-    """Whether a backward pass is itself to be differentiated, or is for many gradients at once: then it has to be torch's own."""
-    return torch.is_grad_enabled() or not eager(gradient)
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:

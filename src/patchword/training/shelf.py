@@ -27,6 +27,11 @@ class Opened(NamedTuple):
     stores: dict[tuple[str, int], Store]
     """The decoded pictures of a split, by its name and their channels."""
 
+    @property
+    def nbytes(self) -> int:
+        """Of all its decoded pictures."""
+        return sum(store.nbytes for store in self.stores.values())
+
 
 class Shelf:
     """The data sets that were opened last, and the decoded pictures of their splits, as far as there is room."""
@@ -61,7 +66,7 @@ class Shelf:
         base, stores = self._last.dataset.splits[whole], self._last.stores
         if (whole, channels) not in stores:
             needed, room = estimated_bytes(base, channels=channels), MEMORY_SHARE * (available_memory() + self._nbytes)
-            if needed + _nbytes(self._last) > room:
+            if needed + self._last.nbytes > room:
                 return filled(name, split, channels)
             while needed + self._nbytes > room:
                 next(each for each in self._opened.values() if each.stores).stores.clear()
@@ -71,7 +76,7 @@ class Shelf:
     @property
     def spare(self) -> int:
         """Bytes of decoded pictures that the data set which was opened last may have, as others would go for them."""
-        return self._nbytes - _nbytes(self._last) if self._opened else 0
+        return self._nbytes - self._last.nbytes if self._opened else 0
 
     @property
     def _last(self) -> Opened:
@@ -79,7 +84,7 @@ class Shelf:
 
     @property
     def _nbytes(self) -> int:
-        return sum(_nbytes(each) for each in self._opened.values())
+        return sum(each.nbytes for each in self._opened.values())
 
     def _place(self, split: Split) -> tuple[str, np.ndarray] | None:
         """The split of the opened data set that this one is a part of, and the indices of its pictures there."""
@@ -93,10 +98,6 @@ class Shelf:
             if (theirs[found] == mine).all():
                 return name, found
         return None
-
-
-def _nbytes(opened: Opened) -> int:
-    return sum(store.nbytes for store in opened.stores.values())
 
 
 def filled(name: str, split: Split, channels: int) -> Store:

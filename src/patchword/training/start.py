@@ -182,7 +182,7 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
 
 
 def some_images(model: Model, split: Split) -> Tensor:
-    """A few hundred pictures from all over the split, as evaluation sees them: normalised B×C×H×W."""
+    """At most 2,000 pictures from all over the split, fewer of large ones, as evaluation sees them: normalised B×C×H×W."""
     found: list[Tensor] = []
     count = max(1, min(_FIRST_LOOK, _FIRST_NUMBERS // (model.in_channels * math.prod(model.image_size))))
     rows = np.unique(np.linspace(0, len(split) - 1, count).round().astype(np.int64))
