@@ -12,7 +12,9 @@ def eager(*tensors: Tensor) -> bool:
     Nothing traces, compiles, casts or transforms it (`torch.func`), and no derivative is carried forward.
     """
     return (
-        all(
+        # First, for a compiler that comes to what it cannot trace leaves off there, and goes on after it.
+        not torch.compiler.is_compiling()
+        and all(
             type(each) in (Tensor, nn.Parameter)
             and each.device.type == "cpu"
             and each.dtype == torch.float32
@@ -21,7 +23,6 @@ def eager(*tensors: Tensor) -> bool:
             for each in tensors
         )
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
