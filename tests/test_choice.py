@@ -9,9 +9,10 @@ import torch
 import patchword as pw
 from patchword.models.cost import cost
 from patchword.models.names import create_model
+from patchword.training import choice
 from patchword.training import recipe as recipes
-from patchword.training.choice import choose_model
-from patchword.training.recipe import Budget
+from patchword.training.choice import assumed_speed, choose_model, choose_side
+from patchword.training.recipe import Budget, Recipe
 from patchword.training.start import preset_from_nothing
 
 
@@ -21,7 +22,7 @@ def test_a_larger_model_is_chosen_for_twenty_looks(looks: float, chosen: str) ->
     with torch.device("meta"):
         flops = cost(create_model("ViT-Fe/4", 0, 32)).train_flops
     budget = Budget(pflop=looks * flops * 50_000 / 1e15)
-    assert choose_model(budget, 50_000, (32, 32), None, {})[0] == (chosen, {}, (32, 32))
+    assert choose_model(budget, 50_000, (32, 32), None, {}, 1.0)[0] == (chosen, {}, (32, 32))
 
 
 HYBRID = {"pool": "gap", "depth": 1, "stem_depth": 2, "stem_whitening": 24}
@@ -47,7 +48,7 @@ def test_a_hybrid_grows_in_width_and_pixels_with_eight_looks(
     shape: tuple[int, int], pictures: int, gigaflops: float, width: int, side: int
 ) -> None:
     """GFLOP of training for each picture: 0.307 of width 64 at 64 px, 1.033, 2.341, 4.206 of 128 at 64, 96, 128; 15.18 of 256."""
-    chosen, reason = choose_model(Budget(pflop=gigaflops * pictures / 1e6), pictures, shape, None, HYBRID)
+    chosen, reason = choose_model(Budget(pflop=gigaflops * pictures / 1e6), pictures, shape, None, HYBRID, 1.0)
     assert (chosen.options["embed_dim"], chosen.image_size) == (width, (side, side))
     assert chosen.options["stem_channels"] == [width // 4, width, width]
     assert chosen.options.items() >= HYBRID.items()
@@ -56,10 +57,27 @@ def test_a_hybrid_grows_in_width_and_pixels_with_eight_looks(
 
 @pytest.mark.parametrize("budget", [Budget(epochs=500), Budget(steps=10**9)])
 def test_a_hybrid_stays_small_where_nobody_says_how_long_it_may_take(budget: Budget) -> None:
-    assert choose_model(budget, 10**6, (300, 300), None, HYBRID)[0].image_size == (64, 64)
-    assert choose_model(budget, 10**6, (300, 300), None, HYBRID)[0].options["embed_dim"] == 128
-    asked = choose_model(budget, 10**6, (300, 300), (96, 160), {**HYBRID, "embed_dim": 32})[0]
+    assert choose_model(budget, 10**6, (300, 300), None, HYBRID, 1.0)[0].image_size == (64, 64)
+    assert choose_model(budget, 10**6, (300, 300), None, HYBRID, 1.0)[0].options["embed_dim"] == 128
+    asked = choose_model(budget, 10**6, (300, 300), (96, 160), {**HYBRID, "embed_dim": 32}, 1.0)[0]
     assert (asked.image_size, asked.options["embed_dim"]) == ((96, 160), 32)
+
+
+@pytest.mark.parametrize(("speed", "width", "side"), [(60e9, 64, 64), (63e9, 128, 64), (6e12, 256, 128)])
+def test_minutes_are_worth_what_the_machine_does_in_them(speed: float, width: int, side: int) -> None:
+    """So many minutes at 62 GFLOP/s are eight looks of width 128 at each picture."""
+    budget, pictures = Budget(minutes=8 * 1.033 * 2_250 / 62 / 60), 2_250
+    chosen, _ = choose_model(budget, pictures, (300, 400), None, HYBRID, speed)
+    assert (chosen.options["embed_dim"], chosen.image_size) == (width, (side, side))
+    assert choose_side(budget, pictures, speed) == side
+
+
+def test_a_gpu_and_more_cores_are_thought_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "usable_cores", lambda: {1, 2, 5})
+    assert assumed_speed(Recipe(device="cpu")) == 9e10
+    assert assumed_speed(Recipe(device="cpu", threads=7)) == 2.1e11
+    monkeypatch.setattr(choice, "choose_device", torch.device)
+    assert assumed_speed(Recipe(device="cuda")) == 6e12
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ import torch
 
 from patchword.core import config
 from patchword.core.errors import UsageError
+from patchword.core.runtime import choose_device
 from patchword.models.cost import Cost, cost
 from patchword.models.names import create_model
 from patchword.models.vit import SIZES, ViTConfig
-from patchword.training.recipe import Budget, load
+from patchword.training.machine import usable_cores
+from patchword.training.recipe import Budget, Recipe, load
 
-_ASSUMED_FLOPS = 60e9
-"""FLOPs a second that training small models sustains on two CPU cores; only the choice of a size rests on it."""
+_FLOPS_OF_A_CORE, _FLOPS_OF_A_GPU = 30e9, 6e12
+"""FLOPs a second that training small models sustains; only the choice of a size rests on it. That of a GPU is a guess: a
+hundred times two cores."""
 _LOOKS = 20
 """A ViT is small enough when the budget shows it every picture this often."""
 _HYBRID_LOOKS = 8
@@ -46,16 +49,25 @@ class Candidate(NamedTuple):
             return cost(create_model(self.name, 0, self.image_size, **self.options))
 
 
+def assumed_speed(recipe: Recipe) -> float:
+    """FLOPs a second that a small model is thought to train with on the recipe's device."""
+    if choose_device(recipe.device).type != "cpu":
+        return _FLOPS_OF_A_GPU
+    return _FLOPS_OF_A_CORE * (recipe.threads or len(usable_cores()))
+
+
 def choose_model(
     budget: Budget,
     num_pictures: int,
     shape: tuple[int, int],
     image_size: tuple[int, int] | None,
     options: dict[str, Any],
+    speed: float,
 ) -> tuple[Candidate, str]:
     """A model for `num_pictures` training pictures of `shape` (h×w), and the reason as a line.
 
-    `options` are what is said of it: it is a ViT, or a hybrid where one of them is a hybrid's alone.
+    `options` are what is said of it: it is a ViT, or a hybrid where one of them is a hybrid's alone. `speed` is in
+    FLOPs a second.
     """
     if options.keys() <= config.field_types(ViTConfig).keys():
         candidates, least = _vits(shape, image_size, options), _LOOKS
@@ -66,7 +78,7 @@ def choose_model(
     chosen, why = candidates[0], ""
     for each in candidates:
         count = each.cost
-        looks = _looks(budget, num_pictures, count.train_flops)
+        looks = _looks(budget, speed, num_pictures, count.train_flops)
         if why and (looks < least or count.params > _PARAMS_PER_PICTURE * num_pictures):
             break
         chosen, why = each, f"{count.params / 1e6:.1f} M parameters, about {looks:.0f} looks at each picture"
@@ -76,13 +88,13 @@ def choose_model(
     )
 
 
-def choose_side(budget: Budget, num_pictures: int) -> int:
+def choose_side(budget: Budget, num_pictures: int, speed: float) -> int:
     """At how many pixels a hybrid of the middle width that has learned already sees larger pictures."""
     if not (budget.pflop or budget.minutes):
         return _SIDES[0]
     options = load("hybrid").model
     flops = {side: _hybrid(_WIDTHS[1], (side, side), options).cost.train_flops for side in _SIDES}
-    fitting = [side for side in _SIDES if _looks(budget, num_pictures, flops[side]) >= _HYBRID_LOOKS]
+    fitting = [side for side in _SIDES if _looks(budget, speed, num_pictures, flops[side]) >= _HYBRID_LOOKS]
     return max(fitting, default=_SIDES[0])
 
 
@@ -132,10 +144,10 @@ def _patch_for(image_size: tuple[int, int]) -> int:
     return min(sides, key=lambda side: abs(height * width / side**2 - _TOKENS))
 
 
-def _looks(budget: Budget, num_pictures: int, per_picture: int) -> float:
+def _looks(budget: Budget, speed: float, num_pictures: int, per_picture: int) -> float:
     """How often the budget shows each picture to a model that takes so many FLOPs for one."""
     if budget.pflop:
         return budget.pflop * 1e15 / per_picture / num_pictures
     if budget.minutes:
-        return budget.minutes * 60 * _ASSUMED_FLOPS / per_picture / num_pictures
+        return budget.minutes * 60 * speed / per_picture / num_pictures
     return max(budget.epochs, _LOOKS)  # steps and epochs bound the looks, not the size

@@ -27,7 +27,7 @@ _ROOM = 0.8
 def decide_machine(recipe: Recipe, model: Model, cost: Cost, dataset: Dataset, world: Processes) -> Recipe:
     """Device, precision, threads, batch and micro-batch where the recipe leaves them open."""
     device = choose_device(recipe.device)
-    cores = len(_usable_cores())
+    cores = len(usable_cores())
     # A launcher tells each process to use one thread; what all of them together may use is what the machine has.
     threads = recipe.threads or (cores if world.count > 1 else torch.get_num_threads())
     torch.set_num_threads(max(1, threads // world.local_count))
@@ -56,7 +56,7 @@ def decide_machine(recipe: Recipe, model: Model, cost: Cost, dataset: Dataset, w
     )
 
 
-def _usable_cores() -> set[int]:
+def usable_cores() -> set[int]:
     import os
 
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

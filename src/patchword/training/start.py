@@ -21,7 +21,7 @@ from patchword.evaluation.predict import Looking, look_at_all
 from patchword.models.contract import Model
 from patchword.models.names import create_model, parse_name
 from patchword.models.vit import ViT
-from patchword.training.choice import HYBRID_STRIDE, SMALL_PICTURE, choose_model, choose_side
+from patchword.training.choice import HYBRID_STRIDE, SMALL_PICTURE, assumed_speed, choose_model, choose_side
 from patchword.training.objectives import UNLABELLED, start_at_prior
 from patchword.training.objectives.choose import check_objective, label_counts
 from patchword.training.pictures import Pictures, look_at, natural_size
@@ -62,7 +62,7 @@ def decide_start(
         stride = decided.stride
         wanted = {"family": family.family, **(family.parse(name) or {}), **wanted}
     elif size == (0, 0) and max(pictures.height, pictures.width) > SMALL_PICTURE:
-        side = choose_side(other.budget, len(dataset.splits["train"]))
+        side = choose_side(other.budget, len(dataset.splits["train"]), assumed_speed(recipe))
         size = (side, side)
     if size == (0, 0):
         size = natural_size(pictures, stride)
@@ -229,7 +229,8 @@ def _from_nothing(
     name = recipe.model.get("name")
     if not name:
         shape = (pictures.height, pictures.width)
-        chosen, reason = choose_model(recipe.budget, len(dataset.splits["train"]), shape, image_size, options)
+        pictures_there, speed = len(dataset.splits["train"]), assumed_speed(recipe)
+        chosen, reason = choose_model(recipe.budget, pictures_there, shape, image_size, options, speed)
         name, options, image_size = chosen
         say(reason)
     if image_size is None:
