@@ -717,6 +717,22 @@ def test_the_page_of_a_network_without_attention_in_the_browser(pair: list[Path]
         assert page.said == []
 
 
+def test_attention_to_all_patches_alike_is_said_to_be_so(tmp_path: Path) -> None:
+    """Such a map has no highest place, and is not nothing either."""
+    model = create_model("ViT-At/8", 2, 32, embed_dim=8, mlp_dim=8, depth=2, num_heads=1).eval()
+    for block in model.blocks:  # pyright: ignore[reportGeneralTypeIssues] (it is a ViT)
+        torch.nn.init.zeros_(block.attention.qkv.weight)
+    patchword.explain(model, photo(tmp_path / "a.png"), out=tmp_path / "out", check=False)
+    with browser(tmp_path / "profile") as page:
+        page.open(tmp_path / "out/report.html")
+        page.wait("document.querySelectorAll('.scripted').length === 1")
+        set_value(page, "choice", "attention")
+        assert page.run("document.querySelector('.says').textContent").endswith("The same everywhere: 5.88 %.")
+        page.click(".drawn")
+        assert page.run("document.querySelector('.says').textContent").endswith("pays to the others. The same everywhere.")
+        assert page.said == []
+
+
 # The gallery of a run.
 
 

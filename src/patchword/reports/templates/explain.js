@@ -111,9 +111,10 @@ function view(box) {
     let best = 0;
     map.values.forEach((value, i) => { if (value > map.values[best]) best = i; });
     const top = map.values[best];
-    const where = `Highest in row ${Math.floor(best / map.w)}, column ${best % map.w} of ${map.h}×${map.w}`;
     const shares = !state.patch && ["rollout", "attention"].includes(state.map);
-    says.textContent = `${sentence} ${top > 0 ? where : "Nothing anywhere"}${shares && top > 0 ? `: ${(100 * top).toPrecision(3)} %.` : "."}`;
+    let where = `Highest in row ${Math.floor(best / map.w)}, column ${best % map.w} of ${map.h}×${map.w}`;
+    if (map.values.every((value) => value === top)) where = state.patch || top > 0 ? "The same everywhere" : "Nothing anywhere";
+    says.textContent = `${sentence} ${where}${shares && top > 0 ? `: ${(100 * top).toPrecision(3)} %.` : "."}`;
     drawPicture();
     const oneLayer = state.patch !== null || state.map === "attention";
     if (layer) layer.disabled = !(oneLayer || state.map === "rollout");
