@@ -384,6 +384,8 @@ def test_spoiled_weights_are_one_sentence(vit: Model, pair: list[Path], tmp_path
             vit.get_parameter(name)[0] = math.nan
         with pytest.raises(DivergedError, match="gives outputs that are not finite: its weights have been spoiled"):
             patchword.explain(vit, pair, out=tmp_path / "out")
+        with pytest.raises(DivergedError, match="gives outputs that are not finite: its weights have been spoiled"):
+            patchword.explain(small("bit"), pair, out=tmp_path / "out", beside=vit, check=False)
 
 
 def test_many_pictures_come_page_by_page(tmp_path: Path) -> None:

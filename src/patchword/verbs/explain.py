@@ -281,6 +281,7 @@ class _Other:
         import torch
 
         from patchword.core.picture import DecodeError
+        from patchword.evaluation.predict import check_finite
         from patchword.explanation.maps import as_images
         from patchword.explanation.overlay import overlay
         from patchword.reports.explain import Beside
@@ -293,6 +294,7 @@ class _Other:
         image = as_images(model, pixels[None])
         with torch.inference_mode():
             shares = model.probabilities(image)[0].float().cpu().numpy() if model.num_classes else np.zeros(0)
+        check_finite(model, shares)
         says = _says(shares, self.subject.labels)
         words, classes = self.subject.choice.words, None
         if self.wanted is not None:
