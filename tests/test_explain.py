@@ -691,6 +691,7 @@ def test_the_page_shows_the_maps_and_answers_to_hand_and_keyboard(vit: Model, pa
         assert "row 5, column 3" in says()  # the middle
         page.click(".reset")
         assert "What spoke for" in says()
+        assert page.run("document.activeElement.className") == "live picture"  # and not lost with the button
 
         # The other picture has stayed as it was; no fault was told; all can be reached by Tab.
         assert says(1).startswith("Rollout through layers 0 to 2")

@@ -163,7 +163,7 @@ function view(box) {
   choice.addEventListener("change", () => { state.map = choice.value; state.patch = null; draw(); });
   layer?.addEventListener("input", () => { state.layer = Number(layer.value); draw(); });
   head?.addEventListener("change", () => { state.head = Number(head.value); draw(); });
-  reset?.addEventListener("click", () => { state.patch = null; draw(); });
+  reset?.addEventListener("click", () => { picture.focus({ preventScroll: true }); state.patch = null; draw(); });  // a disabled button keeps no focus
   if (data.between) {
     for (const canvas of [picture, drawn]) {
       canvas.addEventListener("keydown", step);
