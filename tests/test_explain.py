@@ -223,6 +223,18 @@ def test_a_label_is_what_maps_are_for(pair: list[Path], tmp_path: Path) -> None:
     assert overlay.data_url(overlay.jpeg(overlay.overlay(pixels, values))) in sources
 
 
+def test_a_label_that_the_model_finds_unlikely_gets_its_maps_too(vit: Model, pair: list[Path], tmp_path: Path) -> None:
+    """Beside those of the likeliest three; it is the last of them, and what is shown first."""
+    least = patchword.predict(vit, pair[0])[0]["predictions"][-1]["label"]
+    [row] = patchword.explain(vit, pair[0], out=tmp_path / "out", label=least, check=False)
+    with np.load(row["arrays"]) as saved:
+        assert saved["labels"].tolist()[3:] == [least]
+        assert saved["for_classes"].shape == (4, 11, 7)
+        np.testing.assert_array_equal(row["map"], saved["for_classes"][3])
+    [data] = data_of(tmp_path / "out")
+    assert data["start"]["map"] == "class:3"
+
+
 def test_filters_are_framed_so_that_a_white_one_is_seen(tmp_path: Path) -> None:
     model = create_model("ViT-At/2", 2, 8, embed_dim=8, mlp_dim=8, depth=1, num_heads=1).eval()
     patchword.explain(model, photo(tmp_path / "a.png"), out=tmp_path / "out", check=False)
@@ -732,7 +744,9 @@ def test_attention_to_all_patches_alike_is_said_to_be_so(tmp_path: Path) -> None
         set_value(page, "choice", "attention")
         assert page.run("document.querySelector('.says').textContent").endswith("The same everywhere: 5.88 %.")
         page.click(".drawn")
-        assert page.run("document.querySelector('.says').textContent").endswith("pays to the others. The same everywhere.")
+        assert page.run("document.querySelector('.says').textContent").endswith(
+            "pays to the others. The same everywhere."
+        )
         assert page.said == []
 
 

@@ -27,7 +27,7 @@ from patchword.explanation.faithfulness import (
     shifted,
     untrained,
 )
-from patchword.explanation.maps import Choice, as_images, choose, kinds
+from patchword.explanation.maps import Choice, as_images, choose, kinds, named
 from patchword.models.names import create_model
 from patchword.reports.truth import truth_of
 from patchword.weights.io import load_model
@@ -226,6 +226,26 @@ def test_all_figures_of_a_model(family: str) -> None:
     assert [figure.name for figure in check(model, choice, images(model)[:0], None, known)] == names[:2]
     if family == "vit":
         assert [figure.name for figure in check(model, choice, images(model), None, known)] == [*names[:2], *names[4:]]
+
+
+def test_a_check_measures_the_models_own_maps_for_the_classes_beside_those_of_an_untrained_one() -> None:
+    """Each figure by itself: none has the maps of the other network, or those for another class."""
+    model, choice = model_of(), Choice("class")
+    batch, classes = images(model), (named(model, images(model)) + 1) % 5
+    pixels, masks = known_objects(model.image_size, 3, classes=11)
+    drawn, new = as_images(model, pixels), untrained(model)
+    theirs = named(model, drawn)
+    expected = [
+        *localisation(choice.of(model, drawn, theirs), masks, choice.of(new, drawn, theirs)),
+        *deletion_and_insertion(
+            model, batch, choice.of(model, batch, classes), classes, choice.of(new, batch, classes)
+        ),
+        *agreement(lambda those: choice.of(model, those, classes), batch),
+    ]
+    found = check(model, choice, batch, classes, (pixels, masks))
+    assert [figure.to_dict() for figure in found] == [figure.to_dict() for figure in expected]
+    for figure in found[2:]:  # so that another class, or another network, would be seen
+        assert figure.values.std() > 0
 
 
 def test_a_trained_models_rollout_finds_objects_and_a_new_ones_does_not() -> None:
