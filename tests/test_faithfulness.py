@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from scipy import stats
+from torch import Tensor, nn
 
 from patchword.data.formula import Drawn, parse_formula
 from patchword.explanation.facts import facts_of
@@ -25,9 +26,9 @@ from patchword.explanation.faithfulness import (
     mean_interval,
     random_maps,
     shifted,
-    untrained,
 )
 from patchword.explanation.maps import Choice, as_images, choose, kinds, named
+from patchword.explanation.untrained import untrained
 from patchword.models.names import create_model
 from patchword.reports.truth import truth_of
 from patchword.weights.io import load_model
@@ -169,6 +170,10 @@ def test_a_map_that_moves_with_the_picture_agrees_and_one_that_never_moves_is_to
     assert shift.value == pytest.approx(1)
     assert flip.beats("others")
     assert shift.beats("others")
+    for figure in (flip, shift):  # a map that never changes agrees as its shape has it
+        assert figure.control("random") == pytest.approx(0, abs=0.1)
+    assert flip.control("centre") == pytest.approx(1)
+    assert shift.control("centre") > 0.9
     blob = centre_maps(torch.zeros(9, 7, 7))
     for figure in agreement(lambda images: blob, batch):
         assert figure.value > 0.8
@@ -194,14 +199,32 @@ def test_correlations_are_numpys() -> None:
 
 def test_an_interval_is_that_of_a_mean_and_few_pictures_have_none() -> None:
     values = np.random.default_rng(1).normal(loc=3, scale=2, size=400)
-    low, high = mean_interval(values) or (0, 0)
-    half = 1.96 * values.std(ddof=1) / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.03)
-    assert high == pytest.approx(values.mean() + half, abs=0.03)
+    for n in (FEWEST, 400):
+        expected = stats.t.interval(0.95, n - 1, loc=values[:n].mean(), scale=stats.sem(values[:n]))
+        assert mean_interval(values[:n]) == pytest.approx(list(expected))
     assert mean_interval(values[: FEWEST - 1]) is None
     figure = Figure("energy", True, values[:5], {"random": values[:5] - 1})
     assert figure.gain("random") == (pytest.approx(1), None)
     assert figure.beats("random") is None
+
+
+def test_a_gain_over_new_weights_is_as_unsure_as_their_draws() -> None:
+    """Of eleven pictures and three draws; of one draw only the pictures count."""
+    draw = np.random.default_rng(2)
+    values, theirs = draw.normal(size=11), draw.normal(size=(11, 3)) + [2, 3, 7]
+    gains = theirs - values[:, None]
+    gain, interval = Figure("deletion", False, values, {"untrained": theirs}).gain("untrained")
+    half = math.hypot(
+        stats.t.ppf(0.975, 10) * stats.sem(gains.mean(axis=1)), stats.t.ppf(0.975, 2) * stats.sem(gains.mean(axis=0))
+    )
+    assert gain == pytest.approx(gains.mean())
+    assert interval == pytest.approx([gain - half, gain + half])
+    assert half > 6  # the draws are 2.6 apart: nothing is known, though each draw by itself is beaten
+    for column in range(3):
+        one = Figure("deletion", False, values, {"untrained": theirs[:, column]})
+        assert one.beats("untrained")
+        expected = stats.t.interval(0.95, 10, gains[:, column].mean(), stats.sem(gains[:, column]))
+        assert one.gain("untrained")[1] == pytest.approx(list(expected))
 
 
 def test_the_middle_is_the_middle_of_any_shape() -> None:
@@ -233,12 +256,13 @@ def test_a_check_measures_the_models_own_maps_for_the_classes_beside_those_of_an
     model, choice = model_of(), Choice("class")
     batch, classes = images(model), (named(model, images(model)) + 1) % 5
     pixels, masks = known_objects(model.image_size, 3, classes=11)
-    drawn, new = as_images(model, pixels), untrained(model)
+    drawn = as_images(model, pixels)
+    new = [untrained(model, torch.cat([drawn, batch]), seed) for seed in range(5)]
     theirs = named(model, drawn)
     expected = [
-        *localisation(choice.of(model, drawn, theirs), masks, choice.of(new, drawn, theirs)),
+        *localisation(choice.of(model, drawn, theirs), masks, [choice.of(each, drawn, theirs) for each in new]),
         *deletion_and_insertion(
-            model, batch, choice.of(model, batch, classes), classes, choice.of(new, batch, classes)
+            model, batch, choice.of(model, batch, classes), classes, [choice.of(each, batch, classes) for each in new]
         ),
         *agreement(lambda those: choice.of(model, those, classes), batch),
     ]
@@ -255,8 +279,9 @@ def test_a_trained_models_rollout_finds_objects_and_a_new_ones_does_not() -> Non
     """
     model = load_model(Path(__file__).parent / "fixtures/shapes-vit")
     pixels, masks = known_objects(model.image_size, 3, classes=16, each=6)
-    drawn, new, rollout = as_images(model, pixels), untrained(model), Choice("rollout")
-    energy, pointing = localisation(rollout.of(model, drawn), masks, rollout.of(new, drawn))
+    drawn, rollout = as_images(model, pixels), Choice("rollout")
+    first, *new = (rollout.of(untrained(model, drawn, seed), drawn) for seed in range(6))
+    energy, pointing = localisation(rollout.of(model, drawn), masks, new)
     for control in ("random", "centre", "untrained"):
         assert energy.beats(control)
         assert pointing.beats(control)
@@ -266,7 +291,7 @@ def test_a_trained_models_rollout_finds_objects_and_a_new_ones_does_not() -> Non
     assert f"points at an object in {100 * pointing.value:.0f}" in said["sentence"]
     assert not said["fails"]
     # What stands out is looked at even before training, which is why beating a random map alone would prove nothing.
-    before = localisation(rollout.of(new, drawn), masks, rollout.of(new, drawn))
+    before = localisation(first, masks, new)
     assert before[1].beats("random")
     said = truth_of(before, rollout)
     assert said["fails"]
@@ -277,14 +302,37 @@ def test_an_untrained_network_is_the_same_each_time_and_speaks_for_classes() -> 
     for family in SMALL:
         model = small(family)
         state = torch.random.get_rng_state()
-        new, again = untrained(model), untrained(model)
-        assert torch.equal(torch.random.get_rng_state(), state)
         batch = images(model)
+        new, again = untrained(model, batch), untrained(model, batch)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        assert not torch.allclose(new(batch), untrained(model, batch, 1)(batch))
         torch.testing.assert_close(new(batch), again(batch), rtol=0, atol=0)
         assert new(batch).std() > 0
         assert not torch.allclose(new(batch), model(batch))
         for kind in kinds(model):
             assert choose(new, kind).of(new, batch).any()
+
+
+@pytest.mark.parametrize("part", [24, 8])
+def test_what_an_untrained_network_measures_is_that_of_its_pictures(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals do not fade on the way: whitened pictures, and what comes out of each norm, are spread by about one."""
+    monkeypatch.setattr("patchword.explanation.untrained.comfortable_batch", lambda model: part)
+    model = create_model("C3+ViT-Fe/8", 3, 32, stem_whitening=24)
+    batch = 5 + 3 * torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    new, spreads = untrained(model, batch), []
+    patches = nn.functional.unfold(batch, 2).transpose(1, 2).flatten(0, 1)
+    kernels = new.state_dict()["backbone.whitening.kernels"][:12].flatten(1)
+    np.testing.assert_allclose((patches @ kernels.T).square().mean(0), 1, atol=0.02)
+    for module in new.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda _, inputs, output: spreads.append((output.mean(), output.std())))
+    with torch.no_grad():
+        new(batch)
+    assert len(spreads) == 3
+    np.testing.assert_allclose(torch.tensor(spreads), [[0, 1]] * 3, atol=0.03)
+    assert not new.training
+    blind = dict(untrained(model, batch[:0]).named_buffers())
+    assert blind["backbone.norms.0.running_mean"].abs().max() == 0
 
 
 def test_a_map_no_better_than_chance_is_called_so() -> None:

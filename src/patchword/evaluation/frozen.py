@@ -12,7 +12,7 @@ from patchword.data.dataset import Dataset
 from patchword.data.splits import first_of
 from patchword.evaluation.features import Features, features_of
 from patchword.evaluation.fewshot import SEEDS, STRENGTH, draw, few_shot_accuracies
-from patchword.evaluation.metrics import wilson_interval
+from patchword.evaluation.intervals import wilson_interval
 from patchword.evaluation.neighbours import NEIGHBOURS, votes
 from patchword.evaluation.predict import Looking
 from patchword.evaluation.probe import FITS, linear_probe

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-Z95 = 1.959963984540054
-"""Standard deviations to either side that hold 95 % of a normal distribution."""
+from patchword.evaluation.intervals import wilson_interval
+
 _IMBALANCED = 1.5
 _BINS = 15
 _LARGEST_CONFUSION = 1000
@@ -52,17 +52,6 @@ def measure(
     else:
         figures = _measure_several(predictions, classes, interval)
     return {"n": len(predictions.labels), **figures}
-
-
-def wilson_interval(correct: int, n: int, z: float = Z95) -> list[float]:
-    """The 95 % interval of a proportion (Wilson 1927), which stays inside 0…1 and is right for small n."""
-    if n == 0:
-        return [0.0, 1.0]
-    share, spread = correct / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    # At 0 and n the bounds are exactly 0 and 1; rounding must not say otherwise.
-    return [0.0 if correct == 0 else middle - half, 1.0 if correct == n else middle + half]
 
 
 def balanced_accuracy(correct: np.ndarray, n: np.ndarray) -> dict[str, Any]:

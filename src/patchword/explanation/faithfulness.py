@@ -1,26 +1,30 @@
 """Is the map true? Deletion, insertion, localisation and agreement, each beside a map that knows nothing.
 
-A random map and a blob in the middle are measured by the same code, and so is the map of the same network with new weights
+A random map and a blob in the middle are measured by the same code, and so are the maps of the same network with new weights
 ("Sanity checks for saliency maps", arXiv 1810.03292): what does not beat them says nothing of what the model has learned.
+New weights are drawn five times, for one draw may point at objects half as often again as another.
 
-Letters: B images or n of them, h×w places of a map, H×W pixels.
+Letters: B images or n of them, S draws of new weights, h×w places of a map, H×W pixels.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchword.data.decoding.decode import decode
 from patchword.data.formula import SIDES, find_formula
+from patchword.evaluation.intervals import student_half
 from patchword.evaluation.predict import comfortable_batch, evaluating
 from patchword.explanation.maps import Choice, as_images, enlarge, named
+from patchword.explanation.untrained import untrained
 from patchword.models.contract import Model
-from patchword.models.names import build_model
 
 Mapper = Callable[[Tensor], Tensor]
 """Images B×C×H×W → maps B×h×w."""
@@ -39,21 +43,22 @@ __all__ = [
 ]
 
 FEWEST = 8
-"""Of fewer pictures no interval is given: a bootstrap over them would be a guess."""
-_RESAMPLES = 2000
+"""Of fewer pictures no interval is given."""
 _STEPS = 8
-_SERIES = 4  # a map and its three controls
+_DRAWS = 5
+"""Of new weights, seeds 0 to 4."""
+_SERIES = 3 + _DRAWS  # a map, a random one, the middle
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One figure of n pictures' maps, beside the same figure of maps that know nothing; float64 n each."""
+    """One figure of n pictures' maps, beside the same figure of maps that know nothing; float64 n each, n×S of `untrained`."""
 
     name: str
     high_is_good: bool
     values: np.ndarray
     controls: dict[str, np.ndarray]
-    """`random`, `centre` and, where it was given, `untrained`; of agreement `others`."""
+    """`random`, `centre` and, where they were given, `untrained`; of agreement also `others`."""
 
     @property
     def value(self) -> float:
@@ -65,9 +70,19 @@ class Figure:
         return float(self.controls[name].mean())
 
     def gain(self, control: str) -> tuple[float, list[float] | None]:
-        """By how much the map is better than a control, picture by picture: the mean, and its 95 % interval."""
-        gains = (self.values - self.controls[control]) * (1 if self.high_is_good else -1)
-        return float(gains.mean()), mean_interval(gains)
+        """By how much the map is better than a control, picture by picture: the mean, and its 95 % interval.
+
+        Student's over the pictures, and over the draws of new weights where there are some: their halves are added as squares.
+        """
+        theirs = self.controls[control].reshape(len(self.values), -1)
+        gains = (self.values[:, None] - theirs) * (1 if self.high_is_good else -1)
+        mean = float(gains.mean())
+        if len(gains) < FEWEST:
+            return mean, None
+        half = student_half(gains.mean(axis=1))
+        if gains.shape[1] > 1:
+            half = math.hypot(half, student_half(gains.mean(axis=0)))
+        return mean, [mean - half, mean + half]
 
     def beats(self, control: str) -> bool | None:
         """Whether the interval of the gain lies above 0; None where there are too few pictures to say."""
@@ -90,12 +105,11 @@ class Figure:
 
 
 def mean_interval(values: np.ndarray) -> list[float] | None:
-    """The 95 % percentile interval of a mean over resampled pictures, from a fixed seed; None for fewer than 8 of them."""
-    n = len(values)
-    if n < FEWEST:
+    """Student's 95 % interval of a mean over pictures; None for fewer than 8 of them."""
+    if len(values) < FEWEST:
         return None
-    drawn = np.random.default_rng(0).integers(0, n, (_RESAMPLES, n))
-    return [float(bound) for bound in np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])]
+    mean, half = float(values.mean()), student_half(values)
+    return [mean - half, mean + half]
 
 
 def random_maps(like: Tensor) -> Tensor:
@@ -114,45 +128,54 @@ def deletion_and_insertion(
     images: Tensor,
     maps: Tensor,
     classes: Tensor,
-    untrained: Tensor | None = None,
+    untrained: Sequence[Tensor] = (),
     on_picture: Callable[[], None] = lambda: None,
 ) -> tuple[Figure, Figure]:
     """How fast the class of an image goes when what its map points to is taken away, and how fast it comes (arXiv 1806.07421).
 
-    Of B×C×H×W with maps B×h×w (and those of an untrained network) and classes B. Pixels are taken in the order of the map,
+    Of B×C×H×W with maps B×h×w (and those of untrained networks) and classes B. Pixels are taken in the order of the map,
     an eighth of them at a time. Deleted ones get the mean colour of their picture; what is inserted comes into a blurred
     one. The figure is the area under the probability of the class, 0 to 1.
     """
-    controls = _with_controls(maps, untrained)
-    found = {name: _areas(model, images, each, classes, on_picture) for name, each in controls.items()}
-    return _figure("deletion", False, found, 0), _figure("insertion", True, found, 1)
+    images, classes = images.cpu(), classes.cpu()
+    grey, soft = _grey(images).expand_as(images), blurred(images)
+    ends = np.stack([_probabilities(model, each, classes) for each in (images, grey, soft)], axis=1)
+    areas = functools.partial(_areas, model, images, classes=classes, ends=ends, on_picture=on_picture)
+    return _beside_controls(("deletion", "insertion"), (False, True), areas, maps, untrained)
 
 
-def localisation(maps: Tensor, masks: np.ndarray, untrained: Tensor | None = None) -> tuple[Figure, Figure]:
-    """Maps B×h×w (and those of an untrained network) of pictures whose objects are known, bool B×H×W → energy and pointing.
+def localisation(maps: Tensor, masks: np.ndarray, untrained: Sequence[Tensor] = ()) -> tuple[Figure, Figure]:
+    """Maps B×h×w (and those of untrained networks) of pictures whose objects are known, bool B×H×W → energy and pointing.
 
     Energy is the share of the map that lies on an object; pointing is 1 where the highest pixel does (Zhang et al. 2016, arXiv
     1608.00507, without their margin). A map of equal values has the objects' share of the area.
     """
-    found = {name: _on_objects(each, masks) for name, each in _with_controls(maps, untrained).items()}
-    return _figure("energy", True, found, 0), _figure("pointing", True, found, 1)
+    on_objects = functools.partial(_on_objects, masks=masks)
+    return _beside_controls(("energy", "pointing"), (True, True), on_objects, maps, untrained)
 
 
 def agreement(mapper: Mapper, images: Tensor) -> tuple[Figure, Figure]:
     """How well the map of a picture goes with it when it is mirrored, and moved by 1/28 of its shorter side: correlations.
 
-    The control `others` is the correlation with the map of the next picture: maps that look alike whatever is on the
-    picture agree with anything. B×C×H×W of at least two pictures.
+    The control that counts, `others`, is the correlation with the map of the next picture: maps that look alike whatever is on
+    the picture agree with anything. So does the blob in the middle, and a random map with nothing; they stand beside it.
+    B×C×H×W of at least two pictures.
     """
-    height, width = images.shape[2:]
-    step = max(1, round(min(height, width) / 28))
-    here = _pixels(mapper(images), (height, width))
-    mirrored = _pixels(mapper(images.flip(3)), (height, width))[:, :, ::-1]
-    moved = _pixels(mapper(shifted(images, step)), (height, width))
-    others = {"others": correlations(here, np.roll(here, 1, axis=0))}
-    flip = Figure("flip", True, correlations(here, mirrored), others)
-    after = correlations(here[:, : height - step, : width - step], moved[:, step:, step:])
-    return flip, Figure("shift", True, after, others)
+    height, width = size = (images.shape[2], images.shape[3])
+    step = max(1, round(min(size) / 28))
+    here = mapper(images)
+    series = {
+        "": (here, mapper(images.flip(3)), mapper(shifted(images, step))),
+        **{name: (each, each, each) for name, each in (("random", random_maps(here)), ("centre", centre_maps(here)))},
+    }
+    flip, shift = {}, {}
+    for name, maps in series.items():
+        first, mirrored, moved = (_pixels(each, size) for each in maps)
+        flip[name] = correlations(first, mirrored[:, :, ::-1])
+        shift[name] = correlations(first[:, : height - step, : width - step], moved[:, step:, step:])
+    pixels = _pixels(here, size)
+    others = {"others": correlations(pixels, np.roll(pixels, 1, axis=0))}
+    return Figure("flip", True, flip.pop(""), flip | others), Figure("shift", True, shift.pop(""), shift | others)
 
 
 def check(
@@ -168,15 +191,21 @@ def check(
     What needs pictures, or classes, is left out where there are none; of drawn pictures the class is the one that is named.
     """
     pixels, masks = known
-    drawn, new = as_images(model, pixels), untrained(model)
+    drawn, total = as_images(model, pixels), steps(len(images))
     theirs = named(model, drawn) if model.num_classes else None
-    figures = [*localisation(choice.of(model, drawn, theirs), masks, choice.of(new, drawn, theirs))]
-    total = steps(len(images))
+    of_drawn, of_images = [], []
+    for seed in range(_DRAWS):  # one at a time, for they may be large
+        new = untrained(model, torch.cat([drawn, images.to(drawn)]), seed)
+        of_drawn.append(choice.of(new, drawn, theirs))
+        if len(images) and classes is not None:
+            of_images.append(choice.of(new, images, classes))
+    figures = [*localisation(choice.of(model, drawn, theirs), masks, of_drawn)]
     on_progress(1, total)
     if len(images) and classes is not None:
-        maps, before = choice.of(model, images, classes), choice.of(new, images, classes)
-        done = iter(range(2, total + 1))
-        figures += deletion_and_insertion(model, images, maps, classes, before, lambda: on_progress(next(done), total))
+        maps, done = choice.of(model, images, classes), iter(range(2, total + 1))
+        figures += deletion_and_insertion(
+            model, images, maps, classes, of_images, lambda: on_progress(next(done), total)
+        )
     if len(images) > 1:
         figures += agreement(lambda those: choice.of(model, those, classes), images)
     return figures
@@ -185,18 +214,6 @@ def check(
 def steps(pictures: int) -> int:
     """How many steps a `check` of so many pictures tells of."""
     return 1 + _SERIES * pictures
-
-
-def untrained(model: Model, seed: int = 0) -> Model:
-    """The same network with new weights, those of a seed; its head is drawn, too, so that it speaks for classes."""
-    device = next(model.parameters()).device
-    new = build_model(model.architecture, model.preprocessing).to_empty(device="cpu")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        new.reset()
-        if isinstance(new.head, nn.Linear):
-            nn.init.normal_(new.head.weight, std=new.num_features**-0.5)
-    return new.to(device).eval()
 
 
 def known_objects(
@@ -238,38 +255,61 @@ def correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(1), below, out=np.zeros(len(a)), where=below > 0)
 
 
-def _with_controls(maps: Tensor, untrained: Tensor | None) -> dict[str, Tensor]:
-    """By the name of each control; the maps themselves have none."""
-    found = {"": maps.cpu(), "random": random_maps(maps), "centre": centre_maps(maps)}
-    return found if untrained is None else {**found, "untrained": untrained.cpu()}
-
-
-def _figure(name: str, high_is_good: bool, found: dict[str, tuple[np.ndarray, np.ndarray]], which: int) -> Figure:
-    controls = {control: values[which] for control, values in found.items() if control}
-    return Figure(name, high_is_good, found[""][which], controls)
+def _beside_controls(
+    names: tuple[str, str],
+    high_is_good: tuple[bool, bool],
+    measure: Callable[[Tensor], tuple[np.ndarray, np.ndarray]],
+    maps: Tensor,
+    untrained: Sequence[Tensor],
+) -> tuple[Figure, Figure]:
+    """Two figures that are measured together, of maps B×h×w and of all their controls."""
+    own, by_chance, middle = (measure(each) for each in (maps, random_maps(maps), centre_maps(maps)))
+    before = [measure(each) for each in untrained]
+    figures = []
+    for which, (name, high) in enumerate(zip(names, high_is_good, strict=True)):
+        controls = {"random": by_chance[which], "centre": middle[which]}
+        if before:
+            controls["untrained"] = np.stack([pair[which] for pair in before], axis=1)
+        figures.append(Figure(name, high, own[which], controls))
+    return figures[0], figures[1]
 
 
 def _areas(
-    model: Model, images: Tensor, maps: Tensor, classes: Tensor, on_picture: Callable[[], None]
+    model: Model, images: Tensor, maps: Tensor, classes: Tensor, ends: np.ndarray, on_picture: Callable[[], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The areas under deletion and insertion, B each; one picture at a time."""
-    device, chunk = next(model.parameters()).device, comfortable_batch(model)
-    size = (images.shape[2], images.shape[3])
+    """The areas under deletion and insertion, B each; `ends`, B×3, are the probabilities of a picture, its grey and its blur."""
     areas = np.zeros((2, len(images)))
-    with evaluating(model), torch.inference_mode():
-        for number, (image, each) in enumerate(zip(images.cpu(), enlarge(maps, size), strict=True)):
-            rank = _ranks(each)
-            steps = torch.arange(_STEPS + 1)[:, None, None] * rank.numel() // _STEPS
-            taken = (rank < steps)[:, None]
-            grey = image.mean(dim=(1, 2), keepdim=True)
-            for row, series in enumerate(
-                (torch.where(taken, grey, image), torch.where(taken, image, blurred(image[None])[0]))
-            ):
-                said = [model.probabilities(batch.to(device)) for batch in series.split(chunk)]
-                curve = torch.cat(said)[:, int(classes[number])].double().cpu().numpy()
-                areas[row, number] = (curve[1:] + curve[:-1]).mean() / 2
-            on_picture()
+    steps = torch.arange(1, _STEPS)[:, None, None]
+    for number, (image, each) in enumerate(
+        zip(images, enlarge(maps.cpu(), (images.shape[2], images.shape[3])), strict=True)
+    ):
+        rank, asked = _ranks(each), classes[number].expand(_STEPS - 1)
+        taken = (rank < steps * rank.numel() // _STEPS)[:, None]
+        whole, grey, soft = ends[number]
+        deleted = _probabilities(model, torch.where(taken, _grey(image), image), asked)
+        areas[0, number] = _area([whole, *deleted, grey])
+        inserted = _probabilities(model, torch.where(taken, image, blurred(image[None])[0]), asked)
+        areas[1, number] = _area([soft, *inserted, whole])
+        on_picture()
     return areas[0], areas[1]
+
+
+def _area(curve: list[float]) -> float:
+    """Under a curve of evenly spaced values between 0 and 1."""
+    return float(np.mean(curve[1:]) + np.mean(curve[:-1])) / 2
+
+
+def _grey(images: Tensor) -> Tensor:
+    """…×C×H×W → …×C×1×1: the mean colour."""
+    return images.mean(dim=(-2, -1), keepdim=True)
+
+
+def _probabilities(model: Model, images: Tensor, classes: Tensor) -> np.ndarray:
+    """Of each image of B×C×H×W the probability of its class, float64 B."""
+    device = next(model.parameters()).device
+    with evaluating(model), torch.inference_mode():
+        said = [model.probabilities(part.to(device)).cpu() for part in images.split(comfortable_batch(model))]
+    return torch.cat(said).gather(1, classes[:, None])[:, 0].double().numpy()
 
 
 def _ranks(pixels: Tensor) -> Tensor:

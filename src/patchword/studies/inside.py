@@ -16,9 +16,10 @@ from patchword.data.dataset import Split
 from patchword.data.decoding.decode import decode
 from patchword.explanation.attention import head_figures
 from patchword.explanation.embeddings import position_table
-from patchword.explanation.faithfulness import known_objects, untrained
+from patchword.explanation.faithfulness import known_objects
 from patchword.explanation.maps import as_images
 from patchword.explanation.structure import depth_trend, grid_structure
+from patchword.explanation.untrained import untrained
 from patchword.models.contract import Model
 from patchword.models.vit import ViT
 from patchword.weights import shipped
@@ -49,11 +50,11 @@ vector for each row and column explains; by how much more alike patches of one l
 
 def figure(name: str, model: Model, split: Split, *, new_weights: int | None = None) -> float:
     """A figure of a ViT over the first 128 pictures of a split; with `new_weights`, a seed, of the same network untrained."""
-    assert isinstance(model, ViT)
+    images = as_images(model, _first(model, split))
     if new_weights is not None:
-        model = untrained(model, new_weights)
-        assert isinstance(model, ViT)
-    return FIGURES[name](model, as_images(model, _first(model, split)))
+        model = untrained(model, images, new_weights)
+    assert isinstance(model, ViT)
+    return FIGURES[name](model, images)
 
 
 def _first(model: Model, split: Split) -> np.ndarray:
@@ -107,11 +108,11 @@ def shipped_lines() -> str:
 
 def _untrained(name: str, model: ViT, images: Tensor | None = None) -> float:
     """The mean of a figure over the same network with new weights of three seeds; positions need no images."""
-    found = []
+    images, found = torch.empty(0) if images is None else images, []
     for seed in range(_CONTROLS):
-        new = untrained(model, seed)
+        new = untrained(model, images, seed)
         assert isinstance(new, ViT)
-        found.append(FIGURES[name](new, torch.empty(0) if images is None else images))
+        found.append(FIGURES[name](new, images))
     return float(np.mean(found))
 
 

@@ -12,10 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from patchword.evaluation.metrics import Z95, wilson_interval
+from patchword.evaluation.intervals import LEVEL, Z95, student_half, t_quantile, wilson_interval
 
-LEVEL = 0.95
-"""Of an interval, where nothing else is said."""
 RESAMPLES = 2000
 _LEVELS = [0.025, 0.975]
 _EXPONENTS = (0.02, 3.0)
@@ -57,10 +55,7 @@ def proportion(correct: int, n: int) -> Estimate:
 def mean_interval(values: ArrayLike, level: float = LEVEL) -> Estimate:
     """The mean of independent values, such as one of each seed, with Student's interval; one value says nothing of spread."""
     numbers = _numbers(values)
-    mean, count = float(numbers.mean()), len(numbers)
-    if count == 1:
-        return Estimate(mean, -math.inf, math.inf)
-    half = t_quantile(count - 1, level) * float(numbers.std(ddof=1)) / math.sqrt(count)
+    mean, half = float(numbers.mean()), student_half(numbers, level)
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -140,29 +135,6 @@ def pareto_front(costs: ArrayLike, values: ArrayLike) -> list[int]:
         if best is None or value[place] > value[best] or (value[place], cost[place]) == (value[best], cost[best]):
             front.append(int(place))
     return front
-
-
-@functools.lru_cache
-def t_quantile(freedom: int, level: float = LEVEL) -> float:
-    """How many standard errors to either side hold 95 % of Student's distribution with so many degrees of freedom."""
-    low, high = 0.0, 100.0  # one degree needs 12.7, and 63.7 for 99 %
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, freedom) < level else (low, middle)
-    return (low + high) / 2
-
-
-def _t_within(t: float, freedom: int) -> float:
-    """P(|T| ≤ t), a finite sum for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    if freedom < 1:
-        raise ValueError(f"{freedom} degrees of freedom; one or more would be right")
-    angle = math.atan(t / math.sqrt(freedom))
-    odd = freedom % 2
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for power in range(1 if odd else 0, freedom - 1, 2):
-        total += term
-        term *= (power + 1) / (power + 2) * math.cos(angle) ** 2
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 @functools.lru_cache

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from patchword.data.dataset import Split
 from patchword.data.loader import Batch
-from patchword.evaluation.metrics import Z95
+from patchword.evaluation.intervals import Z95
 from patchword.evaluation.predict import Looking, check_finite, look_at_all
 from patchword.models.chance import Chance, drawing_from
 from patchword.models.contract import Model
