@@ -7,7 +7,7 @@ PAGES  := README.md CONTRIBUTING.md CHANGELOG.md $(wildcard docs/*.md)
 TOOLS  := $(wildcard tools/*)
 BENCH  ?= quick
 
-.PHONY: help setup demo test check bench soak speedrun trials transfer-study formula-study unlabelled-study clean
+.PHONY: help setup demo test check bench soak speedrun trials transfer-study formula-study unlabelled-study truth-study clean
 help:
 	@echo "make demo    train a small hybrid on 500 pictures, from nothing and from shipped weights, then at a higher resolution"
 	@echo "make test    run the tests"
@@ -19,6 +19,7 @@ help:
 	@echo "make transfer-study  what pre-training is worth: from nothing, formulas, CIFAR-10 (SEEDS=3); the table goes to docs/pretraining.md"
 	@echo "make formula-study  which pictures of formulas are worth the most before 1,000 real ones; the table goes to docs/pretraining.md"
 	@echo "make unlabelled-study  what pictures without labels are worth: masked patches, Noisy Student (SEEDS=3); to docs/pretraining.md"
+	@echo "make truth-study  whether maps of where models look are true, beside maps that know nothing; to docs/explain.md"
 	@echo "make setup   a .venv with everything the others need"
 
 setup: .venv/ready
@@ -66,6 +67,9 @@ formula-study: .venv/ready
 
 unlabelled-study: .venv/ready
 	$(BIN)/python -m bench.unlabelled
+
+truth-study: .venv/ready
+	$(BIN)/python -m bench.truth
 
 clean:
 	rm -rf .venv runs

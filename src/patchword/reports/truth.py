@@ -11,9 +11,10 @@ _FIGURES = {
     "pointing": ("Points at the object", "the highest pixel lies on it; drawn shapes"),
     "deletion": ("Deletion", "probability left while its highest pixels are taken away: low is good"),
     "insertion": ("Insertion", "probability while they come first: high is good"),
-    "flip": ("Follows a mirror", "correlation with the map of the mirrored picture"),
-    "shift": ("Follows a shift", "correlation with the map of the picture moved a little"),
+    "flip": ("Follows a mirror", "correlation with the map of the mirrored picture; another picture's is to be beaten"),
+    "shift": ("Follows a shift", "correlation with the map of the picture moved a little; likewise"),
 }
+_CONTROLS = {"random": "chance", "centre": "the middle", "untrained": "an untrained network"}
 
 
 def truth_of(truth: tuple[Figure, ...], choice: Choice) -> dict[str, Any]:
@@ -37,9 +38,6 @@ def truth_of(truth: tuple[Figure, ...], choice: Choice) -> dict[str, Any]:
         )
     sentence, fails = _sentence({figure.name: figure for figure in truth}, choice)
     return {"rows": rows, "sentence": sentence, "fails": fails}
-
-
-_CONTROLS = {"random": "chance", "centre": "the middle", "untrained": "an untrained network"}
 
 
 def _verdict(beaten: dict[str, bool | None]) -> str:
