@@ -272,6 +272,21 @@ def test_curves_that_do_not_cross_in_reach_say_so() -> None:
     assert crossing(slow, fast, reach=100).size == pytest.approx((20 / 1.1) ** 4, rel=2e-2)
 
 
+def test_curves_that_cross_twice_have_a_last_crossing() -> None:
+    """0.9·n^−0.1 leads at 100 and at 30,000 pictures, and is behind where 20·n^−0.8 + 0.35 has fallen to its floor."""
+    slow, floored = law(0.9, 0.1, 0), law(20.0, 0.8, 0.35)
+    assert (slow < floored).tolist() == [True, True, False, False]
+    last = optimize.brentq(lambda n: 0.9 * n**-0.1 - 20 * n**-0.8 - 0.35, 3000, 30_000)
+    exact = crossing(fit_power_law(SIZES, slow[:, None]), fit_power_law(SIZES, floored[:, None]))
+    assert (exact.leads_before, exact.leads_after) == (1, 0)
+    assert exact.size == pytest.approx(last, rel=0.02)
+    found = crossing(fit_power_law(SIZES, noisy(slow, 0.002, 1)), fit_power_law(SIZES, noisy(floored, 0.002, 2)))
+    assert (found.leads_before, found.leads_after, found.share) == (1, 0, 1)
+    assert found.low is not None
+    assert found.low < last
+    assert found.high is None or last < found.high
+
+
 def test_an_interval_that_leaves_the_reach_has_no_end() -> None:
     """The curves meet at 20,000 of 30,000 in reach, and are uncertain: the upper end is open."""
     slow, fast = law(2.0, 0.25, 0), law(2.0 * 20_000**0.1, 0.35, 0)

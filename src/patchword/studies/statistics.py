@@ -260,9 +260,9 @@ class Crossing:
     """Where the order of two fitted curves changes: "before" and "after" are smaller and larger training sets."""
 
     leads_before: Literal[0, 1]
-    """Whose error is smaller at the smallest size measured: the first's (0) or the second's (1)."""
+    """Whose error is smaller before the last crossing, or where there is none, throughout: the first's (0), the second's (1)."""
     leads_after: Literal[0, 1]
-    """The same at the end of the reach."""
+    """The same behind it, to the end of the reach."""
     size: float | None
     """The last crossing from the one to the other; None: there is none in reach."""
     low: float | None
@@ -278,14 +278,16 @@ def crossing(first: PowerLaw, second: PowerLaw, *, reach: float = 10.0) -> Cross
     low, high = max(first.sizes[0], second.sizes[0]), reach * max(first.sizes[-1], second.sizes[-1])
     places = np.geomspace(low, high, _PLACES)
     ahead = second.error(places) - first.error(places)  # positive: the first leads
-    before, after = (int(value < 0) for value in (ahead[0], ahead[-1]))
+    behind = ahead < 0
+    crossed, after = bool((behind[1:] != behind[:-1]).any()), int(behind[-1])
+    before = 1 - after if crossed else after  # of two crossings the last one counts, too
     resampled = np.empty((0, _PLACES))
     if len(first.resampled) and len(first.resampled) == len(second.resampled):
         resampled = second.errors(places) - first.errors(places)
     sign = resampled < 0
     share = float((sign[:, 1:] != sign[:, :-1]).any(axis=1).mean()) if len(sign) else math.nan
     leaders: dict[str, Literal[0, 1]] = {"leads_before": _bit(before), "leads_after": _bit(after)}
-    if before == after:
+    if not crossed:
         return Crossing(**leaders, size=None, low=None, high=None, share=share)
     towards = 1.0 if before == 0 else -1.0  # so that the leader before is ahead where the difference is positive
     [size] = _last_falls(places, towards * ahead[None])
