@@ -634,6 +634,21 @@ def test_the_shown_command_asks_the_same(study: studies.Study, tmp_path: Path) -
     )
 
 
+def test_the_shown_command_says_all_that_the_study_would_refuse(table: dict[str, Any]) -> None:
+    """A recipe that is not the start's own, and every figure of a budget: with others the folder holds another study."""
+
+    def shown(**changes: Any) -> str:
+        return " ".join(command(pages.Fields({**table, "question": {**table["question"], **changes}}), Path("x")))
+
+    assert "--recipe finetune" in shown(recipe="finetune")
+    tuned = {"pretrain": "cifar10", "pretrain_budget": {"pflop": 0.016}}
+    assert "--recipe" not in shown(recipe="finetune", **tuned)
+    assert "--recipe scratch" in shown(recipe="scratch", **tuned)
+    assert "--pflop 0.00412345678 " in shown(budget={"pflop": 0.00412345678})
+    assert "--minutes 3 " in shown(budget={"minutes": 3.0})
+    assert "--pretrain-pflop 0.0123456789 " in shown(pretrain="cifar10", pretrain_budget={"pflop": 0.0123456789})
+
+
 def test_curves_go_as_far_as_they_are_believed(table: dict[str, Any]) -> None:
     for row in table["models"]:
         assert row["curve"][0]["size"] == pytest.approx(100)

@@ -88,15 +88,21 @@ def command(answer: dict[str, Any], folder: Path) -> list[str]:
     words += ["--sizes", ",".join(map(str, asked["sizes"])), "--seeds", str(asked["seeds"])]
     words += ["--image-size", "x".join(map(str, asked["image_size"]))]
     [(name, value)] = asked["budget"].items()
-    words += [f"--{name}", f"{value:g}"]
+    words += [f"--{name}", _whole(value)]
     if asked["pretrain"]:
         words += ["--pretrain", asked["pretrain"]]
         if value := asked["pretrain_budget"]["pflop"]:
-            words += ["--pretrain-pflop", f"{value:g}"]
-    words += ["--recipe", asked["recipe"]] if asked["recipe"] not in ("scratch", "finetune") else []
+            words += ["--pretrain-pflop", _whole(value)]
+    usual = "finetune" if asked["pretrain"] else "scratch"
+    words += ["--recipe", asked["recipe"]] if asked["recipe"] != usual else []
     for field, value in _flat(asked["set"] or {}):
         words += ["--set", f"{field}={value}"]
     return [shlex.quote(word) for word in [*words, "--out", str(folder)]]
+
+
+def _whole(number: float) -> str:
+    """With every figure that it has, for another budget is another study."""
+    return repr(number).removesuffix(".0")
 
 
 def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
