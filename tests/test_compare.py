@@ -265,6 +265,19 @@ def test_a_budget_of_less_than_a_step_is_refused_before_anything_is_done(picture
         )
 
 
+def test_a_size_that_leaves_a_class_without_a_picture_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    """Of 63 pictures three are of the rarest class: a size of 6 has its share of them, which is none."""
+    for split, counts in (("train", (30, 30, 3)), ("test", (2, 2, 2))):
+        for name, count in zip(("ant", "bee", "cat"), counts, strict=True):
+            write_pictures(tmp_path / "data" / split, (name,), count, seed=count)
+    asked: dict[str, Any] = {"models": "ViT-At/8,ViT-At/4", "image_size": 16, "pflop": 1e-5, "out": tmp_path / "study"}
+    with pytest.raises(
+        UsageError, match=r"--sizes 6: .* without a picture \('cat', of which it has 3 of 63, for one\)"
+    ):
+        patchword.compare(tmp_path / "data", sizes="6,40,all", **asked)
+    assert not (tmp_path / "study").exists()
+
+
 # The figures
 
 

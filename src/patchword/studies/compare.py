@@ -26,7 +26,7 @@ from patchword.studies.question import Question, architecture, ask, sentence, sk
 from patchword.studies.search import ROUNDS, Found, ahead, part_of, search, tried, with_rate
 from patchword.training import recipe as recipes
 from patchword.training.budget import rounded_up
-from patchword.training.pictures import tell_notices
+from patchword.training.pictures import chosen, tell_notices
 from patchword.training.recipe import Budget, Recipe
 
 LADDER = (0.25, 0.5)
@@ -165,6 +165,18 @@ class Study:
                         f"is less than a step; {rounded_up(least):.2g} or more, or a smaller batch_size would be right"
                     )
 
+    def check_pictures(self) -> None:
+        """Raise `UsageError` where a size leaves a class without a picture, in a run or in the search at the middle size."""
+        question, model = self.question, self.question.models[0]
+        runs = [
+            (size, self.cell(model, size, seed).recipe) for size in question.sizes for seed in range(question.seeds)
+        ]
+        for size, recipe in [*runs, (self.middle, self.tried(model))]:
+            try:
+                chosen(self.dataset, recipe)
+            except UsageError as error:
+                raise UsageError(f"--sizes {size or 'all'}: {error}") from error
+
     # Stages
 
     def begin(self) -> None:
@@ -235,6 +247,7 @@ def compare(
             )
         study = Study(question, grid, dataset)
         study.check_budgets()
+        study.check_pictures()
         settle(out, stored, settings, free=("data", "models", "seeds"))
         tell_notices(dataset)
         say(sentence(question))

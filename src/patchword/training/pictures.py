@@ -59,6 +59,15 @@ class Opened:
 def open_training_data(recipe: Recipe, shelf: Shelf | None = None) -> Opened:
     """The recipe's data set, looked through for duplicates where the recipe says so or the set is small enough."""
     dataset, fingerprint = (shelf or Shelf()).open(recipe.data, labelled=recipe.objective not in UNLABELLED)
+    dataset, found = _without_duplicates(chosen(dataset, recipe), recipe)
+    return Opened(dataset, found, fingerprint)
+
+
+def chosen(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """What a recipe learns of a data set and is measured on, before duplicates are looked for.
+
+    Raises `UsageError` where the data set does not have what the recipe asks for.
+    """
     if recipe.learn_validation:
         dataset = _learning_validation(dataset, recipe.validation_share)
     dataset = _with_validation(dataset, recipe.validation_share)
@@ -67,9 +76,7 @@ def open_training_data(recipe: Recipe, shelf: Shelf | None = None) -> Opened:
             f"evaluation.final=validation, but {dataset.location} has no validation pictures; "
             "validation_share takes some of train"
         )
-    dataset = _with_images(dataset, recipe.train_images, recipe.train_images_seed)
-    dataset, found = _without_duplicates(dataset, recipe)
-    return Opened(dataset, found, fingerprint)
+    return _with_images(dataset, recipe.train_images, recipe.train_images_seed)
 
 
 def tell_notices(dataset: Dataset) -> None:
@@ -171,10 +178,11 @@ def _with_images(dataset: Dataset, count: int, seed: int) -> Dataset:
             f"train_images={count} is more than the {len(train):,} that {dataset.location} has for training"
         )
     few = train.subset(first_of(train.keys(), train.labels, count, seed))
-    if train.labels.ndim == 1 and len(np.unique(few.labels)) < len(np.unique(train.labels)):
-        classes = len(np.unique(train.labels))
+    lost = np.setdiff1d(train.labels, few.labels) if train.labels.ndim == 1 else []
+    if len(lost):
+        rare = f"{dataset.classes[lost[-1]]!r}, of which it has {(train.labels == lost[-1]).sum():,} of {len(train):,}, for one"
         raise UsageError(
-            f"train_images={count} leaves classes of {dataset.location} without a picture; it has {classes}"
+            f"train_images={count} leaves classes of {dataset.location} without a picture ({rare}); more would be right"
         )
     return dataclasses.replace(dataset, splits={**dataset.splits, "train": few})
 
