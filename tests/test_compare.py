@@ -265,6 +265,26 @@ def test_a_budget_of_less_than_a_step_is_refused_before_anything_is_done(picture
         )
 
 
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ("evaluation.final=validation", "evaluation.final=validation measures on the pictures that choose the rates"),
+        ("objective=masked-patch", "objective=masked-patch has no accuracy to compare"),
+    ],
+)
+def test_a_recipe_that_measures_something_else_is_refused(
+    pictures: Path, tmp_path: Path, wish: str, sentence: str
+) -> None:
+    field, _, value = wish.partition("=")
+    table, _, last = field.rpartition(".")
+    (tmp_path / "other.toml").write_text((f"[{table}]\n" if table else "") + f'{last} = "{value}"\n')
+    asked: dict[str, Any] = {"models": "ViT-At/8,ViT-At/4", "image_size": 16, "pflop": 1e-5, "out": tmp_path / "study"}
+    for way in ({"set": wish}, {"recipe": tmp_path / "other.toml"}):
+        with pytest.raises(UsageError, match=sentence):
+            patchword.compare(pictures, **asked, **way)
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_size_that_leaves_a_class_without_a_picture_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     """Of 63 pictures three are of the rarest class: a size of 6 has its share of them, which is none."""
     for split, counts in (("train", (30, 30, 3)), ("test", (2, 2, 2))):

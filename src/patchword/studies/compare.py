@@ -26,6 +26,7 @@ from patchword.studies.question import Question, architecture, ask, sentence, sk
 from patchword.studies.search import ROUNDS, Found, ahead, part_of, search, tried, with_rate
 from patchword.training import recipe as recipes
 from patchword.training.budget import rounded_up
+from patchword.training.objectives import UNLABELLED
 from patchword.training.pictures import chosen, tell_notices
 from patchword.training.recipe import Budget, Recipe
 
@@ -165,6 +166,16 @@ class Study:
                         f"is less than a step; {rounded_up(least):.2g} or more, or a smaller batch_size would be right"
                     )
 
+    def check_recipe(self) -> None:
+        """Raise `UsageError` where the recipe measures something else than accuracy on test."""
+        recipe = self.cell(self.question.models[0], self.question.sizes[-1], 0).recipe
+        if recipe.objective in UNLABELLED:
+            raise UsageError(f"objective={recipe.objective} has no accuracy to compare; softmax would be right")
+        if recipe.evaluation.final != "test":
+            raise UsageError(
+                f"evaluation.final={recipe.evaluation.final} measures on the pictures that choose the rates; test would be right"
+            )
+
     def check_pictures(self) -> None:
         """Raise `UsageError` where a size leaves a class without a picture, in a run or in the search at the middle size."""
         question, model = self.question, self.question.models[0]
@@ -246,6 +257,7 @@ def compare(
                 f"{out} holds a study of other data ({stored['data']}), or {data} has changed since; choose another --out"
             )
         study = Study(question, grid, dataset)
+        study.check_recipe()
         study.check_budgets()
         study.check_pictures()
         settle(out, stored, settings, free=("data", "models", "seeds"))
