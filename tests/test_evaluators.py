@@ -402,6 +402,13 @@ def test_features_can_be_measured_where_the_classes_are_others(
     assert "metric" not in patchword.evaluate(body, tmp_path / "set", neighbours=True)
 
 
+def test_two_pictures_are_enough_for_a_probe(model: Model, tmp_path: Path) -> None:
+    """A fifth of them is none: one of the two chooses, as in a comparison of 2 pictures of 2 classes."""
+    for split, count in (("train", 1), ("test", 3)):
+        write_pictures(tmp_path / "set" / split, ("oak", "fir"), count, seed=count)
+    assert patchword.evaluate(model, tmp_path / "set", probe=True)["features"]["probe"]["chosen_at"] in (0, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [

@@ -130,7 +130,7 @@ def _probe(
         held_out = (others.values, others.labels)
     else:
         whole = dataset.splits["train"]
-        first = first_of(whole.keys(), whole.labels, round(_HELD_OUT * len(whole)))
+        first = first_of(whole.keys(), whole.labels, max(1, round(_HELD_OUT * len(whole))))
         mask = np.isin(np.arange(len(whole)), first)
         held_out, chosen_on = np.flatnonzero(mask[train.mask]), "a fifth of train"
     with Progress("fitting the probe", FITS) as progress:
