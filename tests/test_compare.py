@@ -444,6 +444,18 @@ def test_fronts_hold_whom_nobody_beats(table: dict[str, Any]) -> None:
     assert [row["value"] for row in table["fronts"]["flops"]] == best
 
 
+def test_speed_is_that_of_the_first_seed_that_left_a_model(tmp_path: Path) -> None:
+    """The first one of the plain ViT diverged, the second one did not; it is measured and stands on the front of time."""
+    study = made(tmp_path, seeds=2, sizes=(300, 0), models=MODELS[:2])
+    lost = study.cell(MODELS[0], 0, 0).place
+    study.outcomes[lost] = dataclasses.replace(study.outcomes[lost], diverged="it did")
+    save_model(create_model(MODELS[0], 5, 64), tmp_path / study.cell(MODELS[0], 0, 1).place / "model")
+    known = json.loads((tmp_path / "speed.json").read_text())
+    (tmp_path / "speed.json").write_text(json.dumps({MODELS[1]: known[MODELS[1]]}))
+    write_answer(study)
+    assert set(json.loads((tmp_path / "speed.json").read_text())) == set(MODELS[:2])
+
+
 def test_answers_of_other_pictures_are_refused(tmp_path: Path) -> None:
     study = made(tmp_path, seeds=1, sizes=(300, 0))
     path = tmp_path / study.cell(MODELS[1], 0, 0).place / "predictions.csv"

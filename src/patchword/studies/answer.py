@@ -85,13 +85,10 @@ def answer(study: Study) -> dict[str, Any]:
 
 def write_answer(study: Study) -> Path:
     """Write `study.json`, and return the study's folder; speeds and probes that were not measured before are measured first."""
-    folder, last = study.grid.folder, study.question.sizes[-1]
-    trained = {}
-    for name in study.question.models:
-        outcome = study.outcomes.get(study.cell(name, last, 0).place)
-        if name not in speed.stored(folder) and outcome is not None and not outcome.diverged:
-            trained[name] = load_model(outcome.folder)
-    speed.measure(folder, trained)
+    folder, cells = study.grid.folder, Cells(study)
+    known = speed.stored(folder)
+    trained = {name: cells.trained(name) for name in study.question.models if name not in known}
+    speed.measure(folder, {name: load_model(place) for name, place in trained.items() if place is not None})
     if study.question.pretrain:
         floor.measure(study)
     files.write_json(folder / STUDY, answer(study))
