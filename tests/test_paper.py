@@ -311,6 +311,28 @@ def test_a_search_whose_start_diverged_leaves_the_presets_rate(
     assert {recipe.optimizer.lr for recipe in tuned} == {3e-4}
 
 
+def test_a_lost_seed_does_not_take_the_flops_of_the_others(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last seed of a pre-training diverges: its arm still stands at what the other two took, and is compared there."""
+    outcome = Grid.outcome
+
+    def lost(grid: Grid, cell: grids.Cell) -> grids.Outcome:
+        found = outcome(grid, cell)
+        gone = "ViT-At/8, 1 of the budget, training" in cell.title and cell.recipe.seed == 2
+        return dataclasses.replace(found, diverged="it did") if gone else found
+
+    monkeypatch.setattr(Grid, "outcome", lost)
+    told = json.loads(reproduce.run_one(paper.EXPERIMENTS["fig5"], JUDGED, tmp_path).read_text())
+    arm = next(row for row in told["arms"] if row["label"] == "ViT-At/8, 1 of the budget")
+    assert (len(arm["values"]), arm["flops"], arm["x"]) == (2, 1e12, 1e-3)
+    monkeypatch.setattr(Trials, "_few_shot", lambda self, outcome, data: 0.5)
+    monkeypatch.setattr(Trials, "_inside", lambda self, outcome, arm, seed: 0.5)
+    reproduce.run_claims(JUDGED, tmp_path)
+    told = json.loads((tmp_path / "fig5.json").read_text())
+    assert {row["flops"] for row in told["arms"]} == {1e12}
+
+
 def test_what_is_finished_is_counted_and_left_alone(
     ran: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

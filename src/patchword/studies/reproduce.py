@@ -88,7 +88,7 @@ def run_claims(
                 say(f"{name}: seed {seed}")
                 added = trials.measure(arms[name], [seed])
                 found[name] = [
-                    Measured(old.arm, (*old.values, *new.values), new.flops)
+                    Measured(old.arm, (*old.values, *new.values), max(old.flops, new.flops))
                     for old, new in zip(found[name], added, strict=True)
                 ]
                 spent[name] = trials.spent(arms[name], range(seed + 1))

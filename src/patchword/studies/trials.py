@@ -198,8 +198,9 @@ class Trials:
                 for arm in sorted(arms, key=lambda arm: arm.data_of(number)):
                     self._run(arm, seed, number)
             for place, arm in enumerate(arms):
-                value, flops[place] = self.value(arm, seed)
+                value, spent = self.value(arm, seed)
                 values[place].append(value)
+                flops[place] = max(flops[place], spent)  # a seed that diverged says nothing of them
         return [Measured(arm, tuple(each), spent) for arm, each, spent in zip(arms, values, flops, strict=True)]
 
     def spent(self, arms: Sequence[Arm], seeds: Iterable[int]) -> tuple[float, float]:
