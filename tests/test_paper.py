@@ -873,9 +873,16 @@ def test_table1_is_the_papers(tmp_path: Path) -> None:
     for row in told["rows"]:
         assert row["expected"] == row["obtained"]
         assert row["params"] / 1e6 == pytest.approx(row["published"], rel=0.02)
-    page = patchword_paper("table1", out=tmp_path).read_text()
+    page = patchword_paper("table1", scale="smoke", out=tmp_path / "out").read_text()
     assert "86.6 M" in page
     assert "ViT-H/14" in page
+
+
+def test_the_sizes_lie_beside_the_other_experiments(ran: Ran, tmp_path: Path) -> None:
+    """All share a folder, whichever comes first."""
+    for order in (("table1", "position"), ("position", "table1")):
+        pages = [patchword_paper(name, scale="smoke", out=tmp_path / order[0]) for name in order]
+        assert [page.name for page in pages] == [f"{name}.html" for name in order]
 
 
 def test_a_real_experiment_from_the_front_door(

@@ -17,7 +17,7 @@ from patchword.studies.experiment import Arm, Experiment, Measured, Scale
 from patchword.studies.grid import Cell, Grid, Look, OutOfTime, held, settle
 from patchword.studies.judging import LOOKS, judge, judge_at_last_look
 from patchword.studies.paper import EXPERIMENTS
-from patchword.studies.results import write_claims, write_experiment
+from patchword.studies.results import write_claims, write_experiment, write_table1
 from patchword.studies.trials import Trials, flops_of, missing
 
 Publish = Callable[[Path], object]
@@ -51,6 +51,12 @@ def run_one(
         path = write_experiment(folder, asked, scale, measured, lacking, judged)
         publish(path)
     return path
+
+
+def show_table1(scale: Scale, folder: Path) -> Path:
+    """Count the sizes of Table 1, in the folder of the other experiments; the JSON file is returned."""
+    with _held(folder, scale):
+        return write_table1(folder)
 
 
 def run_claims(

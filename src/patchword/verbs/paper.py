@@ -51,13 +51,12 @@ def paper(
     from patchword.reports.run import write_report
     from patchword.studies import paper as papers
     from patchword.studies import reproduce
-    from patchword.studies.results import write_table1
     from patchword.studies.scales import SCALES
 
     _check(name, model, seeds, minutes, data)
     folder = Path(out) if out is not None else Path("studies") / f"paper-{scale}"
     if name == "table1":
-        page = write_paper(write_table1(folder))
+        page = write_paper(reproduce.show_table1(SCALES[scale], folder))
     elif name == "claims":
         path = reproduce.run_claims(
             SCALES[scale], folder, minutes=minutes, publish_run=write_report, publish=write_paper
