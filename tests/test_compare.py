@@ -225,6 +225,33 @@ def test_compare_from_the_front_door(
         patchword.compare(pictures, out=out, seeds=2, **arguments)
 
 
+def test_all_models_are_pretrained_on_the_same_pictures(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that comes later would begin with what was learned from fewer."""
+    monkeypatch.setattr(studies.Study, "begin", lambda _: None)
+    monkeypatch.setattr(studies.Study, "run", lambda *_: None)
+    write_pictures(tmp_path / "before" / "train", ("oak", "fir"), 9)
+    write_pictures(tmp_path / "before" / "test", ("oak", "fir"), 2, seed=1)
+
+    def compare(*models: str) -> studies.Study:
+        return studies.compare(
+            str(pictures),
+            ("ViT-At/8", *models),
+            ("all",),
+            tmp_path / "study",
+            image_size=(16, 16),
+            budget=Budget(pflop=1.0),
+            pretrain=str(tmp_path / "before"),
+        )
+
+    compare("ViT-At/4")
+    compare("ViT-At/4", "ViT-At/16")
+    (tmp_path / "before/train/oak/000.png").unlink()
+    with pytest.raises(UsageError, match="before has changed since models of .*study were pre-trained on it"):
+        compare("ViT-At/4", "ViT-At/16", "ViT-At/2")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

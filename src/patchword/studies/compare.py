@@ -256,11 +256,17 @@ def compare(
             raise UsageError(
                 f"{out} holds a study of other data ({stored['data']}), or {data} has changed since; choose another --out"
             )
+        if question.pretrain:
+            _, settings["pretrain_fingerprint"] = grid.shelf.open(question.pretrain)
+            if settings["pretrain_fingerprint"] != stored.get("pretrain_fingerprint", settings["pretrain_fingerprint"]):
+                raise UsageError(
+                    f"{question.pretrain} has changed since models of {out} were pre-trained on it; choose another --out"
+                )
         study = Study(question, grid, dataset)
         study.check_recipe()
         study.check_budgets()
         study.check_pictures()
-        settle(out, stored, settings, free=("data", "models", "seeds"))
+        settle(out, stored, settings, free=("data", "models", "seeds", "pretrain_fingerprint"))
         tell_notices(dataset)
         say(sentence(question))
         study.begin()
