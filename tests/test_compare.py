@@ -306,7 +306,8 @@ def test_a_recipe_that_measures_something_else_is_refused(
     table, _, last = field.rpartition(".")
     (tmp_path / "other.toml").write_text((f"[{table}]\n" if table else "") + f'{last} = "{value}"\n')
     asked: dict[str, Any] = {"models": "ViT-At/8,ViT-At/4", "image_size": 16, "pflop": 1e-5, "out": tmp_path / "study"}
-    for way in ({"set": wish}, {"recipe": tmp_path / "other.toml"}):
+    ways: list[dict[str, Any]] = [{"set": wish}, {"recipe": tmp_path / "other.toml"}]
+    for way in ways:
         with pytest.raises(UsageError, match=sentence):
             patchword.compare(pictures, **asked, **way)
     assert not (tmp_path / "study").exists()
