@@ -276,7 +276,7 @@ def test_curves_that_cross_twice_have_a_last_crossing() -> None:
     """0.9·n^−0.1 leads at 100 and at 30,000 pictures, and is behind where 20·n^−0.8 + 0.35 has fallen to its floor."""
     slow, floored = law(0.9, 0.1, 0), law(20.0, 0.8, 0.35)
     assert (slow < floored).tolist() == [True, True, False, False]
-    last = optimize.brentq(lambda n: 0.9 * n**-0.1 - 20 * n**-0.8 - 0.35, 3000, 30_000)
+    last = optimize.root_scalar(lambda n: 0.9 * n**-0.1 - 20 * n**-0.8 - 0.35, bracket=(3000, 30_000)).root
     exact = crossing(fit_power_law(SIZES, slow[:, None]), fit_power_law(SIZES, floored[:, None]))
     assert (exact.leads_before, exact.leads_after) == (1, 0)
     assert exact.size == pytest.approx(last, rel=0.02)
