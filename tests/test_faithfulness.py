@@ -211,7 +211,7 @@ def test_an_interval_is_that_of_a_mean_and_few_pictures_have_none() -> None:
 def test_a_gain_over_new_weights_is_as_unsure_as_their_draws() -> None:
     """Of eleven pictures and three draws; of one draw only the pictures count."""
     draw = np.random.default_rng(2)
-    values, theirs = draw.normal(size=11), draw.normal(size=(11, 3)) + [2, 3, 7]
+    values, theirs = draw.normal(size=11), draw.normal([2, 3, 7], size=(11, 3))
     gains = theirs - values[:, None]
     gain, interval = Figure("deletion", False, values, {"untrained": theirs}).gain("untrained")
     half = math.hypot(

@@ -36,7 +36,7 @@ from patchword.studies import inside, paper, reproduce, scales, trials, vtab
 from patchword.studies.claims import CLAIMS
 from patchword.studies.experiment import Arm, Measured, Stage
 from patchword.studies.grid import Grid
-from patchword.studies.judging import LOOKS, Part, difference, estimate, judge, judge_at_last_look, last_look
+from patchword.studies.judging import LOOKS, Part, difference, estimate, judge, judge_by_looks
 from patchword.studies.results import as_row, write_table1
 from patchword.studies.search import ROUNDS
 from patchword.studies.statistics import Estimate
@@ -222,12 +222,12 @@ def test_runs_are_made_once_and_named_by_what_they_are(ran: Ran, tmp_path: Path)
     """Masked and position share nothing; fig3 and fig4 share the pre-trainings of the same sets."""
     scale = dataclasses.replace(SMOKE, seeds=2)
     reproduce.run_one(paper.EXPERIMENTS["masked"], scale, tmp_path)
-    assert len(ran) == 2 * (2 + 3)
+    assert len(ran) == 2 * (3 + 3)
     starts = {recipe.init for recipe, _ in ran}
-    assert len(starts) == 1 + 4  # none, and two kinds of weights of two seeds
+    assert len(starts) == 1 + 6  # none, and three kinds of weights of two seeds
     before = len(ran)
     reproduce.run_one(paper.EXPERIMENTS["masked"], dataclasses.replace(scale, seeds=3), tmp_path)
-    assert len(ran) == before + 5, "one seed more"
+    assert len(ran) == before + 6, "one seed more"
     reproduce.run_one(paper.EXPERIMENTS["fig3"], scale, tmp_path)
     third = {out.name for _, out in ran}
     reproduce.run_one(paper.EXPERIMENTS["table2"], scale, tmp_path)
@@ -254,6 +254,23 @@ def test_rates_are_searched_once_for_each_kind(ran: Ran, tmp_path: Path) -> None
     assert all(len(each) == 1 for each in rates.values())
 
 
+def test_nothing_is_no_straw_man() -> None:
+    """What begins with nothing learns its few pictures for as many FLOPs, by the recipe for that, and is then tuned alike."""
+    runner = Trials(Grid(Path("nowhere")), JUDGED)
+    nothing, _, supervised = paper.EXPERIMENTS["masked"].arms(JUDGED)
+    (alone, after), (before, tuned) = runner.steps(nothing, 2), runner.steps(supervised, 2)
+    assert (alone.recipe.name, alone.recipe.budget, alone.recipe.seed) == ("scratch", before.recipe.budget, 2)
+    few = (JUDGED.sets["tune"], JUDGED.few, 2)
+    for recipe in (alone.recipe, after.recipe, tuned.recipe):
+        assert (recipe.data, recipe.train_images, recipe.train_images_seed) == few
+    assert (alone.trial.train_images, alone.trial.seed) == (JUDGED.few, 0), "as few in the search for its rate"
+    assert before.trial.train_images == 0
+    assert dataclasses.replace(after.recipe, init="") == dataclasses.replace(tuned.recipe, init="")
+    of_each = {arm.model: arm for arm in paper.EXPERIMENTS["fig3"].arms(JUDGED) if arm.x == 0}
+    assert len(of_each) == 3
+    assert all(arm.before == nothing.before for arm in of_each.values())
+
+
 def test_rates_do_not_depend_on_the_order_of_experiments(ran: Ran, tmp_path: Path) -> None:
     """What is tuned is tuned at the rate of one start, the usual one, whoever asked first."""
     names = ("masked", "fig5", "table2", "fig3")
@@ -266,10 +283,11 @@ def test_rates_do_not_depend_on_the_order_of_experiments(ran: Ran, tmp_path: Pat
     assert rates[0] == rates[1]
     place = {out.name: recipe for recipe, out in ran if "cells" in out.parts}
     starts = {recipe.init for recipe, out in ran if "search" in out.parts and recipe.init != "none"}
-    assert len(starts) == 6, "five models, and one of them from masked patches"
+    assert len(starts) == 6 + 3, "five models, one of them also from masked patches, and three from nothing"
     for start in starts:
         usual = place[Path(start).name]
-        assert (usual.seed, usual.train_images, usual.budget) == (0, 0, JUDGED.before)
+        few = JUDGED.few if usual.data == JUDGED.sets["tune"] else 0
+        assert (usual.seed, usual.train_images, usual.budget) == (0, few, JUDGED.before)
 
 
 def test_a_search_that_diverges_at_every_rate_leaves_the_others(
@@ -603,24 +621,33 @@ def test_a_diverged_seed_is_left_out_of_its_pairs() -> None:
 
 
 def test_looks_are_few_and_fixed_before() -> None:
-    assert [last_look(count, JUDGED) for count in (0, 2, 3, 5, 6, 11, 12, 40)] == [
-        None,
-        None,
-        (3, 0.95),
-        (3, 0.95),
-        (6, 0.99),
-        (6, 0.99),
-        (12, 0.99),
-        (12, 0.99),
-    ]
     # What comes between two looks is not looked at: the fourth and fifth seed would turn it.
     asked, low = claim("resolution"), [0.5] * 5
     found = measured("resolution", {"tuned at 32 px": low, "tuned at 48 px": [0.6, 0.61, 0.6, 0.1, 0.1]})
-    judged = judge_at_last_look(asked, found, JUDGED)
+    judged = judge_by_looks(asked, found, JUDGED)
     assert judged is not None
     assert (judged.verdict, judged.seeds, judged.level) == ("holds", 3, 0.95)
     assert judge(asked, found, JUDGED).verdict == "undecided"
-    assert judge_at_last_look(asked, measured("resolution", {}, seeds=2), JUDGED) is None
+    assert judge_by_looks(asked, measured("resolution", {}, seeds=2), JUDGED) is None
+
+
+@pytest.mark.parametrize(
+    ("high", "verdict", "seeds", "level"),
+    [
+        ([0.6, 0.61, 0.605, 0.45, 0.62, 0.6], "holds", 3, 0.95),  # all six together say nothing
+        ([0.6, 0.3, 0.5], "undecided", 3, 0.95),
+        ([0.6, 0.3, 0.5, *[0.1] * 8], "undecided", 6, 0.99),
+        ([0.7, 0.3, 0.5] * 4, "undecided", 12, 0.99),
+        ([0.7, 0.5, 0.7, 0.7, 0.7, 0.7, *[0.1] * 6], "holds", 6, 0.99),
+    ],
+)
+def test_the_first_look_that_decides_is_the_last(high: list[float], verdict: str, seeds: int, level: float) -> None:
+    low = [0.5] * len(high)
+    judged = judge_by_looks(
+        claim("resolution"), measured("resolution", {"tuned at 32 px": low, "tuned at 48 px": high}), JUDGED
+    )
+    assert judged is not None
+    assert (judged.verdict, judged.seeds, judged.level) == (verdict, seeds, level)
 
 
 def test_looking_again_errs_little_more_often_than_looking_once() -> None:
@@ -640,7 +667,7 @@ def test_looking_again_errs_little_more_often_than_looking_once() -> None:
 
 def test_seeds_go_where_the_interval_is_widest() -> None:
     """The scale's seeds for each, in order; then the widest of what is undecided, where there is time for more."""
-    lacking: dict[str, dict[str, str]] = {"masked": {}, "resolution": {}, "fig3": {"cifar10": "gone"}}
+    least = {"masked": 3, "resolution": 3}
 
     def found(masked: list[float], high: list[float]) -> dict[str, list[Measured]]:
         labels: dict[str, list[float | None]] = {
@@ -656,7 +683,7 @@ def test_seeds_go_where_the_interval_is_widest() -> None:
         }
 
     def following(masked: list[float], high: list[float], more: bool = False) -> str | None:
-        return reproduce._next(found(masked, high), lacking, JUDGED, more=more)
+        return reproduce._next(found(masked, high), least, JUDGED, more=more)
 
     assert following([], []) == "masked"
     assert following([0.6, 0.5], []) == "masked"
@@ -668,6 +695,23 @@ def test_seeds_go_where_the_interval_is_widest() -> None:
     assert following([*wide, 0.6], narrow, more=True) == "masked", "until its next look"
     assert following(sure, sure, more=True) is None, "nothing is undecided"
     assert following(wide * 4, sure, more=True) is None, "no look is left"
+    least["resolution"] = 6
+    assert following(wide, sure) == "resolution", "these are there"
+    assert following(wide, sure * 2) is None
+
+
+def test_seeds_that_were_bought_are_not_forgotten(ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without minutes nothing more is bought, and what there is counts."""
+    monkeypatch.setattr(Trials, "_few_shot", lambda self, outcome, data: 0.5)
+    monkeypatch.setattr(Trials, "_inside", lambda self, outcome, arm, seed: 0.5)
+    reproduce.run_one(paper.EXPERIMENTS["resolution"], JUDGED, tmp_path, seeds=6)
+    reproduce.run_one(paper.EXPERIMENTS["patch"], JUDGED, tmp_path, seeds=5)
+    count = len(ran)
+    told = json.loads(reproduce.run_claims(JUDGED, tmp_path).read_text())
+    seeds = {row["experiment"]: row["seeds"] for row in told["claims"]}
+    assert (seeds.pop("resolution"), set(seeds.values())) == (6, {3})
+    assert count < len(ran), "the others are run"
+    assert all(recipe.seed < 3 for recipe, _ in ran[count:])
 
 
 def test_the_cheapest_comes_first_and_what_it_costs_is_said_before(
@@ -745,7 +789,7 @@ def test_time_that_is_over_ends_between_two_runs_and_the_same_command_goes_on(
     done = [out for _, out in ran]
     reproduce.run_claims(SMOKE, tmp_path, minutes=10)
     assert not set(done) & {out for _, out in ran[13:]}
-    assert len(ran) == 73
+    assert len(ran) == 76
 
 
 def test_all_claims_in_one_go(ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -895,11 +939,11 @@ def test_a_real_experiment_from_the_front_door(
     page = patchword_paper("masked", scale="smoke", out=tmp_path / "out")
     said = capsys.readouterr().err
     assert "masked at the scale smoke: 3 arms × 1 seed" in said
-    assert "5 runs; about" in said
+    assert "6 runs; about" in said
     results = [json.loads(path.read_text()) for path in (tmp_path / "out/cells").glob("*/result.json")]
-    assert len(results) == 5
+    assert len(results) == 6
     tuned = [each for each in results if each["init"] != "none"]
-    assert len(tuned) == 2
+    assert len(tuned) == 3
     assert all("/cells/ViT-At-8-training-" in each["init"] for each in tuned)
     text = page.read_text()
     assert "The scale smoke shows that the experiment runs" in text

@@ -18,9 +18,9 @@ def _tuned(scale: Scale, **stage: Any) -> Stage:
     return Stage(data=on(scale, "tune"), images=scale.few, **stage)
 
 
-def _alone(scale: Scale) -> Stage | None:
-    """What a model learns before it is tuned where it begins with nothing."""
-    return Stage(data=on(scale, "tune"), recipe=scale.alone_recipe) if scale.alone_recipe else None
+def _alone(scale: Scale) -> Stage:
+    """What a model learns before it is tuned where it begins with nothing: the same pictures, for as much as others pre-train."""
+    return Stage(data=on(scale, "tune"), images=scale.few, recipe=scale.alone_recipe)
 
 
 def of_tuning(scale: Scale) -> str:

@@ -35,8 +35,8 @@ class Scale:
     after_recipe: str = "finetune"
     after_recipes: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of tuning on some data sets, in its place."""
-    alone_recipe: str = ""
-    """By which a model that begins with nothing learns the data set before it is tuned on it; empty: it is tuned at once."""
+    alone_recipe: str = "scratch"
+    """By which a model that begins with nothing learns the pictures before it is tuned on them."""
     subsets: tuple[int, ...] = ()
     """Ascending numbers of pictures to pre-train on; 0 for all."""
     few: int = 0

@@ -7,7 +7,8 @@ times the compute something needs is a difference, too: of logarithms (`equal.py
 
 Whoever adds seeds until something is found finds it in 18 of 100 claims about nothing (looks at 3, 4, … 12 seeds). So looks are
 few and fixed before: at the scale's number of seeds with intervals of 95 %, and where that leaves a claim undecided at twice
-and at four times as many, with intervals of 99 %; together 6 in 100 (`tests/test_paper.py`).
+and at four times as many, with intervals of 99 %; together 6 in 100 (`tests/test_paper.py`). The first look that decides is
+the last: seeds that another claim of the same experiment asked for do not judge it again.
 """
 
 import dataclasses
@@ -121,12 +122,6 @@ class Judged:
         return max((part.width for part in self.parts), default=0.0)
 
 
-def last_look(count: int, scale: Scale) -> tuple[int, float] | None:
-    """The seeds and the level of the last look that so many seeds are enough for; None: it is too early to look."""
-    looks = [(times * scale.seeds, level) for times, level in LOOKS if times * scale.seeds <= count]
-    return looks[-1] if looks else None
-
-
 def judge(claim: Claim, measured: Sequence[Measured], scale: Scale, level: float = LEVEL) -> Judged:
     """The verdict on a claim by all seeds that were measured; none at a scale that is not meant for it."""
     parts = tuple(each.part(level) for each in claim.differences(measured, scale))
@@ -141,14 +136,18 @@ def judge(claim: Claim, measured: Sequence[Measured], scale: Scale, level: float
     return Judged(claim, verdict, parts, claim.note(measured, scale), len(measured[0].values), level)
 
 
-def judge_at_last_look(claim: Claim, measured: Sequence[Measured], scale: Scale) -> Judged | None:
-    """The verdict by the seeds of the last look; None where there are too few for the first."""
-    look = last_look(len(measured[0].values), scale)
-    if look is None:
-        return None
-    seeds, level = look
-    seen = [dataclasses.replace(each, values=each.values[:seeds]) for each in measured]
-    return judge(claim, seen, scale, level)
+def judge_by_looks(claim: Claim, measured: Sequence[Measured], scale: Scale) -> Judged | None:
+    """The verdict of the first look that decides, or of the last that there are seeds for; None: it is too early to look."""
+    judged = None
+    for times, level in LOOKS:
+        seeds = times * scale.seeds
+        if seeds > len(measured[0].values):
+            break
+        seen = [dataclasses.replace(each, values=each.values[:seeds]) for each in measured]
+        judged = judge(claim, seen, scale, level)
+        if judged.verdict != "undecided":
+            break
+    return judged
 
 
 def difference(first: Sequence[float | None], second: Sequence[float | None]) -> list[float]:

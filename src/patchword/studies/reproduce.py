@@ -15,7 +15,7 @@ from patchword.models.cost import exaflops, tpu_core_days
 from patchword.studies.claims import CLAIMS
 from patchword.studies.experiment import Arm, Experiment, Measured, Scale
 from patchword.studies.grid import Cell, Grid, Look, OutOfTime, held, settle
-from patchword.studies.judging import LOOKS, judge, judge_at_last_look
+from patchword.studies.judging import LOOKS, judge, judge_by_looks
 from patchword.studies.paper import EXPERIMENTS
 from patchword.studies.results import write_claims, write_experiment, write_table1
 from patchword.studies.trials import Trials, flops_of, missing
@@ -67,7 +67,7 @@ def run_claims(
     publish_run: Publish | None = None,
     publish: Publish = lambda _: None,
 ) -> Path:
-    """Judge all claims: every experiment with the scale's seeds, the cheapest first.
+    """Judge all claims: every experiment with the scale's seeds, and more where their runs are there, the cheapest first.
 
     With `minutes`, no run is begun after them; and where some are left then, the experiment of the widest undecided claim gets
     more seeds, up to its last look.
@@ -84,12 +84,13 @@ def run_claims(
         for data, why in gone.items():
             say(f"note: {data} is missing, and so are the claims that need it ({why})")
         order = _begin(trials, {name: each for name, each in arms.items() if not lacking[name]})
+        least = {name: _seeds_there(trials, arms[name]) for name in order}
         order += [name for name in arms if lacking[name]]
         found = {name: [Measured(arm, ()) for arm in arms[name]] for name in order}
         spent: dict[str, tuple[float, float]] = {}
         path = folder / "claims.json"
         try:
-            while (name := _next(found, lacking, scale, more=minutes is not None)) is not None:
+            while (name := _next(found, least, scale, more=minutes is not None)) is not None:
                 seed = len(found[name][0].values)
                 say(f"{name}: seed {seed}")
                 added = trials.measure(arms[name], [seed])
@@ -101,7 +102,7 @@ def run_claims(
                 judged = [
                     verdict
                     for claim in CLAIMS
-                    if claim.experiment == name and (verdict := judge_at_last_look(claim, found[name], scale))
+                    if claim.experiment == name and (verdict := judge_by_looks(claim, found[name], scale))
                 ]
                 publish(write_experiment(folder, EXPERIMENTS[name], scale, found[name], lacking[name], judged))
                 publish(write_claims(path, scale, found, lacking, spent, minutes))
@@ -138,11 +139,22 @@ def _begin(trials: Trials, arms: Mapping[str, Sequence[Arm]]) -> list[str]:
     return order
 
 
-def _next(found: Found, lacking: Lacking, scale: Scale, *, more: bool) -> str | None:
-    """The experiment that gets the next seed; None: all have what they are to have."""
-    done = {name: len(measured[0].values) for name, measured in found.items() if not lacking[name]}
+def _seeds_there(trials: Trials, arms: Sequence[Arm]) -> int:
+    """The seeds of the last look whose runs are all finished; those of the first where not even they are."""
+    found = LOOKS[0][0] * trials.scale.seeds
+    for times, _ in LOOKS:
+        known, like = trials.ahead(arms, range(times * trials.scale.seeds))
+        if like or not all(trials.grid.finished(cell) for cell in known.values()):
+            break
+        found = times * trials.scale.seeds
+    return found
+
+
+def _next(found: Found, least: Mapping[str, int], scale: Scale, *, more: bool) -> str | None:
+    """The experiment that gets the next seed, where each that can be run is to have the `least` ones; None: all have theirs."""
+    done = {name: len(found[name][0].values) for name in least}
     for name, count in done.items():
-        if count < scale.seeds:
+        if count < least[name]:
             return name
     if not more or not scale.verdicts:
         return None
@@ -154,7 +166,7 @@ def _next(found: Found, lacking: Lacking, scale: Scale, *, more: bool) -> str | 
 
 def _widest(name: str, measured: Sequence[Measured], scale: Scale) -> float:
     """The widest interval of what is undecided of an experiment's claims; of claims that are decided 0."""
-    judged = [judge_at_last_look(claim, measured, scale) for claim in CLAIMS if claim.experiment == name]
+    judged = [judge_by_looks(claim, measured, scale) for claim in CLAIMS if claim.experiment == name]
     return max((each.width for each in judged if each is not None and each.verdict == "undecided"), default=0.0)
 
 

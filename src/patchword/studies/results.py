@@ -14,7 +14,7 @@ from patchword.models.names import create_model
 from patchword.models.vit import SIZES
 from patchword.studies.claims import CLAIMS
 from patchword.studies.experiment import Experiment, Measured, Scale
-from patchword.studies.judging import Claim, Judged, judge_at_last_look
+from patchword.studies.judging import Claim, Judged, judge_by_looks
 from patchword.studies.paper import EXPERIMENTS
 from patchword.studies.published import TABLE1
 from patchword.studies.statistics import mean_row
@@ -89,7 +89,7 @@ def write_claims(
     for claim in CLAIMS:
         measured, lost = found[claim.experiment], lacking[claim.experiment]
         seeds = len(measured[0].values) if measured else 0
-        judged = None if lost else judge_at_last_look(claim, measured, scale)
+        judged = None if lost else judge_by_looks(claim, measured, scale)
         if judged is not None:
             rows.append(as_row(judged))
         elif lost:

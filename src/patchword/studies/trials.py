@@ -83,14 +83,14 @@ class Trials:
 
     def _training(self, arm: Arm, stage: Stage, seed: int) -> _Step:
         recipe, trial = (
-            self._recipe(arm, each, number, tuning=False) for each, number in ((stage, seed), (_usual(stage), 0))
+            self._recipe(arm, each, number, tuning=False) for each, number in ((stage, seed), (self._usual(stage), 0))
         )
         return _Step(f"{arm.label}, training on {stage.data}", arm.model, recipe, trial)
 
     def _tuning(self, arm: Arm, stage: Stage, seed: int, start: _Step | None) -> _Step:
         """What begins with a run's weights, with those that were given, or with nothing."""
         recipe = self._recipe(arm, stage, seed, tuning=True)
-        trial = self._recipe(arm, _usual(stage, self.scale.few), 0, tuning=True)
+        trial = self._recipe(arm, self._usual(stage, tuning=True), 0, tuning=True)
         word = "training" if start is None and not arm.weights else "tuning"
         title = f"{arm.label}, {word} on {stage.data}"
         if start is None or arm.before is None:
@@ -98,12 +98,17 @@ class Trials:
             recipe, trial = (dataclasses.replace(each, init=init) for each in (recipe, trial))
             return _Step(title, arm.model, recipe, trial, arm.origin)
         # Whichever experiment comes first, the rate is that of one and the same start.
-        tried_from = self._training(arm, _usual(arm.before), 0)
+        tried_from = self._training(arm, self._usual(arm.before), 0)
         recipe, trial = (
             dataclasses.replace(each, init=str((self.grid.folder / self._cell(begun).place).resolve()))
             for each, begun in ((recipe, start), (trial, tried_from))
         )
         return _Step(title, arm.model, recipe, trial, self._cell(start).place, tried_from)
+
+    def _usual(self, stage: Stage, tuning: bool = False) -> Stage:
+        """A stage with the whole budget and the pictures that a search for its rate has: all, but few of what is tuned on."""
+        few = tuning or stage.data == self.scale.sets["tune"]
+        return dataclasses.replace(stage, share=1.0, steps=0, images=self.scale.few if few else 0)
 
     def _recipe(self, arm: Arm, stage: Stage, seed: int, tuning: bool) -> Recipe:
         """The recipe of a stage, at the rate of its preset."""
@@ -285,11 +290,6 @@ class Trials:
         dataset, _ = self.grid.shelf.open(outcome.cell.recipe.data)
         split = dataset.splits[dataset.tested_on]
         return inside.figure(arm.inside, load_model(outcome.folder), split, new_weights=seed if arm.untrained else None)
-
-
-def _usual(stage: Stage, images: int = 0) -> Stage:
-    """A stage with the whole budget and so many pictures, or all."""
-    return dataclasses.replace(stage, share=1.0, steps=0, images=images)
 
 
 def _figures(path: Path) -> dict[str, float]:
