@@ -223,7 +223,7 @@ def test_a_folder_of_new_pictures_is_evaluated_as_a_whole(trained: Path, picture
     assert patchword.evaluate(own, new)["split"] == "test"
     (new / "ant" / "another.png").write_bytes(next((pictures / "test" / "bee").iterdir()).read_bytes())
     assert patchword.evaluate(own, new)["split"] == "test"
-    tuned = patchword.train(pictures, init=str(own), steps=1, out=tmp_path / "tuned", set=["batch_size=8"])
+    tuned = patchword.train(pictures, init=own, steps=1, out=tmp_path / "tuned", set=["batch_size=8"])
     assert patchword.evaluate(tuned, new)["split"] == "test"
     assert patchword.evaluate(own, new, split="all")["n"] == 23
     # A copy of the training split alone is recognised, too.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Assignments = str | Sequence[str] | Mapping[str, Any]
     ImageSize = int | str | tuple[int, int] | None
     Target = str | Path | None
+    Start = str | Path | None
     Name = str | Path | None
     Number = float | None
     Whole = int | None
@@ -39,6 +40,7 @@ else:
     Assignments = Annotated[tuple[str, ...], argument("FIELD=VALUE")]
     ImageSize = Annotated[str | None, argument("224|224x320", constructor=str)]
     Target = Annotated[str | None, argument("PATH", constructor=str)]
+    Start = Annotated[str | None, argument("auto|none|WEIGHTS", constructor=str)]
     Name = Annotated[str | None, argument("NAME", constructor=str)]
     Number = Annotated[float | None, argument("N", constructor=float)]
     Shots = Annotated[str | None, argument("1,5,10", constructor=str)]

@@ -1,7 +1,7 @@
 """`patchword train`: a data set in, a run folder with a trained model and its page out."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from patchword.core.errors import UsageError
 from patchword.verbs.options import (
@@ -10,9 +10,9 @@ from patchword.verbs.options import (
     ImageSize,
     Name,
     Number,
+    Start,
     Target,
     Whole,
-    argument,
     assignments,
     one_budget,
     parse_image_size,
@@ -23,7 +23,7 @@ def train(
     data: Data,
     *,
     model: Name = None,
-    init: Annotated[str | None, argument("auto|none|WEIGHTS", constructor=str)] = None,
+    init: Start = None,
     image_size: ImageSize = None,
     minutes: Number = None,
     epochs: Number = None,
@@ -73,7 +73,7 @@ def train(
         init = "auto"
     over: dict[str, Any] = {"data": str(data)}
     if init is not None:
-        over["init"] = init
+        over["init"] = str(init)
     if budget:
         over["budget"] = budget
     if model is not None:
@@ -89,7 +89,7 @@ def train(
 
     start = recipe
     if start is None:
-        start = preset_from_nothing(wanted) if init in ("auto", "none") else preset_for(str(init))
+        start = preset_from_nothing(wanted) if str(init) in ("auto", "none") else preset_for(str(init))
     chosen = recipes.load(str(start), wanted)
     place = None if out is None else Path(out)
     folder = run(
