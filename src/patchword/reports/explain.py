@@ -20,23 +20,19 @@ from patchword.explanation.known import Atlas, Neighbour
 from patchword.explanation.maps import Choice
 from patchword.explanation.picture import Look
 from patchword.reports import figures, page
+from patchword.reports.mosaics import filter_mosaic, position_mosaic
+from patchword.reports.packing import as_base64, packed, packed_between, script_data
 from patchword.reports.truth import truth_of
 
 Says = list[tuple[str, float]]
 """Labels with what a model gives them, the likeliest first."""
 
 _LARGEST_SIDE = 448  # of a picture on the page; the files beside it have the model's own size
-_LEVELS = 15  # four bits for each number of what patches pay to each other
-_FILTERS_ACROSS = 7
-_MAPS_ACROSS = 16  # of position similarities, at most
-_MOSAIC = 640  # pixels across, about, when enlarged
-_TILE = 16  # pixels of a tile's side, about, beside which a line of one is thin
 _ALIKE = {
     "relative": "the keys with which it meets all tokens are to those of all others",
     "rope": "its queries and keys are turned to those of all others",
 }
 """What of two patches is compared where none has an embedding."""
-_LINE = (128, 128, 128, 80)  # on white and on black paper: a white filter is to be seen, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +122,7 @@ def write_page(
 def _script() -> str:
     """The page's program with its palette; its hash stands in the content policy, so that nothing else runs."""
     source = importlib.resources.files("patchword.reports").joinpath("templates/explain.js").read_text("utf-8")
-    return source.replace("PALETTE", json.dumps(_base64(overlay.palette()))).strip()
+    return source.replace("PALETTE", json.dumps(as_base64(overlay.palette()))).strip()
 
 
 def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
@@ -151,18 +147,14 @@ def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
         "names": names,
         "start": {
             "map": f"{choice.kind}:{shown.place}" if choice.kind in ("class", "gradcam") else choice.kind,
-            "layer": depth
-            if choice.layer == "pool"
-            else choice.layer
-            if choice.kind == "attention"
-            else max(depth - 1, 0),
+            "layer": _first_layer(choice, depth),
             "head": -1 if choice.head is None else choice.head,
         },
-        "rollouts": _packed(look.rollouts),
-        "heads": _packed(layers),
-        "classes": _packed(look.for_classes),
-        "gradcam": _packed(look.gradcam),
-        "between": _packed_between(look.between),
+        "rollouts": packed(look.rollouts),
+        "heads": packed(layers),
+        "classes": packed(look.for_classes),
+        "gradcam": packed(look.gradcam),
+        "between": packed_between(look.between),
     }
     return {
         "name": shown.name,
@@ -171,7 +163,7 @@ def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
         "overlay": overlay.data_url(overlay.jpeg(drawn)),
         "width": width,
         "height": height,
-        "data": _json(data),
+        "data": script_data(data),
         "attends": attends,
         "layers": 0 if layers is None else len(layers),
         "heads": 0 if layers is None else layers.shape[1],
@@ -184,6 +176,13 @@ def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
         "beside": None if shown.beside is None else _beside(shown.beside),
         "neighbours": shown.neighbours,
     }
+
+
+def _first_layer(choice: Choice, depth: int) -> int:
+    """Where the slider begins; attention pooling comes after the layers."""
+    if choice.kind != "attention":
+        return max(depth - 1, 0)
+    return depth if choice.layer == "pool" else choice.layer
 
 
 def _beside(beside: Beside) -> dict[str, Any]:
@@ -199,43 +198,6 @@ def _source(pixels: np.ndarray, size: tuple[int, int]) -> bytes:
     return overlay.jpeg(np.asarray(Image.fromarray(rgb).resize((size[1], size[0]))))
 
 
-def _json(data: dict[str, Any]) -> Markup:
-    """For a script element of data: no sign in it can end the element or begin a comment."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _base64(values: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
-
-
-def _packed(maps: np.ndarray | None) -> dict[str, Any] | None:
-    """…×h×w → a byte for each number between the lowest and the highest of its map, and what these two are."""
-    if maps is None:
-        return None
-    share, low, high = _shares(maps)
-    values = (255 * share).round().astype(np.uint8)
-    bounds = {"low": [float(f"{each:.4g}") for each in low], "high": [float(f"{each:.4g}") for each in high]}
-    return {"shape": maps.shape, "data": _base64(values), **bounds}
-
-
-def _packed_between(between: np.ndarray | None) -> dict[str, Any] | None:
-    """L×N×h×w → four bits for the square root of each number's place between the bounds of its map, two in a byte."""
-    if between is None:
-        return None
-    share, _, _ = _shares(between)
-    values = (_LEVELS * np.sqrt(share)).round().astype(np.uint8)
-    values = np.append(values.ravel(), np.zeros(values.size % 2, np.uint8))
-    return {"shape": between.shape, "bits": 4, "data": _base64(values[::2] << 4 | values[1::2])}
-
-
-def _shares(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """…×h×w → k×(h·w) between 0 and 1 in each map, and the lowest and highest of each, k."""
-    flat = maps.reshape(-1, maps.shape[-2] * maps.shape[-1]).astype(np.float64)
-    low, high = flat.min(axis=1), flat.max(axis=1)
-    return (flat - low[:, None]) / np.maximum(high - low, 1e-300)[:, None], low, high
-
-
 def _facts(facts: Facts) -> dict[str, Any]:
     heads = facts.heads
     distance, entropy = facts.even
@@ -246,48 +208,13 @@ def _facts(facts: Facts) -> dict[str, Any]:
         "entropy": None
         if heads is None
         else figures.head_scatter(heads.entropy.tolist(), "attention entropy", entropy),
-        "filters": None if facts.filters is None else _filters(facts.filters),
+        "filters": None if facts.filters is None else filter_mosaic(facts.filters),
         "explained": facts.explained,
         "projection": facts.projection,
-        "positions": None if facts.positions is None else _positions(facts.positions),
+        "positions": None if facts.positions is None else position_mosaic(facts.positions),
         "alike": _ALIKE.get(facts.position, "its position embedding is to those of all others"),
         "atlas": None if facts.atlas is None else _atlas(facts.atlas),
     }
-
-
-def _filters(filters: np.ndarray) -> dict[str, Any]:
-    """Grey is 0; of each filter the largest number is white or a full colour."""
-    scaled = 0.5 + filters / (2 * np.maximum(np.abs(filters).max(axis=(1, 2, 3), keepdims=True), 1e-12))
-    tiles = (255 * scaled).round().astype(np.uint8)
-    return _mosaic(np.broadcast_to(tiles, (*tiles.shape[:3], 3)), _FILTERS_ACROSS)
-
-
-def _positions(similarity: np.ndarray) -> dict[str, Any]:
-    """Every patch's map, or every second and so on where they are many."""
-    step = max(1, -(-max(similarity.shape[:2]) // _MAPS_ACROSS))
-    chosen = similarity[step // 2 :: step, step // 2 :: step]
-    low = chosen.min()
-    share = (chosen - low) / max(1 - low, 1e-12)
-    tiles = overlay.palette()[(255 * share.clip(0, 1)).round().astype(int)]
-    return _mosaic(tiles.reshape(-1, *tiles.shape[2:]), chosen.shape[1])
-
-
-def _mosaic(tiles: np.ndarray, across: int) -> dict[str, Any]:
-    """uint8 k×h×w×3 in rows of so many, a thin line around each; and the size to show it in, its pixels as squares."""
-    larger = max(1, _TILE // min(tiles.shape[1:3]))
-    tiles = tiles.repeat(larger, axis=1).repeat(larger, axis=2)
-    k, h, w, _ = tiles.shape
-    down = -(-k // across)
-    picture = np.zeros((down * (h + 1) + 1, across * (w + 1) + 1, 4), np.uint8)
-    for i in range(k):
-        y, x = i // across * (h + 1), i % across * (w + 1)
-        picture[y : y + h + 2, x : x + w + 2] = _LINE
-    for i, tile in enumerate(tiles):
-        y, x = i // across * (h + 1) + 1, i % across * (w + 1) + 1
-        picture[y : y + h, x : x + w] = np.dstack([tile, np.full((h, w), 255, np.uint8)])
-    factor = max(1, _MOSAIC // picture.shape[1])
-    height, width = picture.shape[0] * factor, picture.shape[1] * factor
-    return {"url": overlay.data_url(overlay.png(picture)), "width": width, "height": height}
 
 
 def _atlas(atlas: Atlas) -> dict[str, Any]:
