@@ -80,14 +80,21 @@ def look(model: Model, pixels: np.ndarray, also: int | None = None) -> Iterator[
         yield dataclasses.replace(_look(model, each, image[None], also), colours=colour)
 
 
+def probabilities(model: Model, image: Tensor) -> np.ndarray:
+    """One image 1×C×H×W → float32 K, empty without a head; raises `DivergedError` for what is not finite."""
+    if not model.num_classes:
+        return np.zeros(0, dtype=np.float32)
+    with evaluating(model), torch.inference_mode():
+        shares = _numpy(model.probabilities(image)[0])
+    check_finite(model, shares)
+    return shares
+
+
 def _look(model: Model, pixels: np.ndarray, image: Tensor, also: int | None) -> Look:
     classes: tuple[int, ...] = ()
-    probabilities = np.zeros(0, dtype=np.float32)
+    shares = probabilities(model, image)
     if model.num_classes:
-        with evaluating(model), torch.inference_mode():
-            probabilities = model.probabilities(image)[0].float().cpu().numpy()
-        check_finite(model, probabilities)
-        best = np.argsort(-probabilities, kind="stable")[:TOP].tolist()
+        best = np.argsort(-shares, kind="stable")[:TOP].tolist()
         classes = tuple(best if also is None or also in best else [*best, also])
     chosen = torch.tensor([classes], dtype=torch.int64)
     found: dict[str, np.ndarray] = {}
@@ -102,7 +109,7 @@ def _look(model: Model, pixels: np.ndarray, image: Tensor, also: int | None) -> 
             found["probe"] = _numpy(attended.probe[0])
         grid = coarser(model.grid, model.config.depth)
         found["between"] = np.stack([_between(each[0], model.grid, grid) for each in attended.between_patches()])
-    return Look(pixels, probabilities, classes, **found)
+    return Look(pixels, shares, classes, **found)
 
 
 def _there(array: np.ndarray | None) -> np.ndarray:

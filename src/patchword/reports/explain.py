@@ -19,13 +19,11 @@ from patchword.explanation.facts import Facts
 from patchword.explanation.known import Atlas, Neighbour
 from patchword.explanation.maps import Choice
 from patchword.explanation.picture import Look
+from patchword.explanation.subject import Beside, Says, Subject
 from patchword.reports import figures, page
 from patchword.reports.mosaics import filter_mosaic, position_mosaic
 from patchword.reports.packing import as_base64, packed, packed_between, script_data
 from patchword.reports.truth import truth_of
-
-Says = list[tuple[str, float]]
-"""Labels with what a model gives them, the likeliest first."""
 
 _LARGEST_SIDE = 448  # of a picture on the page; the files beside it have the model's own size
 _ALIKE = {
@@ -33,30 +31,6 @@ _ALIKE = {
     "rope": "its queries and keys are turned to those of all others",
 }
 """What of two patches is compared where none has an embedding."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """The model that a page is about."""
-
-    name: str
-    labels: tuple[str, ...]
-    choice: Choice
-    """The map that is shown first, and as the overlay."""
-    asker: str | None = None
-    """Who asks in a rollout, and `layer_asker` in a layer, in words; None without attention."""
-    layer_asker: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Beside:
-    """The same picture as another model sees it."""
-
-    model: str
-    map_words: str
-    says: Says
-    overlay: np.ndarray
-    """uint8 H×W×3."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,19 +66,19 @@ def write_page(
 ) -> Path:
     """Write page `number` of `count` and return its path; `unreadable` are names of pictures with the reason."""
     headline = Markup("Where <strong>{}</strong> looks on {}: {}.")
-    headline = headline.format(subject.name, page.count(len(shown), "picture"), subject.choice.words)
+    headline = headline.format(subject.model.name, page.count(len(shown), "picture"), subject.choice.words)
     if not shown:
         headline = Markup("None of the pictures of this page can be explained.")
     script = _script()
     content = page.render(
         "explain.html.j2",
-        title=f"What {subject.name} sees",
+        title=f"What {subject.model.name} sees",
         description=headline.striptags(),
         headline=headline,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         shades=Markup(", ".join(f"rgb({r} {g} {b})" for r, g, b in overlay.palette(7).tolist())),
-        model=subject.name,
+        model=subject.model.name,
         choice=subject.choice,
         asker=subject.asker,
         pictures=[_picture(each, subject) for each in shown],

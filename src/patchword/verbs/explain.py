@@ -1,35 +1,27 @@
 """`patchword explain`: a saved model, some pictures → where it looks on each, as pictures, arrays and a page."""
 
-import dataclasses
 import functools
-import io
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from patchword.core.errors import UsageError, nearest
+from patchword.core.errors import UsageError
 from patchword.verbs.options import Images, LayerName, ModelSource, Name, OtherData, OtherModel, Target, Whole, argument
 from patchword.verbs.pictures import fitted, picture_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import numpy as np
+    from collections.abc import Iterator
 
     from patchword.core.progress import Progress
     from patchword.explanation.attention import Layer
-    from patchword.explanation.facts import Facts
     from patchword.explanation.known import KnownPictures
-    from patchword.explanation.maps import Choice
     from patchword.explanation.picture import Look
+    from patchword.explanation.subject import Beside, Subject
     from patchword.models.contract import Model
-    from patchword.reports.explain import Beside, Says, Shown, Subject
+    from patchword.reports.explain import Shown
 
-_CHECK = "check.json"
 _PER_PAGE = 8
-_SAID = 5
-_LONGEST_STEM = 40  # signs of up to four bytes: a name has 255, and one that is being written some more
 
 
 def explain(
@@ -69,42 +61,45 @@ def explain(
     """
     from patchword.core.progress import Progress
     from patchword.core.runtime import versions
-    from patchword.explanation import faithfulness, maps
+    from patchword.explanation import faithfulness
+    from patchword.explanation.facts import facts_of
+    from patchword.explanation.folder import remove_older, write_facts
     from patchword.explanation.known import KnownPictures
+    from patchword.explanation.subject import subject_of
     from patchword.reports import explain as pages
     from patchword.weights.io import as_model
 
     paths = picture_files(images)
-    loaded = as_model(model)
-    subject = _subject(loaded, maps.choose(loaded, map, _layer(layer), head, for_class=label is not None))
-    wanted = None if label is None else _class_named(loaded, subject.labels, str(label))
+    loaded, label = as_model(model), None if label is None else str(label)
+    subject = subject_of(loaded, map, _layer(layer), head, label)
     folder = Path(out) if out is not None else Path("explained") / _folder_name(model, loaded)
     _check_folder(folder)
-    other = None if beside is None else _Other(beside, None if label is None else str(label))
+    other = None if beside is None else _second(as_model(beside), label)
     known = None if data is None else KnownPictures(loaded, str(data))
-    asked = _Asked(loaded, subject, wanted, other, known, folder)
-    _remove_older(folder)
-    rows: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
+    remove_older(folder)
+    rows: list[dict[str, Any]] = [
+        {"image": str(path), "page": folder / pages.page_name(place // _PER_PAGE)} for place, path in enumerate(paths)
+    ]
     count = -(-len(rows) // _PER_PAGE)
     checks = faithfulness.steps(min(_PER_PAGE, len(rows))) if check else 0
     with Progress("explaining", len(rows) + checks) as progress:
         for number in range(count):
-            first, last = number * _PER_PAGE, min((number + 1) * _PER_PAGE, len(rows))
-            for row in rows[first:last]:
-                row["page"] = folder / pages.page_name(number)
+            first = number * _PER_PAGE
+            part = rows[first : first + _PER_PAGE]
             shown: list[Shown] = []
-            for place, seen in asked.looks(rows[first:last]):
-                shown.append(asked.answer(rows[first + place], first + place + 1, seen))
+            for place, seen in _looks(part, subject):
+                shown.append(_answer(part[place], first + place + 1, seen, subject, folder, other, known))
                 progress.update(first + place + 1 + (checks if number else 0))
             facts = None
             if number == 0:
-                tell = functools.partial(_tell_check, progress, last) if check else None
-                facts = asked.facts([each.look for each in shown], tell)
-            bad = [(_name(row), row["error"]) for row in rows[first:last] if "error" in row]
+                tell = functools.partial(_tell_check, progress, len(part)) if check else None
+                facts = facts_of(loaded, subject.choice, [each.look for each in shown], subject.wanted, known, tell)
+                write_facts(folder, facts, subject.choice)
+            bad = [(_name(row), row["error"]) for row in part if "error" in row]
             pages.write_page(
                 folder, subject, shown, bad, facts, number=number, count=count, version=versions()["patchword"]
             )
-            progress.update(last + checks)
+            progress.update(first + len(part) + checks)
     return rows
 
 
@@ -115,7 +110,7 @@ def show(rows: list[dict[str, Any]]) -> str:
         if "error" in row:
             lines.append(f"{row['image']}: {row['error']}")
             continue
-        answers = "  ".join(f"{each['label']} {100 * each['probability']:.1f} %" for each in row["predictions"][:_SAID])
+        answers = "  ".join(f"{each['label']} {100 * each['probability']:.1f} %" for each in row["predictions"])
         lines.append(f"{row['image']}: {answers or 'no head, no label'}  → {row['overlay']}")
     pages = dict.fromkeys(str(row["page"]) for row in rows if "page" in row)
     return "\n".join([*lines, *(f"page: {page}" for page in pages)])
@@ -135,13 +130,6 @@ def _check_folder(folder: Path) -> None:
             )
 
 
-def _remove_older(folder: Path) -> None:
-    """What would speak of other pictures or another model: further pages and the check of an earlier call."""
-    for path in [*folder.glob("report-*.html"), folder / _CHECK]:
-        if path.name == _CHECK or re.fullmatch(r"report-[0-9]+\.html", path.name):
-            path.unlink(missing_ok=True)
-
-
 def _layer(layer: str | int | None) -> "Layer | None":
     """A number, or `pool`; what the command line gives is a word."""
     if layer is None or isinstance(layer, int) or layer == "pool":
@@ -151,24 +139,11 @@ def _layer(layer: str | int | None) -> "Layer | None":
     return int(layer)
 
 
-def _subject(model: "Model", choice: "Choice") -> "Subject":
-    from patchword.explanation.attention import asker
-    from patchword.models.vit import ViT
-    from patchword.reports.explain import Subject
+def _second(model: "Model", label: str | None) -> "Subject":
+    """The model beside; it is not asked for a class that it does not know."""
+    from patchword.explanation.subject import labels_of, subject_of
 
-    labels = model.labels or tuple(str(i) for i in range(model.num_classes))
-    if not isinstance(model, ViT):
-        return Subject(model.name, labels, choice)
-    who = asker(model)
-    return Subject(model.name, labels, choice, who, who if model.config.pool == "token" else "the mean patch")
-
-
-def _class_named(model: "Model", labels: tuple[str, ...], label: str) -> int:
-    if not labels:
-        raise UsageError(f"{model.name} has no head, so it knows no {label!r}")
-    if label not in labels:
-        raise UsageError(f"{model.name} knows no class {label!r}; {nearest(label, labels)}")
-    return labels.index(label)
+    return subject_of(model, label=label if label in labels_of(model) else None)
 
 
 def _folder_name(source: ModelSource, model: "Model") -> str:
@@ -186,124 +161,58 @@ def _name(row: dict[str, Any]) -> str:
     return os.fsencode(Path(row["image"]).name).decode("utf-8", "backslashreplace")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What is asked about each picture, and the folder for the answers."""
+def _looks(rows: list[dict[str, Any]], subject: "Subject") -> "Iterator[tuple[int, Look]]":
+    """A look at each picture that can be read, with its place among the rows; the others get their `error`."""
+    import numpy as np
 
-    model: "Model"
-    subject: "Subject"
-    wanted: int | None
-    """The class that maps are for; None: the likeliest."""
-    other: "_Other | None"
-    known: "KnownPictures | None"
-    folder: Path
+    from patchword.core.picture import DecodeError
+    from patchword.explanation.picture import look
 
-    def looks(self, rows: list[dict[str, Any]]) -> "Iterator[tuple[int, Look]]":
-        """A look at each picture that can be read, with its place among the rows; the others get their `error`."""
-        import numpy as np
-
-        from patchword.core.picture import DecodeError
-        from patchword.explanation.picture import look
-
-        pixels: dict[int, np.ndarray] = {}
-        for place, row in enumerate(rows):
-            try:
-                pixels[place] = fitted(Path(row["image"]), self.model)
-            except DecodeError as error:
-                row["error"] = error.reason
-        if pixels:
-            yield from zip(pixels, look(self.model, np.stack(list(pixels.values())), self.wanted), strict=True)
-
-    def answer(self, row: dict[str, Any], number: int, seen: "Look") -> "Shown":
-        """Write the files of a picture, complete its row, and give what its page shows."""
-        import numpy as np
-
-        from patchword.core import files
-        from patchword.explanation import overlay
-        from patchword.reports.explain import Shown
-
-        labels, path, place = self.subject.labels, Path(row["image"]), seen.place(self.wanted)
-        # A copy: a view would keep all maps of a picture for as long as its row.
-        chosen = np.array(seen.chosen(self.subject.choice, place))
-        stem = f"{number:03d}-{path.stem[:_LONGEST_STEM]}"
-        overlaid, arrays = self.folder / f"{stem}.png", self.folder / f"{stem}.npz"
-        files.write_bytes(overlaid, overlay.png(overlay.overlay(seen.pixels, chosen)))
-        buffer = io.BytesIO()
-        named = np.array([labels[i] for i in seen.classes])
-        np.savez_compressed(buffer, allow_pickle=False, map=chosen, labels=named, **seen.arrays())
-        files.write_bytes(arrays, buffer.getvalue())
-        says = _says(seen.probabilities, labels)
-        row |= {
-            "predictions": [{"label": name, "probability": share} for name, share in says],
-            "map": chosen,
-            "overlay": overlaid,
-            "arrays": arrays,
-        }
-        return Shown(
-            name=_name(row),
-            look=seen,
-            map=chosen,
-            place=place,
-            says=says,
-            beside=None if self.other is None else self.other.see(path),
-            neighbours=() if self.known is None else self.known.near(seen),
-        )
-
-    def facts(self, looks: "list[Look]", tell: "Callable[[int, int], None] | None") -> "Facts":
-        """What is true of the model; whether its maps are true is written down where there is somebody to `tell`."""
-        from patchword.core import files
-        from patchword.explanation.facts import facts_of
-
-        facts = facts_of(self.model, self.subject.choice, looks, self.wanted, self.known, tell)
-        if facts.truth:
-            figures = [figure.to_dict() for figure in facts.truth]
-            files.write_json(self.folder / _CHECK, {"map": self.subject.choice.words, "figures": figures})
-        return facts
-
-
-class _Other:
-    """A second model beside the first."""
-
-    def __init__(self, source: "str | Path | Model", label: str | None) -> None:
-        from patchword.explanation.maps import choose
-        from patchword.weights.io import as_model
-
-        self.model = as_model(source)
-        self.subject = _subject(self.model, choose(self.model))
-        self.wanted = None
-        if label is not None and label in self.subject.labels:
-            self.subject = _subject(self.model, choose(self.model, for_class=True))
-            self.wanted = self.subject.labels.index(label)
-
-    def see(self, path: Path) -> "Beside | None":
-        """What it makes of a picture."""
-        import numpy as np
-        import torch
-
-        from patchword.core.picture import DecodeError
-        from patchword.evaluation.predict import check_finite
-        from patchword.explanation.maps import as_images
-        from patchword.explanation.overlay import overlay
-        from patchword.reports.explain import Beside
-
-        model = self.model
+    pixels: dict[int, np.ndarray] = {}
+    for place, row in enumerate(rows):
         try:
-            pixels = fitted(path, model)
-        except DecodeError:
-            return None  # it could be read a moment ago
-        image = as_images(model, pixels[None])
-        with torch.inference_mode():
-            shares = model.probabilities(image)[0].float().cpu().numpy() if model.num_classes else np.zeros(0)
-        check_finite(model, shares)
-        says = _says(shares, self.subject.labels)
-        words, classes = self.subject.choice.words, None
-        if self.wanted is not None:
-            words, classes = f"{words} for {self.subject.labels[self.wanted]}", torch.tensor([self.wanted])
-        drawn = overlay(pixels, self.subject.choice.of(model, image, classes)[0].cpu().numpy())
-        return Beside(model.name, words, says, drawn)
+            pixels[place] = fitted(Path(row["image"]), subject.model)
+        except DecodeError as error:
+            row["error"] = error.reason
+    if pixels:
+        yield from zip(pixels, look(subject.model, np.stack(list(pixels.values())), subject.wanted), strict=True)
 
 
-def _says(shares: "np.ndarray", labels: tuple[str, ...]) -> "Says":
-    """The likeliest classes and their shares."""
-    order = (-shares).argsort(kind="stable")[:_SAID]
-    return [(labels[i], float(shares[i])) for i in order.tolist()]
+def _answer(
+    row: dict[str, Any],
+    number: int,
+    seen: "Look",
+    subject: "Subject",
+    folder: Path,
+    other: "Subject | None",
+    known: "KnownPictures | None",
+) -> "Shown":
+    """Write the files of a picture, complete its row, and give what its page shows."""
+    import numpy as np
+
+    from patchword.explanation.folder import write_look
+    from patchword.reports.explain import Shown
+
+    path, place, says = Path(row["image"]), seen.place(subject.wanted), subject.says(seen.probabilities)
+    # A copy: a view would keep all maps of a picture for as long as its row.
+    row["map"] = np.array(seen.chosen(subject.choice, place))
+    row["predictions"] = [{"label": name, "probability": share} for name, share in says]
+    row["overlay"], row["arrays"] = write_look(folder, number, path, seen, row["map"], subject.labels)
+    return Shown(
+        name=_name(row),
+        look=seen,
+        map=row["map"],
+        place=place,
+        says=says,
+        beside=None if other is None else _glance(other, path),
+        neighbours=() if known is None else known.near(seen),
+    )
+
+
+def _glance(other: "Subject", path: Path) -> "Beside | None":
+    from patchword.core.picture import DecodeError
+
+    try:
+        return other.glance(fitted(path, other.model))
+    except DecodeError:
+        return None  # it could be read a moment ago
