@@ -2,11 +2,13 @@
 
 import base64
 import hashlib
+import html
 import io
 import json
 import math
 import os
 import re
+import shlex
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,6 +235,44 @@ def test_a_label_that_the_model_finds_unlikely_gets_its_maps_too(vit: Model, pai
         np.testing.assert_array_equal(row["map"], saved["for_classes"][3])
     [data] = data_of(tmp_path / "out")
     assert data["start"]["map"] == "class:3"
+
+
+def test_the_page_says_which_weights_and_which_class_it_shows(
+    pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of one architecture are told apart; the command on the page makes the same page."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        model = model_of()
+        model.labels = LABELS
+        save_model(model, name)
+    words = [
+        "explain",
+        "one",
+        "wide.png",
+        "tall.jpg",
+        "--beside",
+        "two",
+        "--label",
+        "a&b",
+        "--out",
+        "a page",
+        "--no-check",
+    ]
+    assert cli.run(words) == 0
+    page = page_of(Path("a page"))
+    assert "looks on 2 pictures: gradient-weighted rollout for a&b." in page.text
+    assert page.text.count(f"{model_of().name} two gradient-weighted rollout for a&b") == 2
+    assert "one explained" in page.text
+    [shown] = re.findall(r'<pre class="command"><code>(.*?)</code>', Path("a page/report.html").read_text("utf-8"))
+    command = shlex.split(html.unescape(re.sub("<[^>]*>", "", shown)))
+    assert command[:5] == ["patchword", *words[:4]]
+    assert sorted(command[5:]) == sorted(words[4:])
+    before = Path("a page/report.html").read_bytes()
+    assert cli.run(command[1:]) == 0
+    assert Path("a page/report.html").read_bytes() == before
+    patchword.explain(model_of(), pair, out="other", map="rollout", check=False)
+    assert "Repeat it" not in page_of(Path("other")).text
 
 
 def test_filters_are_framed_so_that_a_white_one_is_seen(tmp_path: Path) -> None:

@@ -45,6 +45,11 @@ class Choice:
             "gradcam": "Grad-CAM",
         }[self.kind]
 
+    @property
+    def for_class(self) -> bool:
+        """Whether it is a map for a class."""
+        return self.kind in _FOR_CLASS
+
     def of(self, model: Model, images: Tensor, classes: Tensor | None = None) -> Tensor:
         """B×C×H×W → B×h×w, none of it negative; `classes` (B) are those that it is for (None: those that are named)."""
         if self.kind == "rollout":

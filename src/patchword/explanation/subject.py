@@ -25,6 +25,7 @@ class Beside:
     """A picture as another model sees it."""
 
     model: str
+    source: str
     map_words: str
     says: Says
     overlay: np.ndarray
@@ -40,6 +41,15 @@ class Subject:
     """The map that is shown first, and as the overlay."""
     wanted: int | None = None
     """The class that maps are for; None: the likeliest."""
+    source: str = ""
+    """Where its weights come from, as it was said; nothing of a model that was given itself."""
+
+    @property
+    def words(self) -> str:
+        """What its map is called, with the class that was asked for."""
+        if self.wanted is None or not self.choice.for_class:
+            return self.choice.words
+        return f"{self.choice.words} for {self.labels[self.wanted]}"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -65,12 +75,10 @@ class Subject:
     def glance(self, pixels: np.ndarray) -> Beside:
         """What it makes of uint8 H×W×C, as far as that stands beside another's."""
         image = as_images(self.model, pixels[None])
-        words, classes = self.choice.words, None
-        if self.wanted is not None:
-            words, classes = f"{words} for {self.labels[self.wanted]}", torch.tensor([self.wanted])
+        classes = None if self.wanted is None else torch.tensor([self.wanted])
         says = self.says(probabilities(self.model, image))
         drawn = overlay(pixels, self.choice.of(self.model, image, classes)[0].cpu().numpy())
-        return Beside(self.model.name, words, says, drawn)
+        return Beside(self.model.name, self.source, self.words, says, drawn)
 
 
 def subject_of(
@@ -79,17 +87,18 @@ def subject_of(
     layer: Layer | None = None,
     head: int | None = None,
     label: str | None = None,
+    source: str = "",
 ) -> Subject:
     """The model with the map that is asked for (`maps.choose`) and the class called `label`; raises `UsageError`."""
     choice = choose(model, kind, layer, head, for_class=label is not None)
     if label is None:
-        return Subject(model, choice)
+        return Subject(model, choice, source=source)
     labels = labels_of(model)
     if not labels:
         raise UsageError(f"{model.name} has no head, so it knows no {label!r}")
     if label not in labels:
         raise UsageError(f"{model.name} knows no class {label!r}; {nearest(label, labels)}")
-    return Subject(model, choice, labels.index(label))
+    return Subject(model, choice, labels.index(label), source)
 
 
 def labels_of(model: Model) -> tuple[str, ...]:

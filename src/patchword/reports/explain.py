@@ -62,30 +62,34 @@ def write_page(
     *,
     number: int = 0,
     count: int = 1,
+    command: list[str] | None = None,
     version: str = "",
 ) -> Path:
-    """Write page `number` of `count` and return its path; `unreadable` are names of pictures with the reason."""
+    """Write page `number` of `count` and return its path.
+
+    `unreadable` are names of pictures with the reason; `command` are the words that repeat it all.
+    """
     headline = Markup("Where <strong>{}</strong> looks on {}: {}.")
-    headline = headline.format(subject.model.name, page.count(len(shown), "picture"), subject.choice.words)
+    headline = headline.format(subject.model.name, page.count(len(shown), "picture"), subject.words)
     if not shown:
         headline = Markup("None of the pictures of this page can be explained.")
     script = _script()
     content = page.render(
         "explain.html.j2",
-        title=f"What {subject.model.name} sees",
+        title=f"{subject.source or subject.model.name} explained",
         description=headline.striptags(),
         headline=headline,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         shades=Markup(", ".join(f"rgb({r} {g} {b})" for r, g, b in overlay.palette(7).tolist())),
-        model=subject.model.name,
-        choice=subject.choice,
+        map_words=subject.words,
         asker=subject.asker,
         pictures=[_picture(each, subject) for each in shown],
         unreadable=[{"name": name, "reason": reason} for name, reason in unreadable],
         truth=truth_of(facts.truth, subject.choice) if facts is not None and facts.truth else None,
         facts=None if facts is None else _facts(facts),
         pages=[{"name": page_name(i), "number": i + 1, "here": i == number} for i in range(count)] if count > 1 else [],
+        command=command,
         version=version,
     )
     write_text(folder / page_name(number), content)
@@ -120,7 +124,7 @@ def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
         "layer_asker": subject.layer_asker,
         "names": names,
         "start": {
-            "map": f"{choice.kind}:{shown.place}" if choice.kind in ("class", "gradcam") else choice.kind,
+            "map": f"{choice.kind}:{shown.place}" if choice.for_class else choice.kind,
             "layer": _first_layer(choice, depth),
             "head": -1 if choice.head is None else choice.head,
         },
@@ -161,7 +165,7 @@ def _first_layer(choice: Choice, depth: int) -> int:
 
 def _beside(beside: Beside) -> dict[str, Any]:
     picture = overlay.data_url(overlay.jpeg(beside.overlay))
-    return {"model": beside.model, "map_words": beside.map_words, "says": beside.says, "overlay": picture}
+    return {**vars(beside), "overlay": picture}
 
 
 def _source(pixels: np.ndarray, size: tuple[int, int]) -> bytes:

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -71,10 +72,12 @@ def explain(
 
     paths = picture_files(images)
     loaded, label = as_model(model), None if label is None else str(label)
-    subject = subject_of(loaded, map, _layer(layer), head, label)
+    subject = subject_of(loaded, map, _layer(layer), head, label, _source(model))
     folder = Path(out) if out is not None else Path("explained") / _folder_name(model, loaded)
     _check_folder(folder)
-    other = None if beside is None else _second(as_model(beside), label)
+    other = None if beside is None else _second(beside, label)
+    options = {"map": None if map == "auto" else map, "layer": layer, "head": head, "label": label}
+    options |= {"beside": beside, "data": data, "out": out}
     known = None if data is None else KnownPictures(loaded, str(data))
     remove_older(folder)
     rows: list[dict[str, Any]] = [
@@ -97,7 +100,15 @@ def explain(
                 write_facts(folder, facts, subject.choice)
             bad = [(_name(row), row["error"]) for row in part if "error" in row]
             pages.write_page(
-                folder, subject, shown, bad, facts, number=number, count=count, version=versions()["patchword"]
+                folder,
+                subject,
+                shown,
+                bad,
+                facts,
+                number=number,
+                count=count,
+                command=_command(model, images, options, check) if number == 0 else None,
+                version=versions()["patchword"],
             )
             progress.update(first + len(part) + checks)
     return rows
@@ -139,11 +150,28 @@ def _layer(layer: str | int | None) -> "Layer | None":
     return int(layer)
 
 
-def _second(model: "Model", label: str | None) -> "Subject":
+def _second(source: ModelSource, label: str | None) -> "Subject":
     """The model beside; it is not asked for a class that it does not know."""
     from patchword.explanation.subject import labels_of, subject_of
+    from patchword.weights.io import as_model
 
-    return subject_of(model, label=label if label in labels_of(model) else None)
+    model = as_model(source)
+    return subject_of(model, label=label if label in labels_of(model) else None, source=_source(source))
+
+
+def _source(model: ModelSource) -> str:
+    return _printable(model) if isinstance(model, str | Path) else ""
+
+
+def _command(model: ModelSource, images: Images, options: dict[str, Any], check: bool) -> list[str] | None:
+    """The words that repeat the call, as a shell takes them; None where a model itself was given."""
+    if not all(isinstance(each, str | Path) for each in (model, options["beside"] or "")):
+        return None
+    words = ["explain", model, *([images] if isinstance(images, str | Path) else images)]
+    for name, value in options.items():
+        words += [f"--{name}", value] if value is not None else []
+    words += [] if check else ["--no-check"]
+    return ["patchword", *(shlex.quote(_printable(str(word))) for word in words)]
 
 
 def _folder_name(source: ModelSource, model: "Model") -> str:
@@ -157,8 +185,12 @@ def _tell_check(progress: "Progress", explained: int, done: int, total: int) -> 
 
 
 def _name(row: dict[str, Any]) -> str:
-    """Of the picture, for people; names on Linux may hold bytes of no alphabet."""
-    return os.fsencode(Path(row["image"]).name).decode("utf-8", "backslashreplace")
+    return _printable(Path(row["image"]).name)
+
+
+def _printable(name: str | Path) -> str:
+    """For people: names on Linux may hold bytes of no alphabet."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _looks(rows: list[dict[str, Any]], subject: "Subject") -> "Iterator[tuple[int, Look]]":
