@@ -530,11 +530,28 @@ def test_what_an_earlier_call_left_does_not_speak_for_this_one(vit: Model, tmp_p
     write_pictures(tmp_path / "many", ("a",), 17)
     out = tmp_path / "out"
     patchword.explain(vit, tmp_path / "many", out=out)
-    for name in ("report-2024-plan.html", "notes.txt"):
+    mine = {"report-2024-plan.html", "notes.txt", "004-holiday.png", "005-data.npz", "holiday.png", "holiday.npz"}
+    for name in mine:
         (out / name).write_text("mine")
-    patchword.explain(vit, photo(tmp_path / "b.png"), out=out, check=False)
-    names = {path.name for path in out.iterdir() if path.suffix not in (".png", ".npz")}
-    assert names == {"report.html", "report-2024-plan.html", "notes.txt"}
+    overlaid = out / "017-016.png"
+    patchword.explain(vit, [photo(tmp_path / "b.png"), overlaid], out=out, check=False)
+    made = {f"{stem}.{kind}" for stem in ("001-b", "002-017-016") for kind in ("png", "npz")}
+    # What is to be explained is not taken away before it is read.
+    assert {path.name for path in out.iterdir()} == mine | made | {"report.html", "017-016.png", "017-016.npz"}
+
+
+def test_pictures_of_one_name_are_told_apart_by_their_folders(vit: Model, tmp_path: Path) -> None:
+    for folder in ("a", "b/c"):
+        (tmp_path / folder).mkdir(parents=True)
+        photo(tmp_path / folder / "000.png")
+    (tmp_path / "b/broken.png").write_bytes(b"")
+    patchword.explain(vit, [tmp_path / "a", tmp_path / "b"], out=tmp_path / "out", check=False)
+    titles = [attrs["title"] for tag, attrs in page_of(tmp_path / "out").found if tag == "h2" and "title" in attrs]
+    assert titles == ["a/000.png", "b/c/000.png"]
+    assert "b/broken.png is" in page_of(tmp_path / "out").text
+    patchword.explain(vit, tmp_path / "a/000.png", out=tmp_path / "out", check=False)
+    titles = [attrs["title"] for tag, attrs in page_of(tmp_path / "out").found if tag == "h2" and "title" in attrs]
+    assert titles == ["000.png"]
 
 
 @pytest.mark.parametrize(("mark", "what"), [("recipe.toml", "run"), ("study.toml", "study")])

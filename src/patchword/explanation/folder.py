@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,20 @@ _CHECK = "check.json"
 _LONGEST_STEM = 40  # signs of up to four bytes: a name has 255, and one that is being written some more
 
 
-def remove_older(folder: Path) -> None:
-    """What would speak of other pictures or another model: further pages and the check of an earlier call."""
-    for path in [*folder.glob("report-*.html"), folder / _CHECK]:
-        if path.name == _CHECK or re.fullmatch(r"report-[0-9]+\.html", path.name):
-            path.unlink(missing_ok=True)
+def remove_older(folder: Path, pictures: Sequence[Path] = ()) -> None:
+    """What would speak of other pictures or another model: all that an earlier call left.
+
+    An overlay is known by the arrays beside it, so that no picture of somebody else's goes; nor do `pictures`, which are to be
+    explained.
+    """
+    keep = {path.absolute() for path in pictures}
+    older = [path for path in folder.glob("report-*.html") if re.fullmatch(r"report-[0-9]+\.html", path.name)]
+    for arrays in folder.glob("*.npz"):
+        drawn = arrays.with_suffix(".png")
+        if re.match(r"[0-9]{3,}-", arrays.name) and drawn.exists() and drawn.absolute() not in keep:
+            older += [drawn, arrays]
+    for path in [*older, folder / _CHECK]:
+        path.unlink(missing_ok=True)
 
 
 def write_look(

@@ -19,7 +19,7 @@ from patchword.explanation.facts import Facts
 from patchword.explanation.known import Atlas, Neighbour
 from patchword.explanation.maps import Choice
 from patchword.explanation.picture import Look
-from patchword.explanation.subject import Beside, Says, Subject
+from patchword.explanation.subject import Beside, Subject
 from patchword.reports import figures, page
 from patchword.reports.mosaics import filter_mosaic, position_mosaic
 from patchword.reports.packing import as_base64, packed, packed_between, script_data
@@ -39,11 +39,6 @@ class Shown:
 
     name: str
     look: Look
-    map: np.ndarray
-    """h×w: the chosen one."""
-    place: int
-    """Of the class that it is for, in `look.classes`."""
-    says: Says
     beside: Beside | None = None
     neighbours: tuple[Neighbour, ...] = ()
 
@@ -105,11 +100,14 @@ def _script() -> str:
 
 def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
     look, choice = shown.look, subject.choice
+    place = look.place(subject.wanted)
     height, width = overlay.shown(look.pixels).shape[:2]
     scale = min(1.0, _LARGEST_SIDE / max(height, width))
     height, width = round(height * scale), round(width * scale)
     source = overlay.data_url(_source(look.pixels, (height, width)))
-    drawn = np.asarray(Image.fromarray(overlay.overlay(look.pixels, shown.map)).resize((width, height)))
+    drawn = np.asarray(
+        Image.fromarray(overlay.overlay(look.pixels, look.chosen(choice, place))).resize((width, height))
+    )
     names = [subject.labels[i] for i in look.classes]
     layers, depth = look.heads, 0 if look.heads is None else len(look.heads)
     if layers is not None and look.probe is not None:
@@ -124,7 +122,7 @@ def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
         "layer_asker": subject.layer_asker,
         "names": names,
         "start": {
-            "map": f"{choice.kind}:{shown.place}" if choice.for_class else choice.kind,
+            "map": f"{choice.kind}:{place}" if choice.for_class else choice.kind,
             "layer": _first_layer(choice, depth),
             "head": -1 if choice.head is None else choice.head,
         },
@@ -136,7 +134,7 @@ def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
     }
     return {
         "name": shown.name,
-        "says": shown.says,
+        "says": subject.says(look.probabilities),
         "picture": source,
         "overlay": overlay.data_url(overlay.jpeg(drawn)),
         "width": width,

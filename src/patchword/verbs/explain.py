@@ -16,11 +16,9 @@ if TYPE_CHECKING:
 
     from patchword.core.progress import Progress
     from patchword.explanation.attention import Layer
-    from patchword.explanation.known import KnownPictures
     from patchword.explanation.picture import Look
     from patchword.explanation.subject import Beside, Subject
     from patchword.models.contract import Model
-    from patchword.reports.explain import Shown
 
 _PER_PAGE = 8
 
@@ -71,6 +69,7 @@ def explain(
     from patchword.weights.io import as_model
 
     paths = picture_files(images)
+    names = _names(paths)
     loaded, label = as_model(model), None if label is None else str(label)
     subject = subject_of(loaded, map, _layer(layer), head, label, _source(model))
     folder = Path(out) if out is not None else Path("explained") / _folder_name(model, loaded)
@@ -79,7 +78,7 @@ def explain(
     options = {"map": None if map == "auto" else map, "layer": layer, "head": head, "label": label}
     options |= {"beside": beside, "data": data, "out": out}
     known = None if data is None else KnownPictures(loaded, str(data))
-    remove_older(folder)
+    remove_older(folder, paths)
     rows: list[dict[str, Any]] = [
         {"image": str(path), "page": folder / pages.page_name(place // _PER_PAGE)} for place, path in enumerate(paths)
     ]
@@ -89,16 +88,19 @@ def explain(
         for number in range(count):
             first = number * _PER_PAGE
             part = rows[first : first + _PER_PAGE]
-            shown: list[Shown] = []
+            shown: list[pages.Shown] = []
             for place, seen in _looks(part, subject):
-                shown.append(_answer(part[place], first + place + 1, seen, subject, folder, other, known))
+                path = paths[first + place]
+                _answer(part[place], first + place + 1, seen, subject, folder)
+                beside_it = None if other is None else _glance(other, path)
+                shown.append(pages.Shown(names[path], seen, beside_it, known.near(seen) if known else ()))
                 progress.update(first + place + 1 + (checks if number else 0))
             facts = None
             if number == 0:
                 tell = functools.partial(_tell_check, progress, len(part)) if check else None
                 facts = facts_of(loaded, subject.choice, [each.look for each in shown], subject.wanted, known, tell)
                 write_facts(folder, facts, subject.choice)
-            bad = [(_name(row), row["error"]) for row in part if "error" in row]
+            bad = [(names[Path(row["image"])], row["error"]) for row in part if "error" in row]
             pages.write_page(
                 folder,
                 subject,
@@ -184,8 +186,11 @@ def _tell_check(progress: "Progress", explained: int, done: int, total: int) -> 
     progress.update(explained + done, f"checking {done}/{total}")
 
 
-def _name(row: dict[str, Any]) -> str:
-    return _printable(Path(row["image"]).name)
+def _names(paths: list[Path]) -> dict[Path, str]:
+    """For people: what is below the folder that holds them all."""
+    whole = {path: os.path.abspath(path) for path in paths}
+    above = os.path.commonpath([os.path.dirname(path) for path in whole.values()])
+    return {path: _printable(os.path.relpath(each, above)) for path, each in whole.items()}
 
 
 def _printable(name: str | Path) -> str:
@@ -210,35 +215,16 @@ def _looks(rows: list[dict[str, Any]], subject: "Subject") -> "Iterator[tuple[in
         yield from zip(pixels, look(subject.model, np.stack(list(pixels.values())), subject.wanted), strict=True)
 
 
-def _answer(
-    row: dict[str, Any],
-    number: int,
-    seen: "Look",
-    subject: "Subject",
-    folder: Path,
-    other: "Subject | None",
-    known: "KnownPictures | None",
-) -> "Shown":
-    """Write the files of a picture, complete its row, and give what its page shows."""
+def _answer(row: dict[str, Any], number: int, seen: "Look", subject: "Subject", folder: Path) -> None:
+    """Write the files of a picture and complete its row."""
     import numpy as np
 
     from patchword.explanation.folder import write_look
-    from patchword.reports.explain import Shown
 
-    path, place, says = Path(row["image"]), seen.place(subject.wanted), subject.says(seen.probabilities)
     # A copy: a view would keep all maps of a picture for as long as its row.
-    row["map"] = np.array(seen.chosen(subject.choice, place))
-    row["predictions"] = [{"label": name, "probability": share} for name, share in says]
-    row["overlay"], row["arrays"] = write_look(folder, number, path, seen, row["map"], subject.labels)
-    return Shown(
-        name=_name(row),
-        look=seen,
-        map=row["map"],
-        place=place,
-        says=says,
-        beside=None if other is None else _glance(other, path),
-        neighbours=() if known is None else known.near(seen),
-    )
+    row["map"] = np.array(seen.chosen(subject.choice, seen.place(subject.wanted)))
+    row["predictions"] = [{"label": name, "probability": share} for name, share in subject.says(seen.probabilities)]
+    row["overlay"], row["arrays"] = write_look(folder, number, Path(row["image"]), seen, row["map"], subject.labels)
 
 
 def _glance(other: "Subject", path: Path) -> "Beside | None":
