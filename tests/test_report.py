@@ -271,6 +271,8 @@ def ten_page(ten: Path) -> Elements:
 
 
 def test_points_have_a_sign_and_no_negative_zero() -> None:
+    assert [page.decimal(value, 2) for value in (0.042, -0.3, -0.001, None)] == ["0.04", "−0.30", "0.00", "–"]
+    assert [page.interval(each) for each in ((0.1, 0.3), (-0.05, 0.3))] == ["0.10–0.30", "−0.05 to 0.30"]
     assert [page.points(value) for value in (0.0214, -0.003, -0.0001, None)] == ["+2.1", "−0.3", "+0.0", "–"]
 
 

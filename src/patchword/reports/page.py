@@ -32,6 +32,7 @@ def _environment() -> jinja2.Environment:
         number,
         percent,
         decimal,
+        interval,
         duration,
         flops,
         storage,
@@ -76,12 +77,17 @@ def gained(value: float | None, unit: str) -> str:
 
 def reached(value: float | None, share: bool = True) -> str:
     """A value in a column: of shares in percent, without the sign; of other numbers as it is."""
-    return percent(value, 2, unit=False) if share else decimal(value).replace("-", "−")
+    return percent(value, 2, unit=False) if share else decimal(value)
 
 
 def decimal(value: float | None, decimals: int = 3) -> str:
-    """A plain figure: 0.042; a dash where there is none."""
-    return "–" if value is None else f"{value:.{decimals}f}"
+    """A plain figure: 0.042, −0.300; a dash where there is none."""
+    return "–" if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
+
+
+def interval(bounds: tuple[float, float], decimals: int = 2) -> str:
+    """From the one to the other: 0.17–0.30; in words where a dash would stand beside a minus, −0.05 to 0.30."""
+    return (" to " if min(bounds) < 0 else "–").join(decimal(each, decimals) for each in bounds)
 
 
 def duration(seconds: float) -> str:
