@@ -736,9 +736,13 @@ def test_the_page_shows_the_maps_and_answers_to_hand_and_keyboard(vit: Model, pa
         # A patch, by a click: row 8 of 11, column 1 of 7. Its frame is on both pictures.
         page.click(".drawn", right=1.5 / 7, down=8.5 / 11)
         assert says().startswith("Layer 1, mean of the heads: what the patch in row 8, column 1 pays to the others.")
+        asked = exact[1][8 * 7 + 1]
+        times = re.search(r"of 11×7: ([0-9.]+) times the mean\.$", says())
+        assert times is not None
+        assert float(times[1]) == pytest.approx(float(asked.max() / asked.mean()), rel=0.05)
         inside = np.ones((220, 140), bool)
         inside[160:180, 20:40] = False
-        asked = exact[1][8 * 7 + 1].reshape(11, 7).numpy()
+        asked = asked.reshape(11, 7).numpy()
         quantised = np.sqrt((asked - asked.min()) / np.ptp(asked))
         quantised = ((quantised * 15).round() / 15) ** 2
         assert close(pixels_of(page, "drawn")[inside], expected(quantised)[inside])

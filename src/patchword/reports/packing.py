@@ -31,13 +31,22 @@ def packed(maps: np.ndarray | None) -> dict[str, Any] | None:
 
 
 def packed_between(between: np.ndarray | None) -> dict[str, Any] | None:
-    """L×N×h×w → four bits for the square root of each number's place between the bounds of its map, two in a byte."""
+    """L×N×h×w → four bits for the square root of each number's place between the bounds of its map, two in a byte; of the
+    bounds themselves, a byte for how many times the mean of its map the highest is, in sixteenths of a doubling.
+    """
     if between is None:
         return None
-    share, _, _ = _shares(between)
+    share, _, high = _shares(between)
+    means = between.reshape(len(high), -1).mean(axis=1, dtype=np.float64)
+    peaks = (16 * np.log2(np.maximum(high / np.maximum(means, 1e-300), 1))).round().clip(0, 255).astype(np.uint8)
     values = (_LEVELS * np.sqrt(share)).round().astype(np.uint8)
     values = np.append(values.ravel(), np.zeros(values.size % 2, np.uint8))
-    return {"shape": between.shape, "bits": 4, "data": as_base64(values[::2] << 4 | values[1::2])}
+    return {
+        "shape": between.shape,
+        "bits": 4,
+        "data": as_base64(values[::2] << 4 | values[1::2]),
+        "peaks": as_base64(peaks),
+    }
 
 
 def _shares(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """The shell of every page: one self-contained HTML file, its typography, and how numbers are written on it."""
 
 import functools
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -85,7 +86,7 @@ def decimal(value: float | None, decimals: int = 3) -> str:
     return "–" if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
 
 
-def interval(bounds: tuple[float, float], decimals: int = 2) -> str:
+def interval(bounds: Sequence[float], decimals: int = 2) -> str:
     """From the one to the other: 0.17–0.30; in words where a dash would stand beside a minus, −0.05 to 0.30."""
     return (" to " if min(bounds) < 0 else "–").join(decimal(each, decimals) for each in bounds)
 

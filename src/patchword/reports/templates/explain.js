@@ -9,7 +9,8 @@ function bytes(text) {
 }
 
 // A packed array: `shape` ends with the grid h×w. Values are bytes between `low` and `high` of their map; or, where `bits` is
-// 4, the square roots of places between bounds that are not kept, so that little is not nothing. Returns map number `index`.
+// 4, the square roots of places between bounds that are not kept, so that little is not nothing: only how many times the mean
+// the highest is, the `peak`. Returns map number `index`.
 function unpack(packed, index) {
   const [h, w] = packed.shape.slice(-2);
   const count = h * w;
@@ -23,7 +24,8 @@ function unpack(packed, index) {
       values[i] = low + (packed.bytes[at] / 255) * (packed.high[index] - low);
     }
   }
-  return { values, h, w };
+  const peak = packed.peaks && 2 ** (bytes(packed.peaks)[index] / 16);
+  return { values, h, w, peak };
 }
 
 function mean(maps) {
@@ -111,10 +113,12 @@ function view(box) {
     let best = 0;
     map.values.forEach((value, i) => { if (value > map.values[best]) best = i; });
     const top = map.values[best];
-    const shares = !state.patch && ["rollout", "attention"].includes(state.map);
+    const shares = !map.peak && ["rollout", "attention"].includes(state.map);
+    let strength = shares && top > 0 ? `: ${(100 * top).toPrecision(3)} %` : "";
+    if (map.peak && top > 0) strength = `: ${map.peak < 10 ? map.peak.toFixed(1) : Math.round(map.peak)} times the mean`;
     let where = `Highest in row ${Math.floor(best / map.w)}, column ${best % map.w} of ${map.h}×${map.w}`;
     if (map.values.every((value) => value === top)) where = state.patch || top > 0 ? "The same everywhere" : "Nothing anywhere";
-    says.textContent = `${sentence} ${where}${shares && top > 0 ? `: ${(100 * top).toPrecision(3)} %.` : "."}`;
+    says.textContent = `${sentence} ${where}${strength}.`;
     drawPicture();
     const oneLayer = state.patch !== null || state.map === "attention";
     if (layer) layer.disabled = !(oneLayer || state.map === "rollout");
