@@ -30,7 +30,8 @@ from patchword.data.sources import open_data
 from patchword.evaluation.mistakes import thumbnail
 from patchword.explanation import attention as attending
 from patchword.explanation import overlay
-from patchword.explanation.attention import attend, class_rollout, rollout
+from patchword.explanation.attention import attend, class_rollout, head_figures, rollout
+from patchword.explanation.embeddings import position_similarity, principal_filters
 from patchword.explanation.gallery import add_maps
 from patchword.explanation.gradcam import gradcam
 from patchword.explanation.maps import as_images
@@ -119,6 +120,7 @@ def test_files_hold_what_the_functions_give(vit: Model, pair: list[Path], tmp_pa
         "001-wide.png",
         "002-tall.npz",
         "002-tall.png",
+        "model.npz",
         "report.html",
     ]
 
@@ -235,6 +237,31 @@ def test_a_label_that_the_model_finds_unlikely_gets_its_maps_too(vit: Model, pai
         np.testing.assert_array_equal(row["map"], saved["for_classes"][3])
     [data] = data_of(tmp_path / "out")
     assert data["start"]["map"] == "class:3"
+
+
+def test_what_the_page_draws_of_the_model_is_there_as_numbers(pair: list[Path], tmp_path: Path) -> None:
+    model = model_of(position="2d")
+    rows = patchword.explain(model, pair, out=tmp_path / "out", check=False)
+    images = []
+    for row in rows:
+        with np.load(row["arrays"]) as saved:
+            images.append(saved["pixels"])
+    figures = head_figures(model, as_images(model, np.stack(images)))
+    filters, explained = principal_filters(model)
+    expected = {
+        "attention_distance": figures.distance,
+        "attention_entropy": figures.entropy,
+        "filters": filters,
+        "filters_explained": explained,
+        "position_similarity": position_similarity(model).numpy(),
+    }
+    with np.load(tmp_path / "out/model.npz") as saved:
+        assert set(saved) == set(expected)
+        for name, values in expected.items():
+            np.testing.assert_allclose(saved[name], values, atol=1e-9, err_msg=name)
+    patchword.explain(small("bit"), pair, out=tmp_path / "out", check=False)
+    with np.load(tmp_path / "out/model.npz") as saved:
+        assert set(saved) == {"filters", "filters_explained"}
 
 
 def test_the_page_says_which_weights_and_which_class_it_shows(
@@ -424,7 +451,7 @@ def test_names_of_any_bytes_and_any_length(vit: Model, tmp_path: Path) -> None:
         path.write_bytes(made)
     rows = patchword.explain(vit, paths, out=tmp_path / "out", check=False)
     assert all("error" not in row for row in rows)
-    assert len(list((tmp_path / "out").glob("*.npz"))) == 4
+    assert len(list((tmp_path / "out").glob("0*.npz"))) == 4
     text = page_of(tmp_path / "out").text
     assert "\\xff\\xfe.png" in text
     assert "🦜🦜" in text
@@ -537,7 +564,12 @@ def test_what_an_earlier_call_left_does_not_speak_for_this_one(vit: Model, tmp_p
     patchword.explain(vit, [photo(tmp_path / "b.png"), overlaid], out=out, check=False)
     made = {f"{stem}.{kind}" for stem in ("001-b", "002-017-016") for kind in ("png", "npz")}
     # What is to be explained is not taken away before it is read.
-    assert {path.name for path in out.iterdir()} == mine | made | {"report.html", "017-016.png", "017-016.npz"}
+    assert {path.name for path in out.iterdir()} == mine | made | {
+        "report.html",
+        "model.npz",
+        "017-016.png",
+        "017-016.npz",
+    }
 
 
 def test_pictures_of_one_name_are_told_apart_by_their_folders(vit: Model, tmp_path: Path) -> None:

@@ -29,14 +29,25 @@ class Facts:
     """Distance and entropy of attention to all alike."""
     filters: np.ndarray | None = None
     """k×P×P×C."""
-    explained: float = 0.0
-    """The share of the filters' variance that these hold."""
+    explained: np.ndarray | None = None
+    """k: the share of the filters' variance along each."""
     projection: bool = True
     """Whether they are a ViT's patch projection, else a convolution's kernels."""
     positions: np.ndarray | None = None
     """h×w×h×w, of the kind `position`."""
     position: str = "none"
     atlas: Atlas | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its numbers of the model, for a file."""
+        found = {
+            "attention_distance": None if self.heads is None else self.heads.distance,
+            "attention_entropy": None if self.heads is None else self.heads.entropy,
+            "filters": self.filters,
+            "filters_explained": self.explained,
+            "position_similarity": self.positions,
+        }
+        return {name: array for name, array in found.items() if array is not None}
 
 
 def facts_of(
@@ -71,7 +82,7 @@ def facts_of(
     facts = Facts(
         truth=tuple(truth),
         filters=filters,
-        explained=float(explained.sum()),
+        explained=explained,
         projection=isinstance(model, ViT) and not isinstance(model, StemmedViT),
         atlas=None if known is None else known.atlas(),
     )

@@ -13,7 +13,7 @@ from patchword.explanation.facts import Facts
 from patchword.explanation.maps import Choice
 from patchword.explanation.picture import Look
 
-_CHECK = "check.json"
+_CHECK, _MODEL = "check.json", "model.npz"
 _LONGEST_STEM = 40  # signs of up to four bytes: a name has 255, and one that is being written some more
 
 
@@ -29,7 +29,7 @@ def remove_older(folder: Path, pictures: Sequence[Path] = ()) -> None:
         drawn = arrays.with_suffix(".png")
         if re.match(r"[0-9]{3,}-", arrays.name) and drawn.exists() and drawn.absolute() not in keep:
             older += [drawn, arrays]
-    for path in [*older, folder / _CHECK]:
+    for path in [*older, folder / _CHECK, folder / _MODEL]:
         path.unlink(missing_ok=True)
 
 
@@ -46,7 +46,8 @@ def write_look(
 
 
 def write_facts(folder: Path, facts: Facts, choice: Choice) -> None:
-    """Write down whether the maps of `choice` are true, if that was measured."""
+    """Write down the numbers of the model; and whether the maps of `choice` are true, if that was measured."""
+    _write_arrays(folder / _MODEL, **facts.arrays())
     if facts.truth:
         figures = [figure.to_dict() for figure in facts.truth]
         files.write_json(folder / _CHECK, {"map": choice.words, "figures": figures})

@@ -185,7 +185,7 @@ def _facts(facts: Facts) -> dict[str, Any]:
         if heads is None
         else figures.head_scatter(heads.entropy.tolist(), "attention entropy", entropy),
         "filters": None if facts.filters is None else filter_mosaic(facts.filters),
-        "explained": facts.explained,
+        "explained": None if facts.explained is None else float(facts.explained.sum()),
         "projection": facts.projection,
         "positions": None if facts.positions is None else position_mosaic(facts.positions),
         "alike": _ALIKE.get(facts.position, "its position embedding is to those of all others"),

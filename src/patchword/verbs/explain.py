@@ -40,8 +40,9 @@ def explain(
 ) -> list[dict[str, Any]]:
     """Show where a model looks: an overlay (.png) and arrays (.npz) for each picture, and a page (report.html) for all.
 
-    For each picture `image`, `predictions`, `map` (h×w), `overlay`, `arrays` and `page` are returned. A picture that cannot be
-    read gets an `error` and its `page`, which tells it, too; the others are explained all the same.
+    What is true of the model whatever the picture (attention distance and entropy of each head, filters, how alike positions
+    are) is in model.npz. For each picture `image`, `predictions`, `map` (h×w), `overlay`, `arrays` and `page` are returned. A
+    picture that cannot be read gets an `error` and its `page`, which tells it, too; the others are explained all the same.
 
     Args:
         model: A run folder, a model folder or other weights (in Python also a model).
