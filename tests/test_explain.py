@@ -631,6 +631,8 @@ def test_a_second_model_and_a_data_set_stand_beside(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as atlas:  # pyright: ignore
         assert atlas.size[0] == atlas.size[1]
         assert atlas.size[0] % 36 == 0
+        covered = np.asarray(atlas.convert("RGBA"))[18::36, 18::36, 3]  # on black paper as on white
+        assert [(covered == 255).sum(), (covered == 0).sum()] == [16, 9]
     assert len(row["predictions"]) == 5
 
 

@@ -39,7 +39,7 @@ class Atlas:
 
     data: str
     picture: np.ndarray
-    """uint8 H×W×3."""
+    """uint8 H×W×4, transparent between thumbnails."""
     explained: float
     """The share of the features' variance along its two axes."""
 
@@ -73,10 +73,11 @@ class KnownPictures:
         some = _evenly(len(self.features), _ON_THE_MAP)
         cells, explained = picture_map(self.features[some])
         side = int(cells.max()) + 1
-        picture = np.full((side * _TILE, side * _TILE, 3), 255, np.uint8)
+        picture = np.zeros((side * _TILE, side * _TILE, 4), np.uint8)
         small = Preprocessing(image_size=(_TILE, _TILE), crop_fraction=1.0)
         for row, (y, x) in zip(some.tolist(), (cells * _TILE).tolist(), strict=True):
-            picture[y : y + _TILE, x : x + _TILE] = small.fit(decode(self.split.read(row), 3))
+            tile = picture[y : y + _TILE, x : x + _TILE]
+            tile[..., :3], tile[..., 3] = small.fit(decode(self.split.read(row), 3)), 255
         return Atlas(self.name, picture, float(explained.sum()))
 
     def _label(self, row: int) -> str:

@@ -60,7 +60,15 @@ def jpeg(pixels: np.ndarray, quality: int = 85) -> bytes:
     return buffer.getvalue()
 
 
+def webp(pixels: np.ndarray, quality: int = 85) -> bytes:
+    """uint8 H×W×4 as the content of a WebP file: a JPEG knows no transparency."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WebP", quality=quality)
+    return buffer.getvalue()
+
+
 def data_url(content: bytes) -> str:
-    """A PNG or JPEG as an address that holds it."""
-    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    """A PNG, WebP or JPEG as an address that holds it."""
+    kinds = {b"\x89PNG": "png", b"RIFF": "webp"}
+    kind = kinds.get(content[:4], "jpeg")
     return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")

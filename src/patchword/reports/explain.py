@@ -193,5 +193,22 @@ def _facts(facts: Facts) -> dict[str, Any]:
     }
 
 
+def _one_layer(facts: Facts) -> str:
+    """What a chart of one column would show."""
+    assert facts.heads is not None
+    count, (distance, entropy) = facts.heads.distance.size, facts.even
+    return (
+        f"Averaged over the pictures of this page, the only layer's {page.count(count, 'head')} "
+        f"{'looks' if count == 1 else 'look'} {_from_to(facts.heads.distance)} pixels far "
+        f"({distance:.1f} where attention goes to all patches alike); the entropy is {_from_to(facts.heads.entropy)} bits "
+        f"({entropy:.1f} where it goes to all tokens alike, 0 to one alone)."
+    )
+
+
+def _from_to(values: np.ndarray) -> str:
+    low, high = f"{values.min():.1f}", f"{values.max():.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def _atlas(atlas: Atlas) -> dict[str, Any]:
-    return {"url": overlay.data_url(overlay.jpeg(atlas.picture)), "data": atlas.data, "explained": atlas.explained}
+    return {"url": overlay.data_url(overlay.webp(atlas.picture)), "data": atlas.data, "explained": atlas.explained}
