@@ -38,6 +38,7 @@ from patchword.explanation.maps import as_images
 from patchword.explanation.picture import Look, coarser, look
 from patchword.models.contract import Model
 from patchword.models.names import create_model
+from patchword.reports.page import decimal
 from patchword.weights import shipped
 from patchword.weights.io import save_model
 from test_explanation import model_of
@@ -547,10 +548,14 @@ def test_of_answers_that_are_equal_the_first_class_comes_first(pair: list[Path],
 def test_the_page_says_what_of_positions_is_alike(
     position: str, words: str | None, pair: list[Path], tmp_path: Path
 ) -> None:
-    patchword.explain(model_of(position=position), pair[0], out=tmp_path / "out", check=False)
+    model = model_of(position=position)
+    patchword.explain(model, pair[0], out=tmp_path / "out", check=False)
     text = page_of(tmp_path / "out").text
     assert ("Positions" in text) == (words is not None)
-    assert words is None or f"One small map for each patch: {words}, from the least to the most." in text
+    assert words is None or f"One small map for each patch: {words}." in text
+    if words is not None:
+        least = position_similarity(model).numpy().min()
+        assert f"cosine {decimal(float(least), 2)} 1" in text
 
 
 def test_what_an_earlier_call_left_does_not_speak_for_this_one(vit: Model, tmp_path: Path) -> None:

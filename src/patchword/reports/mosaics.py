@@ -8,7 +8,8 @@ from patchword.explanation import overlay
 
 _FILTERS_ACROSS = 7
 _MAPS_ACROSS = 16  # of position similarities, at most
-_MOSAIC = 640  # pixels across, about, when enlarged
+_MOSAIC = 640  # pixels across, at most, when enlarged; and no pixel more than so many times
+_LARGEST_FACTOR = 4
 _TILE = 16  # pixels of a tile's side, about, beside which a line of one is thin
 _LINE = (128, 128, 128, 80)  # on white and on black paper: a white filter is to be seen, too
 
@@ -21,13 +22,13 @@ def filter_mosaic(filters: np.ndarray) -> dict[str, Any]:
 
 
 def position_mosaic(similarity: np.ndarray) -> dict[str, Any]:
-    """Every patch's map, or every second and so on where they are many."""
+    """Every patch's map, or every second and so on where they are many; its colours go from `low` to 1."""
     step = max(1, -(-max(similarity.shape[:2]) // _MAPS_ACROSS))
     chosen = similarity[step // 2 :: step, step // 2 :: step]
     low = chosen.min()
     share = (chosen - low) / max(1 - low, 1e-12)
     tiles = overlay.palette()[(255 * share.clip(0, 1)).round().astype(int)]
-    return _mosaic(tiles.reshape(-1, *tiles.shape[2:]), chosen.shape[1])
+    return {**_mosaic(tiles.reshape(-1, *tiles.shape[2:]), chosen.shape[1]), "low": float(low)}
 
 
 def _mosaic(tiles: np.ndarray, across: int) -> dict[str, Any]:
@@ -43,6 +44,6 @@ def _mosaic(tiles: np.ndarray, across: int) -> dict[str, Any]:
     for i, tile in enumerate(tiles):
         y, x = i // across * (h + 1) + 1, i % across * (w + 1) + 1
         picture[y : y + h, x : x + w] = np.dstack([tile, np.full((h, w), 255, np.uint8)])
-    factor = max(1, _MOSAIC // picture.shape[1])
+    factor = min(max(1, _MOSAIC // picture.shape[1]), _LARGEST_FACTOR)
     height, width = picture.shape[0] * factor, picture.shape[1] * factor
     return {"url": overlay.data_url(overlay.png(picture)), "width": width, "height": height}
