@@ -816,6 +816,27 @@ def test_the_page_shows_the_maps_and_answers_to_hand_and_keyboard(vit: Model, pa
         assert {"live picture", "choice", "layer"} <= reached
 
 
+def test_the_controls_name_the_map_that_is_shown(vit: Model, pair: list[Path], tmp_path: Path) -> None:
+    patchword.explain(vit, pair[0], out=tmp_path / "out", check=False)
+    with browser(tmp_path / "profile") as page:
+        page.open(tmp_path / "out/report.html")
+        page.wait("document.querySelectorAll('.scripted').length === 1")
+
+        def named() -> tuple[str, str]:
+            chosen = "document.querySelector('.choice').selectedOptions[0].textContent"
+            return page.run(chosen), page.run("document.querySelector('.drawn').getAttribute('aria-label')")
+
+        assert named()[0] == "attention rollout"
+        assert "Rollout through layers 0 to 2" in named()[1]
+        page.click(".drawn", right=0.1, down=0.1)
+        assert named()[0] == "attention of the patch"
+        assert "what the patch in row 1, column 0 pays to the others" in named()[1]
+        set_value(page, "choice", "rollout")  # which a person could not choose while it stood there
+        assert "Rollout through layers 0 to 2" in named()[1]
+        assert page.run("getComputedStyle(document.querySelector('.drawn')).cursor") == "crosshair"
+        assert page.said == []
+
+
 def test_the_page_of_a_network_without_attention_in_the_browser(pair: list[Path], tmp_path: Path) -> None:
     model = small("efficientnet")
     model.labels = LABELS
@@ -829,6 +850,7 @@ def test_the_page_of_a_network_without_attention_in_the_browser(pair: list[Path]
         set_value(page, "choice", "gradcam:2")
         assert close(pixels_of(page, "drawn"), overlay.overlay(arrays["pixels"], arrays["gradcam"][2]))
         assert page.run("document.documentElement.scrollWidth") <= 390  # nothing to scroll to on a telephone
+        assert page.run("getComputedStyle(document.querySelector('.drawn')).cursor") == "auto"  # a click does nothing
         assert page.said == []
 
 

@@ -119,6 +119,7 @@ function view(box) {
     let where = `Highest in row ${Math.floor(best / map.w)}, column ${best % map.w} of ${map.h}×${map.w}`;
     if (map.values.every((value) => value === top)) where = state.patch || top > 0 ? "The same everywhere" : "Nothing anywhere";
     says.textContent = `${sentence} ${where}${strength}.`;
+    drawn.setAttribute("aria-label", `The picture under a map. ${says.textContent}`);
     drawPicture();
     const oneLayer = state.patch !== null || state.map === "attention";
     if (layer) layer.disabled = !(oneLayer || state.map === "rollout");
@@ -126,7 +127,7 @@ function view(box) {
     if (reset) reset.disabled = state.patch === null;
     if (layer) { layer.value = state.layer; find("number").textContent = state.layer < data.rollouts.shape[0] ? state.layer : "pool"; }
     if (head) head.value = state.head;
-    choice.value = state.map;
+    choice.value = state.patch ? "patch" : state.map;
   }
 
   function drawPicture() {
