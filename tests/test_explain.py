@@ -837,6 +837,37 @@ def test_the_controls_name_the_map_that_is_shown(vit: Model, pair: list[Path], t
         assert page.said == []
 
 
+def test_a_model_of_one_layer_has_nothing_to_slide_and_no_chart_of_one_column(
+    vit: Model, pair: list[Path], tmp_path: Path
+) -> None:
+    model = create_model("ViT-At/8", 2, 32, embed_dim=8, mlp_dim=8, depth=1, num_heads=1).eval()
+    patchword.explain(model, pair[0], out=tmp_path / "out")
+    page = page_of(tmp_path / "out")
+    classes = {name for _, attrs in page.found for name in str(attrs.get("class")).split()}
+    assert not {"layer", "heads", "plot"} & classes
+    with np.load(tmp_path / "out/model.npz") as saved:
+        distance, entropy = saved["attention_distance"].item(), saved["attention_entropy"].item()
+    assert f"the only layer's 1 head looks {distance:.1f} pixels far (16.1 where" in page.text
+    assert f"the entropy is {entropy:.1f} bits (4.1 where" in page.text  # log₂ 17
+    # The map of its positions is no larger than 4×4 maps of 4×4 places are worth.
+    assert "276" in page.values("width")
+    with browser(tmp_path / "profile") as shown:
+        shown.open(tmp_path / "out/report.html", width=390)
+        shown.wait("document.querySelectorAll('.scripted').length === 1")
+        shown.click(".drawn")
+        assert shown.said == []
+        # On a telephone the verdicts are in sight; what has to be scrolled elsewhere is reached by the keyboard.
+        right = (
+            "[...document.querySelectorAll('.truth td, .truth th')].map((cell) => cell.getBoundingClientRect().right)"
+        )
+        assert max(shown.run(right)) <= 390
+        assert shown.run("document.documentElement.scrollWidth") <= 390
+        assert shown.run("document.querySelector('.scroll').tabIndex") == 0
+    patchword.explain(vit, pair[0], out=tmp_path / "three", check=False)
+    classes = {name for _, attrs in page_of(tmp_path / "three").found for name in str(attrs.get("class")).split()}
+    assert {"layer", "heads", "plot"} <= classes
+
+
 def test_the_page_of_a_network_without_attention_in_the_browser(pair: list[Path], tmp_path: Path) -> None:
     model = small("efficientnet")
     model.labels = LABELS

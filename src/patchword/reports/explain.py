@@ -176,13 +176,15 @@ def _source(pixels: np.ndarray, size: tuple[int, int]) -> bytes:
 
 def _facts(facts: Facts) -> dict[str, Any]:
     heads = facts.heads
+    one_layer = heads is not None and len(heads.distance) == 1
     distance, entropy = facts.even
     return {
+        "one_layer": _one_layer(facts) if one_layer else None,
         "distance": None
-        if heads is None
+        if heads is None or one_layer
         else figures.head_scatter(heads.distance.tolist(), "attention distance", distance),
         "entropy": None
-        if heads is None
+        if heads is None or one_layer
         else figures.head_scatter(heads.entropy.tolist(), "attention entropy", entropy),
         "filters": None if facts.filters is None else filter_mosaic(facts.filters),
         "explained": None if facts.explained is None else float(facts.explained.sum()),
