@@ -14,6 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from patchword.core.files import write_text
+from patchword.core.runtime import versions
 from patchword.explanation import overlay
 from patchword.explanation.facts import Facts
 from patchword.explanation.known import Atlas, Neighbour
@@ -58,11 +59,11 @@ def write_page(
     number: int = 0,
     count: int = 1,
     command: list[str] | None = None,
-    version: str = "",
 ) -> Path:
     """Write page `number` of `count` and return its path.
 
-    `unreadable` are names of pictures with the reason; `command` are the words that repeat it all.
+    `unreadable` are names of pictures with the reason; `command` are the words that repeat it all, told where
+    there are `facts`.
     """
     headline = Markup("Where <strong>{}</strong> looks on {}: {}.")
     headline = headline.format(subject.model.name, page.count(len(shown), "picture"), subject.words)
@@ -85,7 +86,7 @@ def write_page(
         facts=None if facts is None else _facts(facts),
         pages=[{"name": page_name(i), "number": i + 1, "here": i == number} for i in range(count)] if count > 1 else [],
         command=command,
-        version=version,
+        version=versions()["patchword"],
     )
     write_text(folder / page_name(number), content)
     return folder / page_name(number)

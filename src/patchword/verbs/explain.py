@@ -60,7 +60,6 @@ def explain(
             write the figures to check.json; --no-check saves that time.
     """
     from patchword.core.progress import Progress
-    from patchword.core.runtime import versions
     from patchword.explanation import faithfulness
     from patchword.explanation.facts import facts_of
     from patchword.explanation.folder import remove_older, write_facts
@@ -77,7 +76,7 @@ def explain(
     _check_folder(folder)
     other = None if beside is None else _second(beside, label)
     options = {"map": None if map == "auto" else map, "layer": layer, "head": head, "label": label}
-    options |= {"beside": beside, "data": data, "out": out}
+    command = _command(model, images, {**options, "beside": beside, "data": data, "out": out}, check)
     known = None if data is None else KnownPictures(loaded, str(data))
     remove_older(folder, paths)
     rows: list[dict[str, Any]] = [
@@ -102,17 +101,7 @@ def explain(
                 facts = facts_of(loaded, subject.choice, [each.look for each in shown], subject.wanted, known, tell)
                 write_facts(folder, facts, subject.choice)
             bad = [(names[Path(row["image"])], row["error"]) for row in part if "error" in row]
-            pages.write_page(
-                folder,
-                subject,
-                shown,
-                bad,
-                facts,
-                number=number,
-                count=count,
-                command=_command(model, images, options, check) if number == 0 else None,
-                version=versions()["patchword"],
-            )
+            pages.write_page(folder, subject, shown, bad, facts, number=number, count=count, command=command)
             progress.update(first + len(part) + checks)
     return rows
 
