@@ -46,7 +46,7 @@ def made(folder: Path, *, seeds: int = 3, sizes: tuple[int, ...] = SIZES, models
     study = Study(question, Grid(folder), dataset)
     hardness = generator.random(TEST)
     for place, model in enumerate(models):
-        trials = tuple({"rate": 2e-3 * f, "share": 0.25, "accuracy": 0.3 + 0.1 * f} for f in FACTORS)
+        trials = tuple({"rate": 2e-3 * f, "share": 0.25, "accuracy": 0.3 + 0.1 * f, "seconds": 7.0} for f in FACTORS)
         study.found[model] = Found(FACTORS[2 + place // 3], 2e-3 * FACTORS[2 + place // 3], trials)
         for seed in range(seeds):
             for size in sizes:

@@ -354,6 +354,8 @@ def test_means_are_students(study: studies.Study, table: dict[str, Any]) -> None
             assert point["values"] == pytest.approx(values)
             assert (point["value"], point["low"], point["high"]) == pytest.approx((np.mean(values), low, high))
     assert [point["share"] for point in table["models"][0]["compute"]] == [0.25, 0.5, 1.0]
+    runs = sum(outcome.result["seconds"] for outcome in study.outcomes.values())
+    assert table["seconds"] == runs + 7.0 * 4 * len(table["models"]), "searches are training, too"
 
 
 def test_the_lead_has_the_chance_of_seeds_and_of_pictures_in_it(study: studies.Study, table: dict[str, Any]) -> None:
@@ -526,7 +528,7 @@ def test_the_headline(table: dict[str, Any]) -> None:
     single = telling.headline(lead(table, difference={**sure, "seeds": 1}))
     assert "(of a single seed: the chance of training is not in the interval)" in single
     for change, end in (
-        ({"never": True, "value": None}, "would not come so far with any number of pictures, by its fitted curve."),
+        ({"never": True, "value": None}, "would not come so far with any number of pictures, by its fitted curve [5,000 or more]."),
         ({"value": 40_000.0}, "would need more than 10 times as many."),
         ({"high": None}, "would need about 8,400 [5,000 or more]."),
         ({"low": None, "high": None}, "would need about 8,400."),

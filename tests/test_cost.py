@@ -97,6 +97,17 @@ def test_time_is_the_median_round_over_its_pictures(monkeypatch: pytest.MonkeyPa
     assert model.training
 
 
+def test_a_single_image_has_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody waits for: two images side by side would each take longer, and count half."""
+    model = create_model("ViT-At/8", 3, 16, depth=1)
+    clock = iter([0.0, 0.0, 5.0, 5.0, 6.0, 6.0, 9.0, 9.0])
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
+    seen: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), torch.get_num_threads())))
+    assert seconds_per_image(model, batch_size=1, threads=2, seconds=8.0) == pytest.approx(3)
+    assert seen == [(1, 2)] * 4
+
+
 def test_the_comfortable_batch_is_measured_where_none_is_given() -> None:
     model = create_model("ViT-At/8", 3, 16, depth=1)
     assert comfortable_batch(model) == 256

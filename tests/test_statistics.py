@@ -9,20 +9,17 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from patchword.evaluation.intervals import t_quantile
+from patchword.studies.curves import crossing, fit_power_law
 from patchword.studies.statistics import (
     Estimate,
-    crossing,
-    fit_power_law,
     half_of_pairs,
     holm,
     mcnemar,
-    mean_difference,
     mean_interval,
     pareto_front,
-    proportion,
     range_quantile,
     sign_test,
-    t_quantile,
 )
 
 SIZES = [100, 300, 1000, 3000]
@@ -64,7 +61,7 @@ def test_pairs_hold_together_whoever_is_first() -> None:
     assert np.mean(range_ > half) == pytest.approx(0.05, abs=0.012)
     alone = stats.t.ppf(0.975, 2) * stats.sem(best - worst, axis=1)
     assert np.mean(range_ > alone) == pytest.approx(0.12, abs=0.015)
-    assert half_of_pairs(draws[0, :2], 2) == pytest.approx(mean_difference(draws[0, 0], draws[0, 1]).half, rel=1e-4)
+    assert half_of_pairs(draws[0, :2], 2) == pytest.approx(mean_interval(draws[0, 0] - draws[0, 1]).half, rel=1e-4)
 
 
 def test_student_has_a_degree_of_freedom() -> None:
@@ -79,24 +76,8 @@ def test_the_mean_has_students_interval() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((3, 3 - half, 3 + half))
     assert found.half == pytest.approx(half)
     assert mean_interval([0.25]) == Estimate(0.25, -math.inf, math.inf)
-
-
-def test_a_difference_is_that_of_pairs() -> None:
-    first, second = [0.71, 0.64, 0.93, 0.55, 0.80], [0.70, 0.60, 0.94, 0.50, 0.77]
-    theirs = stats.ttest_rel(first, second).confidence_interval(0.95)
-    found = mean_difference(first, second)
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
-    with pytest.raises(ValueError, match="no pairs"):
-        mean_difference([1, 2], [1])
-
-
-def test_a_proportion_has_wilsons_interval() -> None:
-    theirs = stats.binomtest(15, 20).proportion_ci(method="wilson")
-    found = proportion(15, 20)
-    assert (found.value, found.low, found.high) == pytest.approx((0.75, theirs.low, theirs.high))
-    nothing = proportion(0, 0)
-    assert math.isnan(nothing.value)
-    assert (nothing.low, nothing.high) == (0, 1)
+    with pytest.raises(ValueError, match="a list of one or more"):
+        mean_interval([])
 
 
 @pytest.mark.parametrize(("more", "less"), [(0, 0), (1, 0), (5, 0), (3, 9), (9, 3), (7, 7), (250, 301)])

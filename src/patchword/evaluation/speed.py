@@ -17,11 +17,12 @@ def seconds_per_image(model: Model, *, batch_size: int = 0, threads: int = 0, se
     """What an image takes in evaluation on the model's device, as `evaluation.predict` computes; measured for `seconds`.
 
     Images are there already: neither decoding nor preprocessing counts. `batch_size` 0 takes `comfortable_batch`, 1 is what
-    a single image takes; `threads` are those of a CPU, 0 for torch's number. The median of the rounds is taken.
+    a single image takes with all threads; these are those of a CPU, 0 for torch's number. The median of the rounds is taken.
     """
     reference = next(model.parameters())
     on_cpu = reference.device.type == "cpu"
-    crew = Crew((threads or torch.get_num_threads()) if on_cpu else 1, most=MOST_REPLICAS if model.replicates else 1)
+    beside = MOST_REPLICAS if model.replicates and batch_size != 1 else 1
+    crew = Crew((threads or torch.get_num_threads()) if on_cpu else 1, most=beside)
     count = batch_size or comfortable_batch(model)
     images = torch.zeros(count, model.in_channels, *model.image_size, device=reference.device, dtype=reference.dtype)
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from patchword.core import files
 from patchword.core.errors import DataError
 from patchword.core.picture import DecodeError
-from patchword.core.runtime import describe_device, versions
+from patchword.core.runtime import choose_device, describe_device, versions
 from patchword.data.decoding.decode import decode
 from patchword.evaluation.answers import Answers
 from patchword.evaluation.mistakes import thumbnail
@@ -26,12 +25,11 @@ from patchword.models.names import parse_name
 from patchword.studies import floor, speed
 from patchword.studies.cells import Cells
 from patchword.studies.compare import LADDER, Study
+from patchword.studies.curves import PowerLaw, crossing
 from patchword.studies.question import Question, skeleton
 from patchword.studies.search import Found
 from patchword.studies.statistics import (
     Estimate,
-    PowerLaw,
-    crossing,
     half_of_pairs,
     holm,
     mcnemar,
@@ -76,9 +74,9 @@ def answer(study: Study) -> dict[str, Any]:
         "fronts": _fronts(rows),
         "tests": _tests(question.models, cells),
         "disagreements": _disagreements(study, cells),
-        "seconds": sum(outcome.result["seconds"] for outcome in study.outcomes.values()),
+        "seconds": _seconds(study),
         "versions": versions(),
-        "device": describe_device(torch.device("cpu")),
+        "device": describe_device(choose_device("auto")),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -93,6 +91,13 @@ def write_answer(study: Study) -> Path:
         floor.measure(study)
     files.write_json(folder / STUDY, answer(study))
     return folder
+
+
+def _seconds(study: Study) -> float:
+    """Of all training, searches included."""
+    searches = [found for each in (study.found, study.found_before) for found in each.values()]
+    tried = [row["seconds"] for found in searches for row in found.trials]
+    return sum((outcome.result["seconds"] for outcome in study.outcomes.values()), start=sum(tried))
 
 
 def _asked(question: Question) -> dict[str, Any]:

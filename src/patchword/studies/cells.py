@@ -11,8 +11,8 @@ import numpy as np
 from patchword.evaluation.answers import Answers, read_answers
 from patchword.studies import floor
 from patchword.studies.compare import Study
+from patchword.studies.curves import PowerLaw, fit_power_law
 from patchword.studies.grid import Outcome
-from patchword.studies.statistics import PowerLaw, fit_power_law
 from patchword.training.run_folder import ANSWERS, MODEL
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from patchword.studies import inside
+from patchword.studies.curves import crossing, fit_power_law
 from patchword.studies.equal import Family, above
 from patchword.studies.experiment import Measured, Scale, grouped
 from patchword.studies.judging import Claim, Compute, Difference, difference
-from patchword.studies.statistics import crossing, fit_power_law
 
 
 def _by_label(measured: Sequence[Measured]) -> dict[str, Measured]:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchword.core import files
-from patchword.core.errors import DataError
-from patchword.studies.grid import Look
+from patchword.studies.grid import Look, figures_in
 from patchword.training.pictures import open_training_data
 from patchword.weights.io import load_model
 
@@ -21,12 +20,8 @@ FLOOR = "floor.json"
 
 
 def stored(folder: Path) -> dict[str, float]:
-    """Place of a cell → accuracy of the probe, as far as it was measured; a damaged file is measured again."""
-    try:
-        found = files.read_json(folder / FLOOR)
-    except DataError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    """Place of a cell → accuracy of the probe, as far as it was measured."""
+    return figures_in(folder / FLOOR)
 
 
 def ahead(study: "Study") -> list[Look]:

@@ -74,6 +74,15 @@ class Look:
     """That the model sees for it."""
 
 
+def figures_in(path: Path) -> dict[str, Any]:
+    """What was measured beside the runs so far, by key; a damaged file is made anew."""
+    try:
+        found = files.read_json(path)
+    except DataError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[dict[str, Any]]:
     """Hold a study's folder, new or not, until the context ends; the settings that it was begun with are given.

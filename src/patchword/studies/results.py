@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from patchword.core import files
-from patchword.core.runtime import describe_device, versions
+from patchword.core.runtime import choose_device, describe_device, versions
 from patchword.models.names import create_model
 from patchword.models.vit import SIZES
 from patchword.studies.claims import CLAIMS
@@ -152,7 +152,7 @@ def _circumstances(scale: Scale, *, models: bool = True) -> dict[str, Any]:
         "models": dict(scale.models) if models else {},
         "sets": dict(scale.sets) if models else {},
         "versions": versions(),
-        "device": describe_device(torch.device("cpu")),
+        "device": describe_device(choose_device("auto")),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

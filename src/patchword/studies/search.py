@@ -34,7 +34,7 @@ class Found:
     """On the recipe's own rate."""
     rate: float
     trials: tuple[dict[str, Any], ...]
-    """`rate`, `share` of the budget, `accuracy` on the pictures that were set aside (None: diverged)."""
+    """`rate`, `share` of the budget, `accuracy` on the pictures that were set aside (None: diverged), and its `seconds`."""
 
     @property
     def at_edge(self) -> bool:
@@ -121,7 +121,12 @@ def _better(factors: tuple[float, ...], outcomes: Sequence[Outcome], number: int
 
 
 def _row(outcome: Outcome, share: float) -> dict[str, Any]:
-    return {"rate": outcome.cell.recipe.optimizer.lr, "share": share, "accuracy": outcome.value}
+    return {
+        "rate": outcome.cell.recipe.optimizer.lr,
+        "share": share,
+        "accuracy": outcome.value,
+        "seconds": outcome.result["seconds"],
+    }
 
 
 def _worth(outcome: Outcome) -> tuple[float, float, float]:

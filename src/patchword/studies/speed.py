@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from patchword.core import files
-from patchword.core.errors import DataError
 from patchword.evaluation.speed import seconds_per_image
 from patchword.models.contract import Model
+from patchword.studies.grid import figures_in
 
 SPEED = "speed.json"
 BATCHES = (1, 32)
@@ -17,12 +17,8 @@ _SECONDS = 0.2
 
 
 def stored(folder: Path) -> dict[str, dict[str, float]]:
-    """Model → batch → pictures a second, as far as it was measured; a damaged file is measured again."""
-    try:
-        found = files.read_json(folder / SPEED)
-    except DataError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    """Model → batch → pictures a second, as far as it was measured."""
+    return figures_in(folder / SPEED)
 
 
 def measure(folder: Path, models: dict[str, Model]) -> dict[str, Any]:

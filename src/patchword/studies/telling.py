@@ -73,7 +73,8 @@ def _need(answer: dict[str, Any], need: dict[str, Any]) -> str:
     """How many pictures that is."""
     reach = answer["reach"]
     if need["never"]:
-        return "would not come so far with any number of pictures, by its fitted curve"
+        ends = between(need["low"], None, reach) if need["low"] else ""
+        return f"would not come so far with any number of pictures, by its fitted curve{ends}"
     if need["value"] > reach:
         return f"would need more than {reach / answer['sizes'][-1]:.0f} times as many"
     return f"would need about {about(need['value'])}{between(need['low'], need['high'], reach)}"

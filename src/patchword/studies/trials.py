@@ -20,7 +20,7 @@ from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.studies import inside
 from patchword.studies.experiment import Arm, Measured, Scale, Stage
-from patchword.studies.grid import QUIET, Cell, Grid, Look, Outcome, plain
+from patchword.studies.grid import QUIET, Cell, Grid, Look, Outcome, figures_in, plain
 from patchword.studies.scales import PICTURES
 from patchword.studies.search import ahead, part_of, search, tried, with_rate
 from patchword.training import recipe as recipes
@@ -189,7 +189,7 @@ class Trials:
                     continue
                 cell = self._cell(self.steps(arm, seed)[-1])
                 path, key = self._figure(arm, cell)
-                if key not in _figures(path):
+                if key not in figures_in(path):
                     found[key] = self._look(arm, cell)
         return found
 
@@ -225,7 +225,7 @@ class Trials:
         if not arm.few_shot and not arm.inside:
             return last.value, flops
         path, key = self._figure(arm, last.cell)
-        known = _figures(path)
+        known = figures_in(path)
         if key not in known:
             with self.grid.looking(self._look(arm, last.cell)):
                 known[key] = self._few_shot(last, arm.few_shot) if arm.few_shot else self._inside(last, arm, seed)
@@ -290,14 +290,6 @@ class Trials:
         dataset, _ = self.grid.shelf.open(outcome.cell.recipe.data)
         split = dataset.splits[dataset.tested_on]
         return inside.figure(arm.inside, load_model(outcome.folder), split, new_weights=seed if arm.untrained else None)
-
-
-def _figures(path: Path) -> dict[str, float]:
-    """What was measured so far, by key; a damaged file is made anew."""
-    try:
-        return files.read_json(path)
-    except DataError:
-        return {}
 
 
 def missing(arms: Sequence[Arm]) -> dict[str, str]:

@@ -7,7 +7,6 @@ pictures as they are. A mean over tasks is given where none of them is missing.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from patchword.data.questions import QUESTIONS
 from patchword.data.vtab import LITE, LITE_TASKS, PREFIX, TASKS
+from patchword.evaluation.memory import identity
 from patchword.models.contract import Model
 from patchword.models.cost import cost
 from patchword.studies.experiment import Arm, Experiment, Measured, Published, Scale, Stage
@@ -79,7 +79,7 @@ def stage(address: str, scale: Scale, **changes: Any) -> Stage:
 def experiment(model: Model, weights: str, *, lite: bool, data: Mapping[str, str]) -> Experiment:
     """The benchmark for somebody's weights; `data` says where the data of some tasks is."""
     name = "vtab-lite" if lite else "vtab"
-    origin = fingerprint(model)
+    origin = identity(model)
 
     def arms(scale: Scale) -> list[Arm]:
         size = [384, 384] if scale.name == "full" else list(model.image_size)
@@ -138,11 +138,3 @@ def sizes_of_groups(*, lite: bool) -> dict[str, int]:
     tasks = LITE_TASKS if lite else TASKS
     counts = {group: sum(group_of(task) == group for task in tasks) for group in GROUPS}
     return {group: count for group, count in counts.items() if count}
-
-
-def fingerprint(model: Model) -> str:
-    """A hash of a model's weights and of what it expects to see."""
-    digest = hashlib.sha256(repr((model.architecture, model.preprocessing)).encode())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
