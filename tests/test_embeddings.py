@@ -114,28 +114,74 @@ def test_position_similarity_is_the_cosine_of_what_is_added(position: str, pool:
 
 
 def test_relative_positions_are_alike_where_all_tokens_are_met_alike() -> None:
-    """The gram matrix of windows of every block's table, built pair by pair."""
+    """The keys are what the module itself gives for queries that are 1 in one of their numbers and 0 in all others."""
     model = model_of(position="relative", registers=1)
-    tokens = model.prefix + 77
+    tokens, width = model.prefix + 77, 8
+    queries = torch.eye(width)[:, None].expand(width, tokens, width)
     known = []
     for block in model.blocks:
-        relative = block.attention.relative
-        assert isinstance(relative, RelativeKeys)
-        table = relative.table.detach().double().numpy()
-        known.append(np.stack([table[p - np.arange(tokens) + tokens - 1].ravel() for p in range(model.prefix, tokens)]))
+        assert isinstance(block.attention.relative, RelativeKeys)
+        met = block.attention.relative(queries[None])[0, :, model.prefix :].detach()
+        known.append(met.transpose(0, 1).flatten(1).double().numpy())
     expected = cosine_similarity(np.concatenate(known, axis=1))
     np.testing.assert_allclose(position_similarity(model).reshape(77, 77).numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("position", ["1d", "2d", "sincos", "relative", "rope"])
-def test_similarity_stays_symmetric_on_another_grid(position: str) -> None:
-    model = model_of(position=position).with_image_size((52, 36))
-    found = position_similarity(model)
+@pytest.mark.parametrize("position", ["1d", "2d"])
+def test_learned_positions_that_rise_evenly_do_so_on_another_grid(position: str) -> None:
+    """From corner to corner: 11×7 places become 13×9, which are 10/12 and 6/8 of the old ones apart."""
+    model = model_of(position=position, pool="gap")
+    draw = np.random.default_rng(6)
+    rise, slope = draw.normal(size=24), draw.normal(size=24)
+    if position == "2d":  # the first half knows the column, the second the row
+        rise[:12] = slope[12:] = 0
+
+    def plane(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return rows[:, None, None] * rise + (columns[:, None] - 2) * slope
+
+    with torch.no_grad():
+        table = torch.from_numpy(plane(np.arange(11), np.arange(7))).float()
+        if position == "1d":
+            model.position.table.copy_(table.flatten(0, 1))
+        else:
+            model.position.rows.copy_(table[:, 0, 12:])
+            model.position.columns.copy_(table[0, :, :12])
+    found = position_similarity(model.with_image_size((52, 36)))
+    expected = cosine_similarity(plane(np.arange(13) * 10 / 12, np.arange(9) * 6 / 8).reshape(117, 24))
     assert found.shape == (13, 9, 13, 9)
-    flat = found.reshape(117, 117)
-    torch.testing.assert_close(flat, flat.T, rtol=0, atol=0)
-    assert (flat.diagonal() == 1).all()
-    assert flat.abs().max() <= 1
+    np.testing.assert_allclose(found.reshape(117, 117).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("position", "mirrors"),
+    [
+        ("1d", {"columns"}),
+        ("2d", {"columns"}),
+        ("sincos", {"rows", "columns", "both"}),
+        ("relative", {"both"}),
+        ("rope", {"rows", "columns", "both"}),
+    ],
+)
+def test_a_similarity_that_is_the_same_in_a_mirror_stays_so_on_another_grid(position: str, mirrors: set[str]) -> None:
+    """Learned ones are made the same from left to right, not upside down, so that swapped axes would be seen; keys of offsets
+    the same forwards and backwards; those of a formula depend on the way between two places alone."""
+    model = model_of(position=position, pool="gap")
+    with torch.no_grad():
+        if position == "1d":
+            table = model.position.table.view(11, 7, 24)
+            table.copy_((table + table.flip(1)) / 2)
+        elif position == "2d":
+            model.position.columns.copy_((model.position.columns + model.position.columns.flip(0)) / 2)
+        for block in model.blocks:
+            if (relative := block.attention.relative) is not None:
+                relative.table.copy_((relative.table + relative.table.flip(0)) / 2)
+    axes = {"rows": (0, 2), "columns": (1, 3), "both": (0, 1, 2, 3)}
+    for now in (model, model.with_image_size((52, 36))):
+        found = position_similarity(now)
+        assert found.shape == (*now.grid, *now.grid)
+        assert found.std() > 0.05
+        same = {name for name, each in axes.items() if torch.allclose(found, found.flip(each), rtol=0, atol=1e-5)}
+        assert same == mirrors
 
 
 def test_a_model_that_is_told_no_positions_has_none_to_compare() -> None:
