@@ -1,12 +1,15 @@
 """Attention, rollout, Grad-CAM and their figures: by hand, in plain NumPy, and by other ways to the same numbers."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchword.core.errors import UsageError
 from patchword.explanation import attention as attending
@@ -250,15 +253,41 @@ def test_few_images_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     assert not any(each.is_inference() for each in (*parts[:2], *whole[:2]))
 
 
-def test_what_is_held_of_attention_is_bounded() -> None:
-    """ViT-B/16 at 384 px: a layer's weights of one image take 16 MB, and 12 layers are not held."""
-    from patchword.models.names import create_model
+class Held(TorchDispatchMode):
+    """The most bytes that lived at one time in tensors …×M×M: each storage once, for as long as anything keeps it."""
 
-    with torch.device("meta"):
-        model = create_model("ViT-B/16", 10, 384)
-    assert isinstance(model, ViT)
-    of_one = 4 * 577**2 * (3 * 12 + 12)
-    assert attending._chunk(model) == 2**28 // of_one == 4
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens, self.most = tokens, 0
+        self.living: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.living = {key: each for key, each in self.living.items() if not each[0].expired()}
+        for each in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(each, Tensor) and each.shape[-2:] == (self.tokens, self.tokens):
+                storage = each.untyped_storage()
+                self.living[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.most = max(self.most, sum(count for _, count in self.living.values()))
+        return out
+
+
+@pytest.mark.parametrize(("depth", "heads"), [(2, 12), (7, 1)])
+def test_what_is_held_of_attention_is_bounded(depth: int, heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what lives while it is made; the bound is made use of, and one image is looked at whatever it takes."""
+    model = model_of(depth=depth, num_heads=heads, registers=11).with_image_size((20, 28))
+    batch, classes = images(model, 13), torch.zeros(13, 1, dtype=torch.int64)
+
+    def held(look: Callable[[ViT, Tensor], object], pictures: Tensor, bound: int) -> int:
+        monkeypatch.setattr(attending, "_BYTES_AT_ONCE", bound)
+        with Held(1 + 11 + 5 * 7) as found:
+            look(model, pictures)
+        return found.most
+
+    assert 350_000 < held(rollout, batch, 700_000) <= 700_000
+    assert 0 < held(head_figures, batch, 700_000) <= 700_000
+    assert 0 < held(lambda model, those: class_rollout(model, those, classes), batch, 700_000) <= 700_000
+    assert held(rollout, batch, 1) == held(rollout, batch[:1], 700_000) >= 4 * heads * 47**2
 
 
 def test_attention_distance_by_hand() -> None:
