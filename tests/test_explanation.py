@@ -311,6 +311,18 @@ def test_attention_distance_by_hand() -> None:
     assert attention_distance(rightwards, between).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_attention_distance_does_not_ask_how_much_goes_to_other_tokens() -> None:
+    """Three heads of two images, whose patches keep between 1 and 1/100,000 of their attention for patches: NumPy's averages."""
+    between = patch_distances(model_of())
+    draw = np.random.default_rng(7)
+    among = draw.exponential(size=(2, 3, 77, 77)) * 10.0 ** -draw.uniform(0, 5, (2, 3, 77, 1)) / 77
+    weights = np.concatenate([np.maximum(0, 1 - among.sum(-1, keepdims=True)), among], axis=-1)
+    whole = np.concatenate([np.full((2, 3, 1, 78), 1 / 78), weights], axis=2)
+    ways = [[np.average(between.numpy(), axis=1, weights=head) for head in image] for image in among]
+    found = attention_distance(torch.from_numpy(whole), between)
+    np.testing.assert_allclose(found.numpy(), np.mean(ways, axis=2), rtol=1e-6)
+
+
 def test_attention_entropy_by_hand() -> None:
     assert attention_entropy(torch.eye(8)[None]).item() == 0
     assert attention_entropy(torch.full((1, 8, 8), 1 / 8)).item() == pytest.approx(3)
