@@ -236,6 +236,14 @@ def test_the_middle_is_the_middle_of_any_shape() -> None:
     torch.testing.assert_close(random_maps(blob), random_maps(blob), rtol=0, atol=0)
 
 
+def test_the_middle_is_a_quarter_of_each_side_wide() -> None:
+    """The logarithm of a Gaussian curves by −1/σ² for a step of 1: here of 1/11 and 1/7 of the sides."""
+    blob = centre_maps(torch.zeros(1, 11, 7))[0].double().log()
+    torch.testing.assert_close(blob.diff(n=2, dim=0), torch.full((9, 7), -16 / 121).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(blob.diff(n=2, dim=1), torch.full((11, 5), -16 / 49).double(), rtol=0, atol=1e-5)
+    assert blob.max() == 0  # 1 in the middle
+
+
 @pytest.mark.parametrize("family", ["vit", "bit"])
 def test_all_figures_of_a_model(family: str) -> None:
     model = model_of() if family == "vit" else small("bit")
