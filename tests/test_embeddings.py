@@ -242,6 +242,17 @@ def test_a_map_of_pictures_has_one_in_each_cell_and_neighbours_near() -> None:
         picture_map(features, 7)
 
 
+def test_a_map_of_pictures_has_the_first_component_across_and_the_second_down() -> None:
+    """A square of 7×7 pictures, three times as wide as high, in any order: each comes to its own cell."""
+    order = np.random.default_rng(8).permutation(49)
+    rows, columns = np.divmod(order, 7)
+    places = np.stack([rows, 3 * columns], axis=1) @ np.linalg.qr(np.random.default_rng(9).normal(size=(5, 5)))[0][:2]
+    cells, explained = picture_map(places, 7)
+    for found, expected in ((cells[:, 0], rows), (cells[:, 1], columns)):
+        assert found.tolist() in (expected.tolist(), (6 - expected).tolist())  # either end of a component is the first
+    np.testing.assert_allclose(explained, [0.9, 0.1])
+
+
 def test_ranks_and_the_trend_with_depth_are_spearmans() -> None:
     values = np.array([3.0, 1.0, 3.0, 2.0, 3.0, 1.0])
     np.testing.assert_array_equal(average_ranks(values), stats.rankdata(values))
