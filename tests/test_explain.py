@@ -319,6 +319,34 @@ def test_filters_are_framed_so_that_a_white_one_is_seen(tmp_path: Path) -> None:
     assert mosaic[1, 1, 3] == 255
 
 
+def test_where_patches_are_many_the_middle_one_of_each_square_has_its_map(pair: list[Path], tmp_path: Path) -> None:
+    """37×5 of them are shown by threes, on one scale: the darkest is the least of all, the lightest the patch itself."""
+    model = create_model("ViT-At/2", 2, (74, 10), embed_dim=16, mlp_dim=8, depth=1, num_heads=1, position="1d").eval()
+    table = model.get_parameter("position.table")
+    with torch.no_grad():
+        table.copy_(torch.from_numpy(np.random.default_rng(3).normal(loc=0.5, size=table.shape)))
+    patchword.explain(model, pair[0], out=tmp_path / "out", check=False)
+    found = page_of(tmp_path / "out").found
+    source = next(a["src"] for tag, a in found if tag == "img" and str(a.get("alt")).startswith("Cosine similarity"))
+    with Image.open(io.BytesIO(base64.b64decode(str(source).partition(",")[2]))) as picture:
+        mosaic = np.asarray(picture.convert("RGB")).astype(int)
+    rows, columns = range(1, 37, 3), range(1, 5, 3)
+    height, width = ((side - 1) // count for side, count in zip(mosaic.shape, (len(rows), len(columns)), strict=False))
+    patches = table[-37 * 5 :].detach().double().numpy()
+    patches /= np.linalg.norm(patches, axis=1, keepdims=True)
+    alike = (patches @ patches.T).reshape(37, 5, 37, 5)[np.ix_(rows, columns)]
+    side = (height - 1) // 37
+    assert (height, width) == (37 * side + 1, 5 * side + 1)  # a tile, and the line beside it
+    for i in range(len(rows)):
+        for j in range(len(columns)):
+            tile = mosaic[i * height + 1 :, j * width + 1 :][: 37 * side : side, : 5 * side : side]
+            share = (alike[i, j] - alike.min()) / (1 - alike.min())
+            expected = overlay.palette().astype(int)[(255 * share).round().astype(int)]
+            assert np.abs(tile - expected).max() <= 4  # a step or two of the palette
+            light = tile @ (0.299, 0.587, 0.114)
+            assert np.unravel_index(light.argmax(), light.shape) == (rows[i], columns[j])
+
+
 def unpack(packed: dict[str, Any]) -> np.ndarray:
     """The page's numbers, as its script reads them."""
     raw = np.frombuffer(base64.b64decode(packed["data"]), np.uint8)
