@@ -528,7 +528,10 @@ def test_the_headline(table: dict[str, Any]) -> None:
     single = telling.headline(lead(table, difference={**sure, "seeds": 1}))
     assert "(of a single seed: the chance of training is not in the interval)" in single
     for change, end in (
-        ({"never": True, "value": None}, "would not come so far with any number of pictures, by its fitted curve [5,000 or more]."),
+        (
+            {"never": True, "value": None},
+            "not come so far with any number of pictures, by its fitted curve [5,000 or more].",
+        ),
         ({"value": 40_000.0}, "would need more than 10 times as many."),
         ({"high": None}, "would need about 8,400 [5,000 or more]."),
         ({"low": None, "high": None}, "would need about 8,400."),

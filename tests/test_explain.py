@@ -546,8 +546,8 @@ def test_progress_counts_the_check(
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(Progress, "update", lambda self, done, detail="": told.append((done, self.total)))
     patchword.explain(vit, pair, out=tmp_path / "out")
-    assert [done for done, _ in told] == [1, 2, *range(3, 12), 11]  # one for the drawn pictures, four for each of two
-    assert {total for _, total in told} == {11}
+    assert [done for done, _ in told] == [1, 2, *range(3, 20), 19]  # one for the drawn pictures, eight for each of two
+    assert {total for _, total in told} == {19}
     told.clear()
     patchword.explain(vit, pair, out=tmp_path / "out", check=False)
     assert told == [(1, 2), (2, 2), (2, 2)]

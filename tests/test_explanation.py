@@ -287,6 +287,8 @@ def test_what_is_held_of_attention_is_bounded(depth: int, heads: int, monkeypatc
     assert 350_000 < held(rollout, batch, 700_000) <= 700_000
     assert 0 < held(head_figures, batch, 700_000) <= 700_000
     assert 0 < held(lambda model, those: class_rollout(model, those, classes), batch, 700_000) <= 700_000
+    for head in (None, 0):
+        assert 0 < held(lambda model, those, head=head: attention(model, those, 0, head), batch, 700_000) <= 700_000
     assert held(rollout, batch, 1) == held(rollout, batch[:1], 700_000) >= 4 * heads * 47**2
 
 

@@ -47,7 +47,7 @@ def attention(model: Model, images: Tensor, layer: Layer, head: int | None = Non
         weights = next(weights for name, weights in vit.walk(batch, attention=True) if name == wanted)
         chosen = weights.mean(1) if head is None else weights[:, head]
         row = chosen[:, 0] if layer == "pool" else _asked(vit, chosen, query)
-        return row[:, -_patches(vit) :].unflatten(1, vit.grid)
+        return row[:, -_patches(vit) :].unflatten(1, vit.grid).clone()  # which lets go of the weights
 
     return _by_chunk(vit, images, look)
 
