@@ -219,6 +219,8 @@ def test_a_gain_over_new_weights_is_as_unsure_as_their_draws() -> None:
     )
     assert gain == pytest.approx(gains.mean())
     assert interval == pytest.approx([gain - half, gain + half])
+    told = Figure("deletion", False, values, {"untrained": theirs}).to_dict()["controls"]["untrained"]
+    assert told["draws"] == pytest.approx(list(theirs.mean(axis=0)))
     assert half > 6  # the draws are 2.6 apart: nothing is known, though each draw by itself is beaten
     for column in range(3):
         one = Figure("deletion", False, values, {"untrained": theirs[:, column]})

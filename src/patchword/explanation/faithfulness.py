@@ -100,6 +100,8 @@ class Figure:
                 "gain_ci95": interval,
                 "beaten": self.beats(name),
             }
+            if self.controls[name].ndim > 1:
+                controls[name]["draws"] = self.controls[name].mean(axis=0).tolist()
         own = {"figure": self.name, "n": len(self.values), "high_is_good": self.high_is_good, "value": self.value}
         return {**own, "value_ci95": mean_interval(self.values), "controls": controls}
 
