@@ -46,7 +46,7 @@ SCALES: dict[ScaleName, Scale] = {
         others=("clothing", "digits"),
         image_size=32,
         before=Budget(pflop=0.004),
-        after=Budget(pflop=0.0005),
+        after=Budget(pflop=0.002),
         subsets=(500, 2000, 10_000, 0),
         few=1000,
         steps=1000,
