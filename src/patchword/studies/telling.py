@@ -73,7 +73,7 @@ def _need(answer: dict[str, Any], need: dict[str, Any]) -> str:
     """How many pictures that is."""
     reach = answer["reach"]
     if need["never"]:
-        ends = between(need["low"], None, reach) if need["low"] else ""
+        ends = between(need["low"], None, reach) if 0 < (need["low"] or 0) <= reach else ""
         return f"would not come so far with any number of pictures, by its fitted curve{ends}"
     if need["value"] > reach:
         return f"would need more than {reach / answer['sizes'][-1]:.0f} times as many"
