@@ -532,6 +532,7 @@ def test_the_headline(table: dict[str, Any]) -> None:
             {"never": True, "value": None},
             "not come so far with any number of pictures, by its fitted curve [5,000 or more].",
         ),
+        ({"never": True, "value": None, "low": 40_000.0}, "any number of pictures, by its fitted curve."),
         ({"value": 40_000.0}, "would need more than 10 times as many."),
         ({"high": None}, "would need about 8,400 [5,000 or more]."),
         ({"low": None, "high": None}, "would need about 8,400."),
