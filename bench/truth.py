@@ -25,6 +25,7 @@ from patchword.data.sources import open_data
 from patchword.explanation.faithfulness import Figure, check, known_objects
 from patchword.explanation.maps import Choice, Kind, as_images, named
 from patchword.models.contract import Model
+from patchword.reports.page import decimal
 from patchword.weights.io import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,15 +129,10 @@ def line(name: str, words: str, figures: Sequence[Figure], pair: Sequence[str]) 
     cells = [name, words]
     for figure in figures:
         if figure.name in pair:
-            own = number(figure.value)
+            own = decimal(figure.value, 2)
             cells.append(f"**{own}**" if all(figure.beats(control) for control in judged(figure)) else own)
-            cells.extend(number(figure.control(control)) for control in judged(figure))
+            cells.extend(decimal(figure.control(control), 2) for control in judged(figure))
     return f"| {' | '.join(cells)} |"
-
-
-def number(value: float) -> str:
-    """Two decimals, with the minus of a text."""
-    return f"{value:.2f}".replace("-", "−")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def deletion_and_insertion(
     images, classes = images.cpu(), classes.cpu()
     grey, soft = _grey(images).expand_as(images), blurred(images)
     ends = np.stack([_probabilities(model, each, classes) for each in (images, grey, soft)], axis=1)
-    areas = functools.partial(_areas, model, images, classes=classes, ends=ends, on_picture=on_picture)
+    areas = functools.partial(_areas, model, images, soft=soft, classes=classes, ends=ends, on_picture=on_picture)
     return _beside_controls(("deletion", "insertion"), (False, True), areas, maps, untrained)
 
 
@@ -196,8 +196,9 @@ def check(
     drawn, total = as_images(model, pixels), steps(len(images))
     theirs = named(model, drawn) if model.num_classes else None
     of_drawn, of_images = [], []
+    everything = torch.cat([drawn, images.to(drawn)])
     for seed in range(_DRAWS):  # one at a time, for they may be large
-        new = untrained(model, torch.cat([drawn, images.to(drawn)]), seed)
+        new = untrained(model, everything, seed)
         of_drawn.append(choice.of(new, drawn, theirs))
         if len(images) and classes is not None:
             of_images.append(choice.of(new, images, classes))
@@ -277,9 +278,15 @@ def _beside_controls(
 
 
 def _areas(
-    model: Model, images: Tensor, maps: Tensor, classes: Tensor, ends: np.ndarray, on_picture: Callable[[], None]
+    model: Model,
+    images: Tensor,
+    maps: Tensor,
+    soft: Tensor,
+    classes: Tensor,
+    ends: np.ndarray,
+    on_picture: Callable[[], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The areas under deletion and insertion, B each; `ends`, B×3, are the probabilities of a picture, its grey and its blur."""
+    """The areas under deletion and insertion, B each; `ends`, B×3: the probabilities of an image, its grey, its blur `soft`."""
     areas = np.zeros((2, len(images)))
     steps = torch.arange(1, _STEPS)[:, None, None]
     for number, (image, each) in enumerate(
@@ -287,11 +294,11 @@ def _areas(
     ):
         rank, asked = _ranks(each), classes[number].expand(_STEPS - 1)
         taken = (rank < steps * rank.numel() // _STEPS)[:, None]
-        whole, grey, soft = ends[number]
+        whole, without, before = ends[number]
         deleted = _probabilities(model, torch.where(taken, _grey(image), image), asked)
-        areas[0, number] = _area([whole, *deleted, grey])
-        inserted = _probabilities(model, torch.where(taken, image, blurred(image[None])[0]), asked)
-        areas[1, number] = _area([soft, *inserted, whole])
+        areas[0, number] = _area([whole, *deleted, without])
+        inserted = _probabilities(model, torch.where(taken, image, soft[number]), asked)
+        areas[1, number] = _area([before, *inserted, whole])
         on_picture()
     return areas[0], areas[1]
 

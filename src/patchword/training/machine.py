@@ -57,6 +57,7 @@ def decide_machine(recipe: Recipe, model: Model, cost: Cost, dataset: Dataset, w
 
 
 def usable_cores() -> set[int]:
+    """The cores that this process may run on."""
     import os
 
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
