@@ -112,16 +112,11 @@ def publish(rows: Sequence[tuple[str, str, list[Figure]]]) -> None:
     )
     for pair in TABLES:
         first = {figure.name: figure for figure in rows[0][2]}
-        heads = [head for name in pair for head in (name, *judged(first[name]))]
+        heads = [head for name in pair for head in (name, *first[name].rivals)]
         words = {"centre": "middle", "others": "another's"}
         columns = ("model", "map", *(words.get(head, head) for head in heads))
         text += table(columns, (line(*row, pair) for row in rows)) + "\n"
     put(PAGE, MARK, text.rstrip("\n") + "\n")
-
-
-def judged(figure: Figure) -> list[str]:
-    """The controls that a figure has to beat."""
-    return ["others"] if "others" in figure.controls else list(figure.controls)
 
 
 def line(name: str, words: str, figures: Sequence[Figure], pair: Sequence[str]) -> str:
@@ -130,8 +125,8 @@ def line(name: str, words: str, figures: Sequence[Figure], pair: Sequence[str]) 
     for figure in figures:
         if figure.name in pair:
             own = decimal(figure.value, 2)
-            cells.append(f"**{own}**" if all(figure.beats(control) for control in judged(figure)) else own)
-            cells.extend(decimal(figure.control(control), 2) for control in judged(figure))
+            cells.append(f"**{own}**" if all(figure.beats(control) for control in figure.rivals) else own)
+            cells.extend(decimal(figure.control(control), 2) for control in figure.rivals)
     return f"| {' | '.join(cells)} |"
 
 

@@ -374,6 +374,13 @@ def test_a_map_no_better_than_chance_is_called_so() -> None:
     assert "say little of it." not in said["sentence"]
     assert said["sentence"].endswith("The map of the mirrored picture is no more like it than that of another picture.")
 
+    # A blob or noise that follows better is no fault: it follows whatever the picture shows.
+    above = {"random": follows.values + 1, "centre": follows.values + 1}
+    stiff = Figure("shift", True, follows.values, {**above, **others})
+    assert (stiff.rivals, follows.rivals, figures[0].rivals) == (("others",), ("others",), tuple(same))
+    row = truth_of((figures[0], figures[1], stiff), Choice("rollout"))["rows"][-1]
+    assert (row["fails"], row["verdict"]) == (False, "follows the picture")
+
     # The middle is beaten in energy and not in pointing: the shares in the first sentence are not left to speak alone.
     energy = Figure("energy", True, draw.random(20) + 2, same)
     half = Figure(

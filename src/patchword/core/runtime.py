@@ -1,6 +1,7 @@
 """The machine under the work: device, threads, memory, signals, one writer a folder."""
 
 import ctypes
+import datetime
 import fcntl
 import os
 import platform
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from patchword.core.errors import UsageError
 from patchword.core.files import disk_faults
@@ -85,6 +86,12 @@ def versions() -> dict[str, str]:
     import torch
 
     return {"patchword": version("patchword"), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def circumstances(device: "torch.device") -> dict[str, Any]:
+    """What every file of figures says of how they came about: versions, device, and the time, which is now."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"versions": versions(), "device": describe_device(device), "date": now}
 
 
 def peak_memory(device: "torch.device") -> int:

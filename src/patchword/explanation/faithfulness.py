@@ -65,6 +65,11 @@ class Figure:
         """The mean over pictures."""
         return float(self.values.mean())
 
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """The controls that it has to beat: all; of agreement only `others`, as a blob in the middle follows any picture."""
+        return ("others",) if "others" in self.controls else tuple(self.controls)
+
     def control(self, name: str) -> float:
         """The mean of a control."""
         return float(self.controls[name].mean())

@@ -33,7 +33,7 @@ def truth_of(truth: tuple[Figure, ...], choice: Choice) -> dict[str, Any]:
                 **dict.fromkeys(("random", "centre", "untrained", "others")),
                 **{control: figure.control(control) for control in figure.controls},
                 "verdict": _verdict(beaten),
-                "fails": False in [won for control, won in beaten.items() if control != "centre"],
+                "fails": any(beaten[control] is False for control in figure.rivals if control != "centre"),
             }
         )
     sentence, fails = _sentence({figure.name: figure for figure in truth}, choice)

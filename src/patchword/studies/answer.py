@@ -3,7 +3,6 @@
 Letters: M models, S sizes, k seeds, n test pictures.
 """
 
-import datetime
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from patchword.core import files
 from patchword.core.errors import DataError
 from patchword.core.picture import DecodeError
-from patchword.core.runtime import choose_device, describe_device, versions
+from patchword.core.runtime import choose_device, circumstances
 from patchword.data.decoding.decode import decode
 from patchword.evaluation.answers import Answers
 from patchword.evaluation.mistakes import thumbnail
@@ -75,9 +74,7 @@ def answer(study: Study) -> dict[str, Any]:
         "tests": _tests(question.models, cells),
         "disagreements": _disagreements(study, cells),
         "seconds": _seconds(study),
-        "versions": versions(),
-        "device": describe_device(choose_device("auto")),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **circumstances(choose_device()),
     }
 
 

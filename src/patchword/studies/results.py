@@ -1,6 +1,5 @@
 """What an experiment of the paper, or all its claims, came to, as plain values: the content of `NAME.json`."""
 
-import datetime
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from patchword.core import files
-from patchword.core.runtime import choose_device, describe_device, versions
+from patchword.core.runtime import choose_device, circumstances, versions
 from patchword.models.names import create_model
 from patchword.models.vit import SIZES
 from patchword.studies.claims import CLAIMS
@@ -151,9 +150,7 @@ def _circumstances(scale: Scale, *, models: bool = True) -> dict[str, Any]:
         "verdicts": scale.verdicts,
         "models": dict(scale.models) if models else {},
         "sets": dict(scale.sets) if models else {},
-        "versions": versions(),
-        "device": describe_device(choose_device("auto")),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **circumstances(choose_device()),
     }
 
 

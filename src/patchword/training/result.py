@@ -1,7 +1,6 @@
 """`result.json`: what came of a run, or how far it is."""
 
 import dataclasses
-import datetime
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from patchword.core import files
-from patchword.core.runtime import describe_device, peak_memory, versions
+from patchword.core.runtime import circumstances, peak_memory
 from patchword.training.objectives import UNLABELLED
 from patchword.training.run_folder import RECIPE, RESULT
 
@@ -55,9 +54,7 @@ def result_of(
                 for index, why in sorted(state.unreadable.items())
             ],
         },
-        "versions": versions(),
-        "device": describe_device(torch.device(recipe.device)),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **circumstances(torch.device(recipe.device)),
     }
 
 
