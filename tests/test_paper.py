@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -983,3 +984,15 @@ def test_dots_stand_where_their_values_are() -> None:
     assert circles[1] - circles[0] == pytest.approx(50 * per_point, abs=0.2)
     assert circles[0] == pytest.approx(ticks[20] + 5 * per_point, abs=0.2)
     assert [each.text for each in tree.iter(f"{space}text") if each.attrib["class"] == "none"] == ["missing"]
+
+
+def test_an_interval_beyond_the_axis_has_an_arrow() -> None:
+    """The first on both sides; a share's interval ends at 0 % whatever its formula says."""
+
+    def lines(rows: list[charts.Row], percent: bool) -> list[int]:
+        drawn = re.findall(r'd="([^"]*)" stroke="var\(--series', charts.dots(rows, "title", percent=percent))
+        return [line.count("l") for line in drawn]
+
+    rows = [charts.Row("a", 0, -0.2, -1.6, 1.2), charts.Row("b", 0, 0.3, 0.25, 0.4)]
+    assert lines(rows, percent=False) == [4, 0]
+    assert lines([charts.Row("a", 0, 0.005, -0.01, 0.02)], percent=True) == [0]

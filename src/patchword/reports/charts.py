@@ -174,11 +174,11 @@ def dots(rows: Sequence[Row], title: str, *, percent: bool = True) -> Markup:
             continue
         tint = colour(row.place)
         if row.low is not None and row.high is not None:
-            parts.append(
-                Markup('<path d="M{} {}H{}" stroke="var({})" stroke-width="1.4"/>').format(
-                    across(row.low), y, across(row.high), tint
-                )
-            )
+            ends = f"M{across(row.low)} {y}H{across(row.high)}"
+            # One that goes on beyond the axis says so by an arrow.
+            ends += f"M{across(low) + 4} {y - 3}l-4 3l4 3" if row.low < low and low > least else ""
+            ends += f"M{across(high) - 4} {y - 3}l4 3l-4 3" if row.high > high and high < 1 else ""
+            parts.append(Markup('<path d="{}" stroke="var({})" stroke-width="1.4" fill="none"/>').format(ends, tint))
         parts.append(Markup('<circle cx="{}" cy="{}" r="4" fill="var({})"/>').format(across(row.value), y, tint))
     return Markup("").join([*parts, Markup("</svg>")])
 
