@@ -264,12 +264,43 @@ def test_the_search_halves(tmp_path: Path) -> None:
 def test_what_is_equal_in_the_search_is_decided_by_the_loss_and_the_lower_rate(tmp_path: Path) -> None:
     recipe = tiny(tmp_path, budget={"pflop": 0.4}, optimizer={"lr": 0.01})
     same = {(rate, share): 0.5 for rate in (0.0015, 0.005, 0.015, 0.05) for share in (0.1, 0.2)}
-    assert search(Pretended(tmp_path, same), "a", "it", recipe).rate == 0.0015
-    lower = search(Pretended(tmp_path, same, losses=-1.0), "b", "it", recipe)
-    assert (lower.rate, lower.at_edge) == (0.05, True)
-    assert search(Pretended(tmp_path, same, losses=0.0), "c", "it", recipe).rate == 0.0015
+    beyond = {(rate, 0.2): 0.49 for rate in (0.0005, 0.15)}
+    assert search(Pretended(tmp_path, {**same, **beyond}), "a", "it", recipe).rate == 0.0015
+    lower = search(Pretended(tmp_path, {**same, **beyond}, losses=-1.0), "b", "it", recipe)
+    assert (lower.rate, lower.at_edge) == (0.05, False)
+    assert search(Pretended(tmp_path, {**same, (0.0005, 0.2): 0.5}, losses=0.0), "c", "it", recipe).rate == 0.0015
     with pytest.raises(FaultError, match="it: training diverges at every rate tried"):
         search(Pretended(tmp_path, dict.fromkeys(same)), "d", "it", recipe)
+
+
+def test_a_rate_at_an_end_is_followed_as_far_as_it_gets_better(tmp_path: Path) -> None:
+    """Upwards once and no further, downwards to the last one that is looked at; a rate beyond that diverges is no winner."""
+    recipe = tiny(tmp_path, budget={"pflop": 0.4}, optimizer={"lr": 0.01})
+    up = {
+        (0.0015, 0.1): 0.1,
+        (0.005, 0.1): 0.2,
+        (0.015, 0.1): 0.4,
+        (0.05, 0.1): 0.3,
+        (0.015, 0.2): 0.4,
+        (0.05, 0.2): 0.5,
+    }
+    grid = Pretended(tmp_path, {**up, (0.15, 0.2): 0.6, (0.5, 0.2): 0.6})
+    found = search(grid, "up", "it", recipe)
+    assert (found.factor, found.rate, found.at_edge) == (15.0, 0.15, False)
+    assert grid.ran == [*up, (0.15, 0.2), (0.5, 0.2)]
+    assert [trial["rate"] for trial in found.trials[-2:]] == [0.15, 0.5]
+
+    known, like, factor = ahead(grid, "up", "it", recipe)
+    assert ([cell.recipe.optimizer.lr for cell in known[6:]], like, factor) == ([0.15, 0.5], [], 15.0)
+    grid.ran.pop()
+    known, like, factor = ahead(grid, "up", "it", recipe)
+    assert ([cell.recipe.optimizer.lr for cell in known[6:]], like, factor) == ([0.15, 0.5], [], None)
+    assert search(Pretended(tmp_path, {**up, (0.15, 0.2): None}), "dear", "it", recipe).rate == 0.05
+
+    down = {(0.0015, 0.1): 0.4, (0.005, 0.1): 0.3, (0.015, 0.1): 0.2, (0.05, 0.1): None}
+    down |= {(0.0015, 0.2): 0.5, (0.005, 0.2): 0.4, (0.0005, 0.2): 0.6, (0.00015, 0.2): 0.7, (5e-5, 0.2): 0.8}
+    found = search(Pretended(tmp_path, down), "down", "it", recipe)
+    assert (found.factor, found.rate, found.at_edge) == (0.005, 5e-5, True)
 
 
 def test_parts_of_budgets_and_multiples_of_rates() -> None:

@@ -1,13 +1,15 @@
 """The learning rate of a model, by halving, on pictures that are neither learned from nor tested on.
 
 Four rates a factor of about three apart, as in the paper's Table 4, get a quarter of the budget each; the better two get half of
-it; the better of these is taken (successive halving, arXiv 1502.07943). Every model gets the same search: twice the budget of a
-run. It begins at the recipe's own rate, whose multiples these are.
+it; the better of these is taken (successive halving, arXiv 1502.07943). It begins at the recipe's own rate, whose multiples these
+are. Where the winner lies at an end of what was tried, the rate beyond gets half of the budget, too, for as long as it is better:
+a model whose best rate is far from the recipe's is not to lose by that. Every model gets the same search: twice the budget of a
+run, and half of it for each rate beyond.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from patchword.core import files
@@ -18,12 +20,14 @@ from patchword.training.recipe import Budget, Recipe
 from patchword.training.run_folder import EVALUATION
 
 FACTORS = (0.15, 0.5, 1.5, 5.0)
+BELOW, ABOVE = (0.05, 0.015, 0.005), (15.0, 50.0, 150.0)
+"""What is tried beyond either end, one after the other; further is not looked."""
 ROUNDS = (0.25, 0.5)
 """Shares of the budget; half of the rates go on to the next."""
 DEVELOPMENT = 0.1
 """The share of train that the search chooses by, where a data set has no validation for it."""
 COST = sum(share * (len(FACTORS) >> place) for place, share in enumerate(ROUNDS))
-"""Of a whole search, in budgets."""
+"""Of a search that ends within the four rates, in budgets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Found:
     @property
     def at_edge(self) -> bool:
         """Whether a rate beyond those tried might be better still."""
-        return self.factor in (FACTORS[0], FACTORS[-1])
+        rates = [trial["rate"] for trial in self.trials]
+        return self.rate in (min(rates), max(rates))
 
 
 def with_rate(recipe: Recipe, factor: float) -> Recipe:
@@ -84,16 +89,19 @@ def trials(place: str, title: str, recipe: Recipe, factors: Sequence[float], sha
 
 def search(grid: Grid, place: str, title: str, recipe: Recipe) -> Found:
     """The best rate for a recipe. Raises `DivergedError` where every one diverges."""
-    factors, rows = FACTORS, []
-    for number in range(len(ROUNDS)):
-        outcomes = grid.run(trials(place, title, recipe, factors, ROUNDS[number]))
-        rows += [_row(outcome, ROUNDS[number]) for outcome in outcomes]
-        factors = _better(factors, outcomes, number)
-        if not factors:
-            raise DivergedError(
-                f"{title}: training diverges at every rate tried; a recipe with a lower one would be right"
-            )
-    return Found(factors[0], with_rate(recipe, factors[0]).optimizer.lr, tuple(rows))
+    plan, rows = _plan(), []
+    factors, share = next(plan)
+    while True:
+        outcomes = grid.run(trials(place, title, recipe, factors, share))
+        rows += [_row(outcome, share) for outcome in outcomes]
+        try:
+            factors, share = plan.send(outcomes)
+        except StopIteration as end:
+            factor = end.value
+            break
+    if factor is None:
+        raise DivergedError(f"{title}: training diverges at every rate tried; a recipe with a lower one would be right")
+    return Found(factor, with_rate(recipe, factor).optimizer.lr, tuple(rows))
 
 
 def ahead(grid: Grid, place: str, title: str, recipe: Recipe) -> tuple[list[Cell], list[Cell], float | None]:
@@ -101,23 +109,46 @@ def ahead(grid: Grid, place: str, title: str, recipe: Recipe) -> tuple[list[Cell
 
     Nothing is run. The factor is None until the search has ended.
     """
-    factors, known = FACTORS, []
-    for number, share in enumerate(ROUNDS):
+    plan, known = _plan(), list[Cell]()
+    factors, share = next(plan)
+    while True:
         cells = trials(place, title, recipe, factors, share)
         known += cells
         if not all(grid.finished(cell) for cell in cells):
-            later = range(number + 1, len(ROUNDS))
-            like = [trials(place, title, recipe, FACTORS[: len(FACTORS) >> each], ROUNDS[each]) for each in later]
+            later = [number for number, each in enumerate(ROUNDS) if each > share]
+            like = [trials(place, title, recipe, FACTORS[: len(FACTORS) >> number], ROUNDS[number]) for number in later]
             return known, [cell for cells in like for cell in cells], None
-        factors = _better(factors, [grid.outcome(cell) for cell in cells], number)
-    return known, [], factors[0] if factors else None
+        try:
+            factors, share = plan.send([grid.outcome(cell) for cell in cells])
+        except StopIteration as end:
+            return known, [], end.value
 
 
-def _better(factors: tuple[float, ...], outcomes: Sequence[Outcome], number: int) -> tuple[float, ...]:
-    """The better half of a round, ascending; those that diverged are not among them."""
-    order = sorted(range(len(factors)), key=lambda each: _worth(outcomes[each]), reverse=True)
-    best = order[: len(FACTORS) >> (number + 1)]
-    return tuple(sorted(factors[each] for each in best if not outcomes[each].diverged))
+def _plan() -> Generator[tuple[tuple[float, ...], float], Sequence[Outcome], float | None]:
+    """What is to be tried next: factors and their share of the budget, for which the outcomes are sent; in the end the best.
+
+    None where all diverge.
+    """
+    factors, found = FACTORS, dict[float, Outcome]()
+    for number, share in enumerate(ROUNDS):
+        outcomes = yield factors, share
+        found = dict(zip(factors, outcomes, strict=True))
+        factors = _better(found, len(FACTORS) >> (number + 1))
+        if not factors:
+            return None
+    best = factors[0]
+    for beyond in BELOW if best == FACTORS[0] else ABOVE if best == FACTORS[-1] else ():
+        [outcome] = yield (beyond,), ROUNDS[-1]
+        if _worth(outcome)[:2] <= _worth(found[best])[:2]:
+            break
+        best, found[beyond] = beyond, outcome
+    return best
+
+
+def _better(found: dict[float, Outcome], count: int) -> tuple[float, ...]:
+    """The best of a round, ascending; those that diverged are not among them."""
+    best = sorted(found, key=lambda factor: _worth(found[factor]), reverse=True)[:count]
+    return tuple(sorted(factor for factor in best if not found[factor].diverged))
 
 
 def _row(outcome: Outcome, share: float) -> dict[str, Any]:
