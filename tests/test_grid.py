@@ -111,7 +111,9 @@ def test_a_study_that_is_killed_three_times_ends_as_if_nobody_had_been_there(
     monkeypatch.setattr(grids, "run", lambda *_, **__: pytest.fail("a finished cell was run again"))
     capsys.readouterr()
     study(data, tmp_path / "killed")
-    assert "20 runs, 20 of them finished\n" in capsys.readouterr().err
+    runs = len(list((tmp_path / "killed").rglob("result.json")))
+    assert 20 <= runs < 30  # more than 20 where the best rate lies at an end
+    assert f"{runs} runs, {runs} of them finished\n" in capsys.readouterr().err
 
 
 def test_test_is_looked_at_once_a_cell_and_not_to_choose(undisturbed: tuple[studies.Study, list[int]]) -> None:
