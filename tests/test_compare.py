@@ -33,7 +33,7 @@ from patchword.studies import compare as studies
 from patchword.studies import floor, telling
 from patchword.studies.answer import REACH, answer, write_answer
 from patchword.studies.question import Question, ask, skeleton
-from patchword.studies.search import Found
+from patchword.studies.search import Ahead, Found
 from patchword.training.pictures import open_training_data
 from patchword.training.recipe import Budget, Recipe
 from patchword.weights.io import save_model
@@ -672,6 +672,18 @@ def test_a_model_that_no_rate_can_teach_is_left_out(
     study.found.clear()
     with pytest.raises(DivergedError, match="diverges at every rate tried"):
         study.run(lambda _: None)
+
+
+def test_a_model_whose_search_came_to_nothing_is_not_waited_for(
+    toy: studies.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "ahead", lambda grid, place, *_: Ahead([], [], None, lost="BiT" in place))
+    known, like = toy.ahead()
+    assert not known
+    assert {cell.recipe.model["name"] for cell in like} == {"ViT-At/8"}
+    before = studies.Study(dataclasses.replace(toy.question, pretrain="formula:shapes-2x10@16"), toy.grid, toy.dataset)
+    _, like = before.ahead()
+    assert {cell.recipe.model["name"] for cell in like} == {"ViT-At/8"}
 
 
 def test_pictures_that_probes_will_see_are_in_the_estimate(toy: studies.Study) -> None:

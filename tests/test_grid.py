@@ -249,18 +249,16 @@ def test_the_search_halves(tmp_path: Path) -> None:
     recipe = tiny(tmp_path, budget={"pflop": 0.4}, optimizer={"lr": 0.01})
     first = {(0.0015, 0.1): 0.4, (0.005, 0.1): 0.7, (0.015, 0.1): 0.6, (0.05, 0.1): None}
     grid = Pretended(tmp_path, {**first, (0.005, 0.2): 0.75, (0.015, 0.2): 0.8})
-    known, like, factor = ahead(grid, "search", "it", recipe)
-    assert ([cell.recipe.optimizer.lr for cell in known], len(like), factor) == ([0.0015, 0.005, 0.015, 0.05], 2, None)
+    first_of_all = ahead(grid, "search", "it", recipe)
+    assert [cell.recipe.optimizer.lr for cell in first_of_all.known] == [0.0015, 0.005, 0.015, 0.05]
+    assert (len(first_of_all.like), first_of_all.factor, first_of_all.lost) == (2, None, False)
     found = search(grid, "search", "it", recipe)
     assert (found.factor, found.rate, found.at_edge) == (1.5, 0.015, False)
     assert grid.ran == [*first, (0.005, 0.2), (0.015, 0.2)]
     assert found.trials[3] == {"rate": 0.05, "share": 0.25, "accuracy": None, "seconds": 3.0}
     assert sum(budget for _, budget in grid.ran) == pytest.approx(COST * 0.4)
-    assert [len(each) if isinstance(each, list) else each for each in ahead(grid, "search", "it", recipe)] == [
-        6,
-        0,
-        1.5,
-    ]
+    ended = ahead(grid, "search", "it", recipe)
+    assert (len(ended.known), ended.like, ended.factor, ended.lost) == (6, [], 1.5, False)
 
 
 def test_what_is_equal_in_the_search_is_decided_by_the_loss_and_the_lower_rate(tmp_path: Path) -> None:
@@ -271,8 +269,11 @@ def test_what_is_equal_in_the_search_is_decided_by_the_loss_and_the_lower_rate(t
     lower = search(Pretended(tmp_path, {**same, **beyond}, losses=-1.0), "b", "it", recipe)
     assert (lower.rate, lower.at_edge) == (0.05, False)
     assert search(Pretended(tmp_path, {**same, (0.0005, 0.2): 0.5}, losses=0.0), "c", "it", recipe).rate == 0.0015
+    grid = Pretended(tmp_path, dict.fromkeys(same))
     with pytest.raises(FaultError, match="it: training diverges at every rate tried"):
-        search(Pretended(tmp_path, dict.fromkeys(same)), "d", "it", recipe)
+        search(grid, "d", "it", recipe)
+    nothing = ahead(grid, "d", "it", recipe)
+    assert (len(nothing.known), nothing.like, nothing.factor, nothing.lost) == (4, [], None, True)
 
 
 def test_a_rate_at_an_end_is_followed_as_far_as_it_gets_better(tmp_path: Path) -> None:
@@ -292,11 +293,11 @@ def test_a_rate_at_an_end_is_followed_as_far_as_it_gets_better(tmp_path: Path) -
     assert grid.ran == [*up, (0.15, 0.2), (0.5, 0.2)]
     assert [trial["rate"] for trial in found.trials[-2:]] == [0.15, 0.5]
 
-    known, like, factor = ahead(grid, "up", "it", recipe)
-    assert ([cell.recipe.optimizer.lr for cell in known[6:]], like, factor) == ([0.15, 0.5], [], 15.0)
-    grid.ran.pop()
-    known, like, factor = ahead(grid, "up", "it", recipe)
-    assert ([cell.recipe.optimizer.lr for cell in known[6:]], like, factor) == ([0.15, 0.5], [], None)
+    for factor in (15.0, None):
+        seen = ahead(grid, "up", "it", recipe)
+        assert [cell.recipe.optimizer.lr for cell in seen.known[6:]] == [0.15, 0.5]
+        assert (seen.like, seen.factor, seen.lost) == ([], factor, False)
+        grid.ran.pop()
     assert search(Pretended(tmp_path, {**up, (0.15, 0.2): None}), "dear", "it", recipe).rate == 0.05
 
     down = {(0.0015, 0.1): 0.4, (0.005, 0.1): 0.3, (0.015, 0.1): 0.2, (0.05, 0.1): None}

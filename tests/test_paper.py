@@ -715,6 +715,37 @@ def test_seeds_that_were_bought_are_not_forgotten(ran: Ran, tmp_path: Path, monk
     assert all(recipe.seed < 3 for recipe, _ in ran[count:])
 
 
+def test_what_a_claim_cost_has_its_searches_in_it(ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a second each: three patches of three seeds, and six trials of the rate of each; whoever ran them."""
+    monkeypatch.setattr(Trials, "_few_shot", lambda self, outcome, data: 0.5)
+    monkeypatch.setattr(Trials, "_inside", lambda self, outcome, arm, seed: 0.5)
+    for _ in range(2):
+        told = json.loads(reproduce.run_claims(JUDGED, tmp_path).read_text())
+        [row] = [row for row in told["claims"] if row["experiment"] == "patch"]
+        assert (row["seconds"], row["flops"]) == (3 * 3 + 3 * 6, 1e12 * (3 * 3 + 3 * 6))
+
+
+def test_what_diverges_is_not_waited_for(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With SGD no run ends, so none is tuned: the searches for their rates have ended, and six seeds of the others are there."""
+    outcome = Grid.outcome
+
+    def lost(grid: Grid, cell: grids.Cell) -> grids.Outcome:
+        found = outcome(grid, cell)
+        return dataclasses.replace(found, diverged="it did") if cell.recipe.optimizer.name == "sgd" else found
+
+    monkeypatch.setattr(Grid, "outcome", lost)
+    experiment = paper.EXPERIMENTS["adam-vs-sgd"]
+    reproduce.run_one(experiment, JUDGED, tmp_path, seeds=6)
+    count = len(ran)
+    capsys.readouterr()
+    reproduce.run_one(experiment, JUDGED, tmp_path, seeds=6)
+    assert len(ran) == count
+    assert f"{count} runs, {count} of them finished\n" in capsys.readouterr().err
+    assert reproduce._seeds_there(Trials(Grid(tmp_path), JUDGED), experiment.arms(JUDGED)) == 6
+
+
 def test_the_cheapest_comes_first_and_what_it_costs_is_said_before(
     ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

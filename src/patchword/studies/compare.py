@@ -133,20 +133,27 @@ class Study:
 
     def ahead(self) -> tuple[list[Cell], list[Cell]]:
         """What will be run, as far as it is known by now, and cells that cost as much as the others."""
-        known, like, factors = [], [], {}
+        known: list[Cell] = []
+        like: list[Cell] = []
+        factors: dict[str, float] = {}
+        lost: set[str] = set()
         for model in self.models if self.question.pretrain else ():
-            cells, others, factor = ahead(self.grid, f"search-pretrain/{plain(model)}", model, self.tried_before(model))
-            known, like, pretraining = known + cells, like + others, self.pretraining(model)
-            if factor is None:
+            found = ahead(self.grid, f"search-pretrain/{plain(model)}", model, self.tried_before(model))
+            known, like, pretraining = known + found.known, like + found.like, self.pretraining(model)
+            if found.lost:
+                lost.add(model)
+            elif found.factor is None:
                 like.append(pretraining)
             else:
-                known.append(dataclasses.replace(pretraining, recipe=with_rate(pretraining.recipe, factor)))
-        for model in self.models:
-            cells, others, factor = ahead(self.grid, f"search/{plain(model)}", model, self.tried(model))
-            known, like = known + cells, like + others
-            if factor is not None:
-                factors[model] = factor
-        unknown = {model: 1.0 for model in self.models if model not in factors}
+                known.append(dataclasses.replace(pretraining, recipe=with_rate(pretraining.recipe, found.factor)))
+        for model in (model for model in self.models if model not in lost):
+            found = ahead(self.grid, f"search/{plain(model)}", model, self.tried(model))
+            known, like = known + found.known, like + found.like
+            if found.lost:
+                lost.add(model)
+            elif found.factor is not None:
+                factors[model] = found.factor
+        unknown = {model: 1.0 for model in self.models if model not in {*factors, *lost}}
         known += [cell for cells in self.rounds(factors) for cell in cells]
         return known, [*like, *(cell for cells in self.rounds(unknown) for cell in cells)]
 

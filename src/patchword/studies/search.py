@@ -10,7 +10,7 @@ run, and half of it for each rate beyond.
 import dataclasses
 import math
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from patchword.core import files
 from patchword.core.errors import DivergedError
@@ -45,6 +45,18 @@ class Found:
         """Whether a rate beyond those tried might be better still."""
         rates = [trial["rate"] for trial in self.trials]
         return self.rate in (min(rates), max(rates))
+
+
+class Ahead(NamedTuple):
+    """What a search will run, as far as it is known by now."""
+
+    known: list[Cell]
+    like: list[Cell]
+    """Cells that cost as much as those that cannot be known yet."""
+    factor: float | None
+    """What it came to; None: it has not ended, or came to nothing."""
+    lost: bool = False
+    """Whether it has ended, and every rate diverges."""
 
 
 def with_rate(recipe: Recipe, factor: float) -> Recipe:
@@ -104,11 +116,8 @@ def search(grid: Grid, place: str, title: str, recipe: Recipe) -> Found:
     return Found(factor, with_rate(recipe, factor).optimizer.lr, tuple(rows))
 
 
-def ahead(grid: Grid, place: str, title: str, recipe: Recipe) -> tuple[list[Cell], list[Cell], float | None]:
-    """What a search will run, as far as it is known by now; cells that cost as much as its others; the factor it came to.
-
-    Nothing is run. The factor is None until the search has ended.
-    """
+def ahead(grid: Grid, place: str, title: str, recipe: Recipe) -> Ahead:
+    """What a search will run; nothing is run."""
     plan, known = _plan(), list[Cell]()
     factors, share = next(plan)
     while True:
@@ -117,11 +126,11 @@ def ahead(grid: Grid, place: str, title: str, recipe: Recipe) -> tuple[list[Cell
         if not all(grid.finished(cell) for cell in cells):
             later = [number for number, each in enumerate(ROUNDS) if each > share]
             like = [trials(place, title, recipe, FACTORS[: len(FACTORS) >> number], ROUNDS[number]) for number in later]
-            return known, [cell for cells in like for cell in cells], None
+            return Ahead(known, [cell for cells in like for cell in cells], None)
         try:
             factors, share = plan.send([grid.outcome(cell) for cell in cells])
         except StopIteration as end:
-            return known, [], end.value
+            return Ahead(known, [], end.value, lost=end.value is None)
 
 
 def _plan() -> Generator[tuple[tuple[float, ...], float], Sequence[Outcome], float | None]:

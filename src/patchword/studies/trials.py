@@ -159,17 +159,22 @@ class Trials:
         so that what several experiments share is found in each."""
         known: dict[str, Cell] = {}
         like: dict[str, Cell] = {}
+        asked: set[str] = set()
 
         def need(step: _Step) -> None:
-            place = f"search/{step.kind}"
-            if self.scale.searched and step.kind not in self._factors and f"{place} 0" not in like:
+            if self.scale.searched and step.kind not in asked:
+                asked.add(step.kind)
                 if step.tried_from is not None:
                     need(step.tried_from)
-                cells, others, factor = ahead(self.grid, place, step.title, self._trial(step))
-                known.update({cell.place: cell for cell in cells})
-                like.update({f"{place} {count}": cell for count, cell in enumerate(others)})
-                if factor is not None:
-                    self._factors[step.kind] = factor
+                if self._diverged(step.tried_from):
+                    self._factors[step.kind] = 1.0
+                else:
+                    place = f"search/{step.kind}"
+                    found = ahead(self.grid, place, step.title, self._trial(step))
+                    known.update({cell.place: cell for cell in found.known})
+                    like.update({f"{place} {count}": cell for count, cell in enumerate(found.like)})
+                    if found.factor is not None or found.lost:
+                        self._factors[step.kind] = found.factor or 1.0
             settled = not self.scale.searched or step.kind in self._factors
             cell = self._cell(step)
             (known if settled else like)[cell.place] = cell
@@ -177,7 +182,11 @@ class Trials:
         for seed in seeds:
             for arm in arms:
                 for number in range(len(arm.stages)):
-                    need(self.steps(arm, seed)[number])
+                    # By then the rate of the first is known, and with it where the second begins.
+                    steps = self.steps(arm, seed)
+                    if number and self._diverged(steps[0]):
+                        break
+                    need(steps[number])
         return known, like
 
     def looks(self, arms: Sequence[Arm], seeds: Iterable[int]) -> dict[str, Look]:
@@ -187,9 +196,10 @@ class Trials:
             for arm in arms:
                 if not arm.few_shot and not arm.inside:
                     continue
-                cell = self._cell(self.steps(arm, seed)[-1])
+                steps = self.steps(arm, seed)
+                cell = self._cell(steps[-1])
                 path, key = self._figure(arm, cell)
-                if key not in figures_in(path):
+                if key not in figures_in(path) and not any(map(self._diverged, steps)):
                     found[key] = self._look(arm, cell)
         return found
 
@@ -247,14 +257,19 @@ class Trials:
     def _search(self, step: _Step) -> float:
         """The factor on the rate of a kind of runs; that of the preset where the start of the search diverged, or all of it."""
         if step.tried_from is not None:
-            [start] = self.grid.run([self._cell(step.tried_from)])
-            if start.diverged:
-                return 1.0
+            self.grid.run([self._cell(step.tried_from)])
+        if self._diverged(step.tried_from):
+            return 1.0
         try:
             return search(self.grid, f"search/{step.kind}", f"{step.title}, search", self._trial(step)).factor
         except DivergedError as error:  # the runs will say so, too, and the other arms have something to say
             say(f"note: {error}")
             return 1.0
+
+    def _diverged(self, step: _Step | None) -> bool:
+        """Whether a run is known to leave no weights."""
+        cell = None if step is None else self._cell(step)
+        return cell is not None and self.grid.finished(cell) and bool(self.grid.outcome(cell).diverged)
 
     def _trial(self, step: _Step) -> Recipe:
         return tried(step.trial, self.grid.shelf.open(step.trial.data)[0])
