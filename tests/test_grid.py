@@ -200,6 +200,23 @@ def test_another_run_in_a_cells_folder_is_refused(pictures: Path, tmp_path: Path
     assert grid.finished(Cell("one", "one", moved))
 
 
+def test_a_cell_that_was_cut_off_goes_on_where_its_data_and_start_have_moved(pictures: Path, tmp_path: Path) -> None:
+    recipe = tiny(pictures)
+    Grid(tmp_path / "start").run([Cell("first", "first", recipe)])
+    begun = dataclasses.replace(recipe, init=str(tmp_path / "start/first"), seed=1)
+    grid = Grid(tmp_path / "study")
+    [whole] = grid.run([Cell("one", "one", begun)])
+    expected = weights_hash(whole.folder)
+    for path in ("result.json", "model"):
+        (whole.folder / path).rename(tmp_path / path)
+    moved = pictures.rename(tmp_path / "moved")
+    (tmp_path / "start").rename(tmp_path / "elsewhere")
+    later = dataclasses.replace(begun, data=str(moved), init=str(tmp_path / "elsewhere/first"))
+    [outcome] = Grid(tmp_path / "study").run([Cell("one", "one", later)])
+    assert outcome.result["resumed_from"] == [12]
+    assert weights_hash(outcome.folder) == expected
+
+
 def test_a_cell_that_diverges_is_told_and_not_tried_again(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,7 +86,7 @@ def _run(
     if shelf is None:
         tell_notices(dataset)
     with contextlib.ExitStack() as held:
-        stored = world.decide(lambda: run_folder.take(out, recipe, restart, held))
+        stored = world.decide(lambda: run_folder.take(out, recipe, restart, held, of_study=shelf is not None))
         if stored == FINISHED:
             say(f"{out} holds this run, finished; --restart trains again")
             if publish is not None and world.first and not (out / PAGE).exists():  # killed just before

@@ -48,8 +48,13 @@ def default_out(recipe: "Recipe", dataset: "Dataset", model_name: str) -> Path:
     return Path("runs") / f"{dataset.name}-{model_name.replace('/', '-')}-{recipe.seed}"
 
 
-def take(out: Path, asked: "Recipe", restart: bool, held: contextlib.ExitStack) -> str | None:
-    """Make `out` ours until `held` is closed; the recipe of the run in it as TOML, or that it is finished; None: a new run."""
+def take(
+    out: Path, asked: "Recipe", restart: bool, held: contextlib.ExitStack, *, of_study: bool = False
+) -> str | None:
+    """Make `out` ours until `held` is closed; the recipe of the run in it as TOML, or that it is finished; None: a new run.
+
+    Of a study where data and start lie may have changed, as in `ended_as`.
+    """
     if restart and (out / RECIPE).is_file():
         with only_writer(out):  # not while another process writes there
             _move_aside(out)
@@ -59,7 +64,7 @@ def take(out: Path, asked: "Recipe", restart: bool, held: contextlib.ExitStack) 
     files.remove_leftovers(out, "|".join(map(re.escape, sorted(_LEFT_BY_US))))
     if not (out / RECIPE).is_file():
         return None
-    _check_same(out, asked)
+    _check_same(out, asked, of_study)
     if _status(out) == FINISHED:
         if (damage := _damage(out / MODEL)) is None:
             return FINISHED
@@ -82,8 +87,7 @@ def ended_as(out: Path, asked: "Recipe") -> bool:
     stored = load(str(out / RECIPE))
     if stored.batch_size < asked.batch_size and stored.train_images <= asked.batch_size:
         asked = dataclasses.replace(asked, batch_size=stored.batch_size)
-    asked = dataclasses.replace(asked, data=stored.data, init=stored.init)
-    if difference := asked.difference(stored):
+    if difference := _moved(asked, stored).difference(stored):
         raise UsageError(f"{out} holds another run ({difference}); it belongs to another study")
     if _status(out) == FINISHED:
         return (out / MODEL).is_dir()
@@ -101,7 +105,12 @@ def _damage(model: Path) -> str | None:
     return None
 
 
-def _check_same(out: Path, asked: "Recipe") -> None:
+def _moved(asked: "Recipe", stored: "Recipe") -> "Recipe":
+    """A request as it would be if data and start lay where they did."""
+    return dataclasses.replace(asked, data=stored.data, init=stored.init)
+
+
+def _check_same(out: Path, asked: "Recipe", of_study: bool) -> None:
     """Raise `UsageError` unless the request is for the run that `out` holds."""
     from patchword.training.recipe import load  # and torch, which whoever only wants the names does not need
 
@@ -109,7 +118,7 @@ def _check_same(out: Path, asked: "Recipe") -> None:
         stored = load(str(out / RECIPE))
     except (DataError, UsageError) as error:
         raise DataError(f"{error}; --restart begins anew and keeps what is there") from error
-    if difference := asked.difference(stored):
+    if difference := (_moved(asked, stored) if of_study else asked).difference(stored):
         raise UsageError(
             f"{out} holds another run ({difference}); choose another --out or move it aside with --restart"
         )
