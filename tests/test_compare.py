@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from scipy import stats
 import patchword
 from conftest import write_pictures
 from made import MODELS, TEST, TRAIN, made
+from patchword.core import config
 from patchword.core.errors import DataError, DivergedError, UsageError
 from patchword.data.decoding.decode import decode
 from patchword.data.sources import open_data
@@ -737,6 +739,10 @@ def test_the_shown_command_says_all_that_the_study_would_refuse(table: dict[str,
     assert "--recipe scratch" in shown(recipe="scratch", **tuned)
     assert "--pflop 0.00412345678 " in shown(budget={"pflop": 0.00412345678})
     assert "--minutes 3 " in shown(budget={"minutes": 3.0})
+    wishes = {"zero_init_residual": False, "tune": "norm", "model": {"units": [1, 2], "depth": 3, "pool": "true"}}
+    words = command(pages.Fields({**table, "question": {**table["question"], "set": wishes}}), Path("x"))
+    read = [shlex.split(word)[0] for place, word in enumerate(words) if words[place - 1] == "--set"]
+    assert config.parse_assignments(read) == wishes
     assert "--pretrain-pflop 0.0123456789 " in shown(pretrain="cifar10", pretrain_budget={"pflop": 0.0123456789})
 
 

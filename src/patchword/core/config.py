@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 import tomllib
 import types
@@ -99,6 +100,12 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
                 raise UsageError(f"{assignment!r} sets a field of {name}, which is set to a value as well")
         table[names[-1]] = _parse_value(text.strip())
     return tables
+
+
+def assignment(field: str, value: Any) -> str:
+    """`field=value` as `parse_assignments` understands it: words stay words, and what JSON writes of the rest is TOML, too."""
+    plain = isinstance(value, str) and _parse_value(value.strip()) == value
+    return f"{field}={value if plain else json.dumps(value, ensure_ascii=False)}"
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

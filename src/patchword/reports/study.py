@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from patchword.core import config
 from patchword.core.files import write_text
 from patchword.reports import charts, page
 from patchword.reports.run import picture_size, read_fields, with_size
@@ -96,7 +97,7 @@ def command(answer: dict[str, Any], folder: Path) -> list[str]:
     usual = "finetune" if asked["pretrain"] else "scratch"
     words += ["--recipe", asked["recipe"]] if asked["recipe"] != usual else []
     for field, value in _flat(asked["set"] or {}):
-        words += ["--set", f"{field}={value}"]
+        words += ["--set", config.assignment(field, value)]
     return [shlex.quote(word) for word in [*words, "--out", str(folder)]]
 
 

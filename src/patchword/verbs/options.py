@@ -1,12 +1,12 @@
 """How the arguments of verbs look: what Python callers may pass, and what the command line makes of its words."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from patchword.core import config
 from patchword.core.errors import UsageError
 
 
@@ -68,8 +68,11 @@ def parse_image_size(value: "int | str | tuple[int, int]") -> tuple[int, int]:
 def assignments(given: "str | Mapping[str, Any] | Sequence[str]") -> list[str]:
     """What `set` may be in Python: one assignment, several, or a mapping of fields to values."""
     if isinstance(given, Mapping):
-        # Words stay words; what JSON writes of the rest is TOML, too.
-        return [f"{field}={value if isinstance(value, str) else json.dumps(value)}" for field, value in given.items()]
+        # A word means what it would on the command line: "1e-3" is a number.
+        return [
+            f"{field}={value}" if isinstance(value, str) else config.assignment(field, value)
+            for field, value in given.items()
+        ]
     return [given] if isinstance(given, str) else list(given)
 
 
