@@ -263,6 +263,8 @@ def test_all_models_are_pretrained_on_the_same_pictures(
         ({"set": ["seed=1"]}, "--seeds alone is right"),
         ({"set": ["train_images=5"]}, "--sizes alone is right"),
         ({"set": ["model=ViT-Ti/16"]}, "--models alone is right"),
+        ({"set": ["checkpoint.keep=3"]}, "--set checkpoint.keep=… would change nothing"),
+        ({"set": ["evaluation=3"]}, "--set evaluation.every_steps=… would change nothing"),
     ],
 )
 def test_options_that_exclude_each_other(options: dict[str, Any], sentence: str) -> None:

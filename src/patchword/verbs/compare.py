@@ -110,12 +110,19 @@ _SAID = {
 
 
 def _refuse_said(changes: dict[str, Any]) -> None:
-    """Raise `UsageError` where `--set` says what an option says, or would make the runs differ in what is compared."""
+    """Raise `UsageError` where `--set` says what an option or the study says, or would make the runs differ."""
+    from patchword.studies.grid import QUIET
+
     for field, option in _SAID.items():
         if field in changes:
             raise UsageError(
                 f"--set {field}=… would make the runs differ from what {option} says; {option} alone is right"
             )
+    for table, fields in QUIET.items():
+        asked = changes.get(table, {})
+        for field in fields:
+            if not isinstance(asked, dict) or field in asked:
+                raise UsageError(f"--set {table}.{field}=… would change nothing: the study says it for all of its runs")
     if isinstance(changes.get("model"), str):
         raise UsageError("--set model=… says what --models says; --models alone is right")
 
