@@ -429,21 +429,24 @@ def test_what_can_be_explained_is(
 ) -> None:
     save_model(vit, tmp_path / "model")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    os.mkfifo(tmp_path / "pipe.png")  # nobody writes to it
     grey = photo(tmp_path / "grey.png", (31, 47), 5, "L")
-    arguments = [str(path) for path in (pair[0], tmp_path / "broken.png", tmp_path / "none.jpg", grey)]
+    files = (pair[0], tmp_path / "broken.png", tmp_path / "none.jpg", grey, tmp_path / "pipe.png")
+    arguments = [str(path) for path in files]
     assert cli.run(["explain", str(tmp_path / "model"), *arguments, "--out", str(tmp_path / "out"), "--no-check"]) == 3
     shown = capsys.readouterr().out
     assert f"{tmp_path / 'broken.png'}: is" in shown
-    assert f"{tmp_path / 'none.jpg'}: cannot be read (No such file or directory)" in shown
+    assert f"{tmp_path / 'none.jpg'}: does not exist" in shown
+    assert f"{tmp_path / 'pipe.png'}: is no regular file" in shown
     assert f"page: {tmp_path / 'out' / 'report.html'}" in shown
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["001-wide.png", "004-grey.png"]
     page = page_of(tmp_path / "out")
     assert "Not explained" in page.text
-    assert "none.jpg cannot be read (No such file or directory)" in page.text
+    assert "none.jpg does not exist" in page.text
     assert "looks on 2 pictures" in page.text
     rows = patchword.explain(vit, [tmp_path / "none.jpg"], out=tmp_path / "other")
     page = tmp_path / "other/report.html"
-    told = {"error": "cannot be read (No such file or directory)", "page": page}
+    told = {"error": "does not exist", "page": page}
     assert rows == [{"image": str(tmp_path / "none.jpg"), **told}]
     assert "None of the pictures of this page can be explained." in page_of(tmp_path / "other").text
 

@@ -93,6 +93,23 @@ class Names:
         return digest.digest()
 
 
+def read_file(path: bytes | str | os.PathLike[str]) -> bytes:
+    """The content of a picture file; raises `DecodeError` for what is none, or too large to be one."""
+    try:
+        # Without waiting: a pipe in a file's place would wait for somebody to write.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DecodeError("is no regular file")
+            if status.st_size > FILE_LIMIT:
+                raise DecodeError(f"has {status.st_size:,} bytes, more than the limit of {FILE_LIMIT >> 20} MiB")
+            return file.read()
+    except FileNotFoundError as error:
+        raise DecodeError("does not exist") from error
+    except OSError as error:
+        raise DecodeError(f"cannot be read ({error.strerror})") from error
+
+
 class Files:
     """Picture files below one folder."""
 
@@ -107,20 +124,7 @@ class Files:
         return os.path.join(self.root, self.names[row])
 
     def read(self, row: int) -> bytes:
-        try:
-            # Without waiting: a pipe in a file's place would wait for somebody to write.
-            with open(os.open(self.path(row), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise DecodeError("is no regular file")
-                size = status.st_size
-                if size > FILE_LIMIT:
-                    raise DecodeError(f"has {size:,} bytes, more than the limit of {FILE_LIMIT >> 20} MiB")
-                return file.read()
-        except FileNotFoundError as error:
-            raise DecodeError("does not exist") from error
-        except OSError as error:
-            raise DecodeError(f"cannot be read ({error.strerror})") from error
+        return read_file(self.path(row))
 
     def key(self, row: int) -> bytes:
         return self.names[row]

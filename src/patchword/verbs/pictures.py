@@ -33,10 +33,7 @@ def picture_files(images: "str | Path | Sequence[str | Path]") -> list[Path]:
 
 def fitted(path: Path, model: "Model") -> "np.ndarray":
     """The file as the model's input, uint8 H×W×C; raises `DecodeError`."""
-    from patchword.data.decoding.decode import DecodeError, decode
+    from patchword.data.dataset import read_file
+    from patchword.data.decoding.decode import decode
 
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DecodeError(f"cannot be read ({error.strerror})") from error
-    return model.preprocessing.fit(decode(content, model.in_channels))
+    return model.preprocessing.fit(decode(read_file(path), model.in_channels))
