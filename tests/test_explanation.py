@@ -483,6 +483,8 @@ def test_a_choice_that_cannot_be_is_one_sentence() -> None:
     assert choose(vit, layer=1, for_class=True) == Choice("attention", 1)
     with wrong("a layer and a head are chosen for the map attention, not for rollout"):
         choose(vit, "rollout", layer=1)
+    with wrong("there is no map 'rolout'; did you mean 'rollout'?"):
+        choose(vit, "rolout")  # pyright: ignore[reportArgumentType] (as somebody might)
     asking: tuple[Kind, ...] = ("rollout", "class", "attention")
     for kind in asking:
         with wrong("has no attention to show; Grad-CAM"):

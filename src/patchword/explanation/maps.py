@@ -4,14 +4,14 @@ Letters: B images, h×w places of a map, H×W pixels.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchword.core.errors import UsageError
+from patchword.core.errors import UsageError, nearest
 from patchword.evaluation.predict import comfortable_batch, evaluating
 from patchword.explanation.attention import Layer, attention, attentive, check_layer, class_rollout, rollout
 from patchword.explanation.gradcam import gradcam
@@ -84,6 +84,8 @@ def choose(
 
     Raises `UsageError` for one that the model cannot give, and for a layer or head that there is not.
     """
+    if kind != "auto" and kind not in get_args(Kind):
+        raise UsageError(f"there is no map {kind!r}; {nearest(kind, get_args(Kind))}")
     if kind == "auto":
         if not kinds(model):
             raise UsageError(
