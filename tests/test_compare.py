@@ -236,7 +236,7 @@ def test_all_models_are_pretrained_on_the_same_pictures(
     write_pictures(tmp_path / "before" / "train", ("oak", "fir"), 9)
     write_pictures(tmp_path / "before" / "test", ("oak", "fir"), 2, seed=1)
 
-    def compare(*models: str) -> studies.Study:
+    def compare(*models: str, pretrain: str = "before") -> studies.Study:
         return studies.compare(
             str(pictures),
             ("ViT-At/8", *models),
@@ -244,14 +244,18 @@ def test_all_models_are_pretrained_on_the_same_pictures(
             tmp_path / "study",
             image_size=(16, 16),
             budget=Budget(pflop=1.0),
-            pretrain=str(tmp_path / "before"),
+            pretrain=pretrain and str(tmp_path / pretrain),
         )
 
     compare("ViT-At/4")
     compare("ViT-At/4", "ViT-At/16")
-    (tmp_path / "before/train/oak/000.png").unlink()
-    with pytest.raises(UsageError, match="before has changed since models of .*study were pre-trained on it"):
-        compare("ViT-At/4", "ViT-At/16", "ViT-At/2")
+    (tmp_path / "before").rename(tmp_path / "moved")
+    compare("ViT-At/4", pretrain="moved")
+    with pytest.raises(UsageError, match=r"holds another study \(pretrain is '', not '.*moved'\)"):
+        compare("ViT-At/4", pretrain="")
+    (tmp_path / "moved/train/oak/000.png").unlink()
+    with pytest.raises(UsageError, match="pre-trained on .*moved; .*moved is another data set, or has changed since"):
+        compare("ViT-At/4", "ViT-At/16", "ViT-At/2", pretrain="moved")
 
 
 @pytest.mark.parametrize(

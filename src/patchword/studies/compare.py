@@ -267,13 +267,16 @@ def compare(
             _, settings["pretrain_fingerprint"] = grid.shelf.open(question.pretrain)
             if settings["pretrain_fingerprint"] != stored.get("pretrain_fingerprint", settings["pretrain_fingerprint"]):
                 raise UsageError(
-                    f"{question.pretrain} has changed since models of {out} were pre-trained on it; choose another --out"
+                    f"models of {out} were pre-trained on {stored['pretrain']}; {question.pretrain} is another data set, or has "
+                    "changed since; choose another --out"
                 )
         study = Study(question, grid, dataset)
         study.check_recipe()
         study.check_budgets()
         study.check_pictures()
-        settle(out, stored, settings, free=("data", "models", "seeds", "pretrain_fingerprint"))
+        # What has the same fingerprint is the same, wherever it lies.
+        moved = ("pretrain",) if question.pretrain and stored.get("pretrain_fingerprint") else ()
+        settle(out, stored, settings, free=("data", "models", "seeds", "pretrain_fingerprint", *moved))
         tell_notices(dataset)
         say(sentence(question))
         study.begin()
