@@ -2,7 +2,8 @@
 
 Each model is estimated and then run for STEPS=60 steps on Fashion-MNIST and on DATA=… (a folder; $PATCHWORD_DATA/clothing if
 there is one). With CLOCK=thread both are told by the time of the thread that computes, which other work on the machine
-does not touch; without, by the clock on the wall. ONLY=… takes models whose names hold it.
+does not touch; without, by the clock on the wall. ONLY=… takes models whose names hold it; then
+the rows are printed alone.
 """
 
 import datetime
@@ -11,6 +12,14 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from bench.page import put, table
+from bench.transfer import sets
+from bench.wishes import answered, whole
+from patchword.core import config, files
+from patchword.training import recipe as recipes
+from patchword.training.estimate import estimate
+from patchword.training.run import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, MARK = ROOT / "docs/evaluation.md", "estimates"
@@ -27,43 +36,28 @@ MODELS: list[tuple[str, int, dict[str, Any]]] = [
 
 def main() -> None:
     """Estimate, run, print and publish."""
-    if os.environ.get("CLOCK") == "thread":
+    by_thread = os.environ.get("CLOCK") == "thread"
+    if by_thread:
         time.perf_counter = time.thread_time
-    steps, only = int(os.environ.get("STEPS", "60")), os.environ.get("ONLY", "")
+    steps, only = whole("STEPS", 60), os.environ.get("ONLY", "")
     rows = []
-    for data in sets():
+    for data in sets().values():
         for name, side, more in MODELS:
             if only in name:
                 rows.append(row(data, name, side, more, steps))
                 print(rows[-1], flush=True)
-    from bench.page import put
-
-    by_thread = os.environ.get("CLOCK") == "thread"
     command = f"{'CLOCK=thread ' if by_thread else ''}python -m bench.estimates"
     clock = "the computing thread's own time" if by_thread else "the clock on the wall"
-    put(
-        PAGE,
-        MARK,
+    head = (
         f"`{command}` of {datetime.date.today():%Y-%m-%d}, {steps} steps, by {clock}: seconds of training, looks and "
-        "saving, as estimated and as they were:\n\n| model | data | estimated | true | ratio |\n|---|---|---|---|---|\n"
-        + "".join(line + "\n" for line in rows),
+        "saving, as estimated and as they were:\n\n"
     )
-
-
-def sets() -> list[str]:
-    """The data sets that are here."""
-    beside = Path(os.environ.get("PATCHWORD_DATA", "")) / "clothing"
-    place = os.environ.get("DATA", str(beside) if beside.is_dir() else "")
-    return ["fashion-mnist", *([place] if place else [])]
+    if not only:
+        put(PAGE, MARK, head + table(("model", "data", "estimated", "true", "ratio"), rows))
 
 
 def row(data: str, name: str, side: int, more: dict[str, Any], steps: int) -> str:
     """A line of the table."""
-    from patchword.core import config, files
-    from patchword.training import recipe as recipes
-    from patchword.training.estimate import estimate
-    from patchword.training.run import run
-
     wanted = {"data": data, "model": {"name": name}, "image_size": [side, side], "budget": {"steps": steps}}
     recipe = recipes.load("scratch", config.merge(wanted, more))
     found = estimate(recipe)
@@ -75,4 +69,4 @@ def row(data: str, name: str, side: int, more: dict[str, Any], steps: int) -> st
 
 
 if __name__ == "__main__":
-    main()
+    answered(main)
