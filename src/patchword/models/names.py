@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 import re
 from typing import Any, get_type_hints
 
@@ -115,6 +116,7 @@ def name_of(family: Family, model_config: Any) -> str:
     return f"{family.family}-custom"
 
 
+@functools.cache  # a millisecond each, and every recipe asks
 def config_type(family: Family) -> type:
     """The dataclass that a family's `config` is."""
     return get_type_hints(family)["config"]

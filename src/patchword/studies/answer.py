@@ -26,7 +26,7 @@ from patchword.studies.cells import Cells
 from patchword.studies.compare import LADDER, Study
 from patchword.studies.curves import PowerLaw, crossing
 from patchword.studies.question import Question, skeleton
-from patchword.studies.search import Found
+from patchword.studies.search import Found, has_validation
 from patchword.studies.statistics import (
     Estimate,
     half_of_pairs,
@@ -110,7 +110,7 @@ def _data(study: Study) -> dict[str, Any]:
         "classes": len(dataset.classes),
         "splits": {name: len(split) for name, split in dataset.splits.items()},
         "tested_on": dataset.tested_on,
-        "chosen_on": "validation" if {"validation", "test"} <= set(dataset.splits) else "a tenth of train",
+        "chosen_on": "validation" if has_validation(dataset) else "a tenth of train",
     }
 
 

@@ -29,7 +29,7 @@ class Cells:
 
     def outcome(self, model: str, size: int, seed: int, share: float = 1.0) -> Outcome | None:
         """A cell, if it was run."""
-        return self.study.outcomes.get(self.study.cell(model, size, seed, share).place)
+        return self.study.outcomes.get(self.study.place(model, size, seed, share))
 
     def of_size(self, size: int) -> list[Outcome]:
         """Those of a size."""
@@ -55,7 +55,7 @@ class Cells:
 
     def probe(self, model: str, size: int) -> float | None:
         """The mean over seeds of a linear probe's accuracy on the weights that the cells began with, where there are such."""
-        places = [self.study.cell(model, size, seed).place for seed in range(self.question.seeds)]
+        places = [self.study.place(model, size, seed) for seed in range(self.question.seeds)]
         found = [self.floor[place] for place in places if place in self.floor]
         return float(np.mean(found)) if found else None
 

@@ -101,10 +101,13 @@ class Study:
         if size:
             recipe = dataclasses.replace(recipe, batch_size=min(recipe.batch_size, size))
         title = f"{model}, {f'{size:,}' if size else 'all'} pictures, seed {seed}"
-        room = "runs" if share == 1 else "compute"
-        part = "" if share == 1 else f"-{share:g}"
         what = title if share == 1 else f"{title}, {share:g} of the budget"
-        return Cell(f"{room}/{plain(model)}-{size or 'all'}-{seed}{part}", what, recipe)
+        return Cell(self.place(model, size, seed, share), what, recipe)
+
+    def place(self, model: str, size: int, seed: int, share: float = 1.0) -> str:
+        """The folder of such a cell."""
+        name = f"{plain(model)}-{size or 'all'}-{seed}"
+        return f"runs/{name}" if share == 1 else f"compute/{name}-{share:g}"
 
     def tried(self, model: str) -> Recipe:
         """What the search tries, but for its rate: the middle size, and validation."""

@@ -76,12 +76,17 @@ def part_of(budget: Budget, share: float) -> Budget:
 
 def tried(recipe: Recipe, dataset: Dataset) -> Recipe:
     """A recipe as the search tries it: measured on validation, or on a part of train where the data set has none beside test."""
-    if {"validation", "test"} <= set(dataset.splits):
+    if has_validation(dataset):
         return dataclasses.replace(recipe, learn_validation=False)
     train = len(dataset.splits["train"])
     left = train - round(DEVELOPMENT * train)
     few = recipe.train_images if recipe.train_images < left else 0
     return dataclasses.replace(recipe, validation_share=DEVELOPMENT, train_images=few)
+
+
+def has_validation(dataset: Dataset) -> bool:
+    """Whether a data set has pictures to choose by, beside those of test."""
+    return {"validation", "test"} <= set(dataset.splits)
 
 
 def trials(place: str, title: str, recipe: Recipe, factors: Sequence[float], share: float) -> list[Cell]:
