@@ -651,6 +651,24 @@ def test_the_first_look_that_decides_is_the_last(high: list[float], verdict: str
     assert (judged.verdict, judged.seeds, judged.level) == (verdict, seeds, level)
 
 
+def test_an_experiment_alone_is_judged_as_among_all_claims(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its second look leaves open six seeds do not decide by an interval of one look."""
+    higher = [0.6, 0.52, 0.62, 0.55, 0.59, 0.51]
+    found = measured("resolution", {"tuned at 32 px": [0.5] * 6, "tuned at 48 px": list(higher)}, seeds=6)
+    assert judge(claim("resolution"), found, JUDGED).verdict == "holds"
+    monkeypatch.setattr(
+        reproduce,
+        "_measure",
+        lambda *of: [dataclasses.replace(each, values=each.values[: len(of[3])]) for each in found],
+    )
+    for seeds, expected in ((6, ("undecided", 6, 0.99)), (3, ("undecided", 3, 0.95)), (2, ("undecided", 2, 0.95))):
+        path = reproduce.run_one(paper.EXPERIMENTS["resolution"], JUDGED, tmp_path, seeds=seeds)
+        [row] = json.loads(path.read_text())["claims"]
+        assert (row["verdict"], row["seeds"], row["level"]) == expected
+
+
 def test_looking_again_errs_little_more_often_than_looking_once() -> None:
     """Of claims about nothing 6 in 100 are decided; a look after every seed would decide 18."""
     draws = np.random.default_rng(1).standard_normal((40_000, LOOKS[-1][0] * 3))

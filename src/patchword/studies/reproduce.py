@@ -15,7 +15,7 @@ from patchword.models.cost import exaflops, tpu_core_days
 from patchword.studies.claims import CLAIMS
 from patchword.studies.experiment import Arm, Experiment, Measured, Scale
 from patchword.studies.grid import Cell, Grid, Look, OutOfTime, held, settle
-from patchword.studies.judging import LOOKS, judge, judge_by_looks
+from patchword.studies.judging import LOOKS, Claim, Judged, judge, judge_by_looks
 from patchword.studies.paper import EXPERIMENTS
 from patchword.studies.results import write_claims, write_experiment, write_table1
 from patchword.studies.trials import Trials, flops_of, missing
@@ -46,8 +46,11 @@ def run_one(
         known, like = trials.ahead(there, range(count))
         trials.grid.begin(list(known.values()), list(like.values()), list(trials.looks(there, range(count)).values()))
         measured = _measure(trials, arms, lacking, range(count))
-        mine = [claim for claim in CLAIMS if claim.experiment == asked.name and not lacking]
-        judged = [judge(claim, measured, scale) for claim in mine]
+        judged: list[Judged] = []
+        if not lacking and count < LOOKS[0][0] * scale.seeds:  # fewer than a look has, as asked for
+            judged = [judge(claim, measured, scale) for claim in _claims_of(asked.name)]
+        elif not lacking:
+            judged = _judged(asked.name, measured, scale)
         path = write_experiment(folder, asked, scale, measured, lacking, judged)
         publish(path)
     return path
@@ -99,11 +102,7 @@ def run_claims(
                     for old, new in zip(found[name], added, strict=True)
                 ]
                 spent[name] = trials.spent(arms[name], range(seed + 1))
-                judged = [
-                    verdict
-                    for claim in CLAIMS
-                    if claim.experiment == name and (verdict := judge_by_looks(claim, found[name], scale))
-                ]
+                judged = _judged(name, found[name], scale)
                 publish(write_experiment(folder, EXPERIMENTS[name], scale, found[name], lacking[name], judged))
                 publish(write_claims(path, scale, found, lacking, spent, minutes))
         except OutOfTime:
@@ -132,7 +131,7 @@ def _begin(trials: Trials, arms: Mapping[str, Sequence[Arm]]) -> list[str]:
         rest = {place: work for place, work in needed[name].items() if place not in counted}
         counted |= set(rest)
         runs = sum(isinstance(work, Cell) for work in rest.values())
-        statements = " ".join(claim.statement for claim in CLAIMS if claim.experiment == name)
+        statements = " ".join(claim.statement for claim in _claims_of(name))
         time_needed = f"about {duration(trials.grid.expected(rest.values()))}" if rest else "nothing more"
         say(f"{name}, {len(arms[name])} arms × {_seeds(seeds)}, {runs:,} runs: {time_needed}. {statements}")
     trials.grid.begin(list(total.values()), list(like.values()), list(looks.values()))
@@ -166,8 +165,18 @@ def _next(found: Found, least: Mapping[str, int], scale: Scale, *, more: bool) -
 
 def _widest(name: str, measured: Sequence[Measured], scale: Scale) -> float:
     """The widest interval of what is undecided of an experiment's claims; of claims that are decided 0."""
-    judged = [judge_by_looks(claim, measured, scale) for claim in CLAIMS if claim.experiment == name]
-    return max((each.width for each in judged if each is not None and each.verdict == "undecided"), default=0.0)
+    judged = _judged(name, measured, scale)
+    return max((each.width for each in judged if each.verdict == "undecided"), default=0.0)
+
+
+def _judged(name: str, measured: Sequence[Measured], scale: Scale) -> list[Judged]:
+    """The claims of an experiment by the last look that there are seeds for; none before the first."""
+    looks = (judge_by_looks(claim, measured, scale) for claim in _claims_of(name))
+    return [judged for judged in looks if judged is not None]
+
+
+def _claims_of(name: str) -> list[Claim]:
+    return [claim for claim in CLAIMS if claim.experiment == name]
 
 
 @contextlib.contextmanager
