@@ -44,6 +44,7 @@ from patchword.studies.statistics import Estimate
 from patchword.studies.trials import Trials, flops_of
 from patchword.training import estimate as estimates
 from patchword.training.recipe import Budget, Recipe
+from patchword.verbs.paper import _places
 from patchword.weights.io import save_model
 
 SMOKE, LAPTOP, FULL = (scales.SCALES[name] for name in ("smoke", "laptop", "full"))
@@ -952,6 +953,8 @@ def toy_vit() -> ViT:
         (["claims", "--seeds", "3"], "--seeds is not for claims"),
         (["position", "--seeds", "0"], "--seeds 0 must be 1 or more"),
         (["position", "--data", "a=b"], "--data says where tasks of vtab are"),
+        (["vtab", "nowhere", "--data", "dmlab"], "--data 'dmlab' is not of the form TASK=DATA"),
+        (["vtab", "nowhere", "--data", "dmlap=x"], "VTAB has no such task; did you mean 'dmlab'?"),
         (["position", "--scale", "desk"], "--scale 'desk' is not known"),
     ],
 )
@@ -960,6 +963,10 @@ def test_wrong_questions_are_one_sentence(
 ) -> None:
     assert cli.run(["paper", *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_places_of_tasks_are_taken_letter_for_letter() -> None:
+    assert _places(["dmlab=2024_10", "pets=a=b.toml"]) == {"dmlab": "2024_10", "pets": "a=b.toml"}
 
 
 def test_table1_is_the_papers(tmp_path: Path) -> None:

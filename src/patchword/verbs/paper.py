@@ -95,14 +95,25 @@ def _check(name: ExperimentName, model: Weights, seeds: Whole, minutes: Number, 
 
 def _vtab(name: str, model: str | Path, data: Places) -> "Experiment":
     """The benchmark of this name for somebody's weights."""
-    from patchword.core import config
     from patchword.studies import vtab
     from patchword.weights.io import load_model
 
-    places = {task: str(place) for task, place in config.parse_assignments(assignments(data)).items()}
-    for task in places:
-        if task not in vtab.FACTS:
-            raise UsageError(f"--data {task}=…: VTAB has no such task; {nearest(task, vtab.FACTS)}")
+    places = _places(data)
     source = Path(model)
     weights = str(source.resolve()) if source.exists() else str(model)
     return vtab.experiment(load_model(weights), weights, lite=name == "vtab-lite", data=places)
+
+
+def _places(data: Places) -> dict[str, str]:
+    """Task → where its data is, letter for letter: a folder may be called 2024_10."""
+    from patchword.studies import vtab
+
+    places = {}
+    for each in assignments(data):
+        task, _, place = each.partition("=")
+        if not place:
+            raise UsageError(f"--data {each!r} is not of the form TASK=DATA, such as dmlab=photos/dmlab")
+        if task not in vtab.FACTS:
+            raise UsageError(f"--data {task}=…: VTAB has no such task; {nearest(task, vtab.FACTS)}")
+        places[task] = place
+    return places
