@@ -1,6 +1,5 @@
 """The paper's tables and figures as experiments: what they ask, with which arms, and what was published (arXiv 2010.11929)."""
 
-from patchword.core.errors import UsageError, nearest
 from patchword.studies import arms, published
 from patchword.studies.experiment import Experiment
 
@@ -143,10 +142,3 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 OTHERS = ("vtab", "vtab-lite", "table1", "claims")
 """The others: VTAB for somebody's weights, with its own data or what every machine has; the sizes; all claims."""
-
-
-def experiment(name: str) -> Experiment:
-    """The experiment of a name."""
-    if name not in EXPERIMENTS:
-        raise UsageError(f"the paper has no {name!r}; {nearest(name, (*EXPERIMENTS, *OTHERS))}")
-    return EXPERIMENTS[name]

@@ -63,7 +63,7 @@ def paper(
         )
         page = path.with_suffix(".html")
     else:
-        asked = papers.experiment(name) if model is None else _vtab(name, model, data)
+        asked = papers.EXPERIMENTS[name] if model is None else _vtab(name, model, data)
         path = reproduce.run_one(
             asked, SCALES[scale], folder, seeds=seeds, publish_run=write_report, publish=write_paper
         )
