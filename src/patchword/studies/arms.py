@@ -121,12 +121,12 @@ def masked(scale: Scale) -> list[Arm]:
     ]
 
 
-def _subset(scale: Scale, count: int, index: int) -> tuple[str, float]:
+def _subset(scale: Scale, count: int) -> tuple[str, float]:
     """What a subset is called, and where it stands on an axis of pictures."""
     whole = PICTURES.get(on(scale, "pretrain"))
     if whole is None and not count:
         whole = len(open_data(on(scale, "pretrain")).splits["train"])
-    return (f"{count:,}" if count else "all"), float(count or whole or 10**index)
+    return (f"{count:,}" if count else "all"), float(count or whole or 0)
 
 
 def datasets(scale: Scale) -> list[Arm]:
@@ -136,7 +136,7 @@ def datasets(scale: Scale) -> list[Arm]:
         label = f"{model}, from nothing"
         arms.append(Arm(label=label, series=model, x=0.0, model=model, before=_alone(scale), after=_tuned(scale)))
         for index, count in enumerate(scale.subsets[-3:]):
-            called, _ = _subset(scale, count, index)
+            called, _ = _subset(scale, count)
             before = Stage(data=on(scale, "pretrain"), images=count)
             arms.append(
                 Arm(
@@ -155,8 +155,8 @@ def few_shots(scale: Scale) -> list[Arm]:
     """Subsets that lie in one another, no more regularisation for the smaller ones, features measured as they stand."""
     arms = []
     for model in (scale.models[role] for role in ("plain", "large", "resnet", "resnet-large")):
-        for index, count in enumerate(scale.subsets):
-            called, place = _subset(scale, count, index)
+        for count in scale.subsets:
+            called, place = _subset(scale, count)
             before = Stage(data=on(scale, "pretrain"), images=count)
             arms.append(
                 Arm(
