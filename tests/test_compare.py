@@ -34,6 +34,8 @@ from patchword.studies import answer as answers
 from patchword.studies import compare as studies
 from patchword.studies import floor, telling
 from patchword.studies.answer import REACH, answer, write_answer
+from patchword.studies.cells import Cells
+from patchword.studies.curves import fit_power_law
 from patchword.studies.question import Question, ask, skeleton
 from patchword.studies.search import Ahead, Found
 from patchword.training.pictures import open_training_data
@@ -382,6 +384,23 @@ def test_the_lead_has_the_chance_of_seeds_and_of_pictures_in_it(study: studies.S
     assert (found["value"], found["low"], found["high"]) == pytest.approx(
         (pairs.mean(), pairs.mean() - half, pairs.mean() + half), rel=1e-4
     )
+
+
+def test_what_another_needs_is_as_unsure_as_the_leader_too(study: studies.Study, table: dict[str, Any]) -> None:
+    """Resample by resample: what the leader's curve came to at the largest size is what the other's has to reach."""
+    cells = Cells(study)
+    leader = cells.law(table["lead"]["first"])
+    assert leader is not None
+    wanted = 1 - table["lead"]["values"][table["lead"]["first"]]
+    moved = wanted + leader.errors([TRAIN])[:, 0] - leader.error(TRAIN)
+    for need in table["lead"]["needs"]:
+        law = cells.law(need["name"])
+        assert law is not None
+        assert {**need, **law.size_for(wanted, moved).plain()} == need
+        assert {**need, **law.size_for(wanted).plain()} != need
+    lonely = fit_power_law([100, TRAIN], [[0.5], [0.3]])
+    for other in (None, lonely):  # a leader of single seeds, or at a single size, moves nothing
+        assert answers._as_moved(0.3, other, leader, TRAIN) is None
 
 
 def test_the_lead_of_two_is_that_of_the_paired_test(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def _lead(study: Study, cells: Cells, laws: dict[str, PowerLaw | None]) -> dict[
     for name in means:
         law = laws[name]
         if name != first and law is not None:
-            size = law.size_for(1 - means[first])
+            size = law.size_for(1 - means[first], _as_moved(1 - means[first], laws[first], law, cells.sizes[-1]))
             behind = _difference(cells, list(means), first, name)
             needs.append({"name": name, **size.plain(), "never": not math.isfinite(size.value), "behind": behind})
     return {
@@ -190,6 +190,16 @@ def _lead(study: Study, cells: Cells, laws: dict[str, PowerLaw | None]) -> dict[
         "difference": _difference(cells, list(means), first, second),
         "needs": needs,
     }
+
+
+def _as_moved(error: float, leader: PowerLaw | None, law: PowerLaw, size: int) -> np.ndarray | None:
+    """The error that the leader was measured to have, moved as its curve is in the resamples of both; None where it has none.
+
+    To be as good as a leader is a question of its seeds, too: taken as known, they would make an interval too narrow.
+    """
+    if leader is None or len(leader.resampled) != len(law.resampled):
+        return None
+    return error + leader.errors([size])[:, 0] - float(leader.error(size))
 
 
 def _difference(cells: Cells, models: Sequence[str], first: str, second: str) -> dict[str, Any]:

@@ -52,12 +52,15 @@ class PowerLaw:
         low, high = np.quantile(self.errors(places), _LEVELS, axis=0)
         return low, high
 
-    def size_for(self, error: float) -> Estimate:
-        """How many training pictures bring the error down to `error`; infinite where no number would."""
+    def size_for(self, error: float, resampled: np.ndarray | None = None) -> Estimate:
+        """How many training pictures bring the error down to `error`; infinite where no number would.
+
+        `resampled`, R, is that error in each resample where it was measured like this curve; else it is taken as known.
+        """
         value = float(_sizes_for(error, np.array([[self.a, self.b, self.c]]))[0])
         if not len(self.resampled):
             return Estimate(value, 0.0, math.inf)
-        return Estimate(value, *ends_of(_sizes_for(error, self.resampled)))
+        return Estimate(value, *ends_of(_sizes_for(error if resampled is None else resampled, self.resampled)))
 
 
 def fit_power_law(sizes: ArrayLike, errors: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> PowerLaw:
@@ -153,7 +156,7 @@ def _last_falls(places: np.ndarray, ahead: np.ndarray) -> np.ndarray:
     return sizes
 
 
-def _sizes_for(error: float, curves: np.ndarray) -> np.ndarray:
+def _sizes_for(error: float | np.ndarray, curves: np.ndarray) -> np.ndarray:
     a, b, c = curves.T
     room = error - c
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
