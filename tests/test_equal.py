@@ -37,6 +37,7 @@ def test_by_hand() -> None:
     second = family(np.array([0.4, 0.5]), np.array([1.0, 8.0]))
     assert times_the_compute(first, second).value == pytest.approx(1.0)
     assert slope(first, second) == pytest.approx((0.25 + 0.1 / 3) / 2)
+    assert slope(first, family(np.array([0.5]), np.array([2.0]))) == pytest.approx(0.25 / 2)  # one budget has no slope
 
 
 def test_a_curve_is_the_best_of_the_family_and_never_falls() -> None:
@@ -100,3 +101,6 @@ def test_resamples_without_a_common_accuracy_count_as_far_as_was_measured() -> N
     assert found.value == pytest.approx(2.9, abs=0.02)
     assert found.high == pytest.approx(3.0, abs=0.1)
     assert 2 < found.low < 2.9
+    turned = times_the_compute(second, first)
+    assert (turned.value, turned.low) == (pytest.approx(-2.9, abs=0.02), pytest.approx(-3.0, abs=0.1))
+    assert -2.9 < turned.high < -2

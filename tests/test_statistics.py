@@ -165,13 +165,38 @@ def test_the_fit_has_the_least_relative_squares() -> None:
         assert 0.5 * (residuals(np.array([found.a, found.b, found.c])) ** 2).sum() <= best * 1.0001 + 1e-12
 
 
+def test_a_mean_of_more_seeds_counts_more() -> None:
+    """A size with twelve seeds draws the curve to it, and one with a single seed does not: again SciPy finds nothing better."""
+    counts, means = np.array([12, 1, 12, 1]), law(2.0, 0.35, 0.08) * np.array([1.1, 0.9, 1.05, 0.93])
+    table = np.where(np.arange(12) < counts[:, None], means[:, None], math.nan)
+
+    def residuals(p: np.ndarray) -> np.ndarray:
+        return np.sqrt(counts) * ((p[0] * np.array(SIZES) ** -p[1] + p[2]) / means - 1)
+
+    best = optimize.least_squares(residuals, [2.0, 0.35, 0.08], bounds=([0, 0.02, 0], [np.inf, 3, np.inf])).x
+    found = fit_power_law(SIZES, table, resamples=10)
+    assert found.error(SIZES) == pytest.approx(best[0] * np.array(SIZES) ** -best[1] + best[2], rel=1e-3)
+
+
+def test_a_curve_without_a_floor_is_fitted_again_without_it() -> None:
+    """Errors that fall faster and faster: with the floor at 0 the slope is another than where it may lie below."""
+    means = np.array([0.5, 0.4, 0.25, 0.1])
+
+    def residuals(p: np.ndarray) -> np.ndarray:
+        return p[0] * np.array(SIZES) ** -p[1] / means - 1
+
+    best = optimize.least_squares(residuals, [2.0, 0.3], bounds=([0, 0.02], [np.inf, 3])).x
+    found = fit_power_law(SIZES, means[:, None])
+    assert (found.a, found.b, found.c) == pytest.approx((*best, 0), rel=1e-3)
+
+
 def test_what_two_sizes_or_a_rising_error_say() -> None:
     two = fit_power_law([1000, 100], [[0.1], [0.4]])
     assert (two.b, two.c) == pytest.approx((math.log10(4), 0), rel=1e-4)
     assert two.sizes == (100, 1000)
     rising = fit_power_law([10, 20, 40], [[0.2], [0.3], [0.4]])
-    assert rising.a == 0
-    assert 0.2 < rising.c < 0.4
+    weights = np.array([0.2, 0.3, 0.4]) ** -2
+    assert (rising.a, rising.c) == (0, pytest.approx(weights @ [0.2, 0.3, 0.4] / weights.sum()))
     assert fit_power_law([10, 20, 40], [[0.0], [0.0], [0.0]]).error(30) == 0
 
 
@@ -267,6 +292,42 @@ def test_curves_that_do_not_cross_in_reach_say_so() -> None:
     slow, fast = (fit_power_law(SIZES, each[:, None]) for each in (law(1.1, 0.2, 0), law(20.0, 0.45, 0)))
     assert crossing(slow, fast).size is None
     assert crossing(slow, fast, reach=100).size == pytest.approx((20 / 1.1) ** 4, rel=2e-2)
+
+
+def test_curves_are_compared_from_where_both_were_measured_to_the_reach_of_either() -> None:
+    """They meet at 464: not where one was measured from 1,000 on, and in the reach of 3,000 though the other ends at 300."""
+    slow, fast = law(2.0, 0.25, 0)[:, None], law(20.0, 0.625, 0)[:, None]
+    late = crossing(fit_power_law(SIZES, slow), fit_power_law(SIZES[2:], fast[2:]))
+    assert (late.size, late.leads_before, late.leads_after) == (None, 1, 1)
+    few = fit_power_law(SIZES[:2], slow[:2])
+    assert crossing(few, fit_power_law(SIZES, fast)).size == pytest.approx(10 ** (8 / 3), rel=2e-3)
+    assert crossing(few, fit_power_law(SIZES[:2], fast[:2]), reach=1.5).size is None
+    assert crossing(few, fit_power_law(SIZES, fast), reach=0.2).size == pytest.approx(10 ** (8 / 3), rel=2e-3)
+
+
+def test_a_crossing_with_a_curve_of_single_seeds_has_no_interval() -> None:
+    slow, fast = law(2.0, 0.25, 0), law(20.0, 0.625, 0)
+    known, alone = fit_power_law(SIZES, noisy(slow, 0.02, 1)), fit_power_law(SIZES, fast[:, None])
+    for found in (crossing(known, alone), crossing(alone, known)):
+        assert found.size == pytest.approx(10 ** (8 / 3), rel=0.1)
+        assert (found.low, found.high) == (None, None)
+        assert math.isnan(found.share)
+
+
+def test_an_interval_that_begins_before_the_smallest_size_has_no_beginning() -> None:
+    """The curves meet at 150 of 100 … 30,000, and are uncertain: below 100 nothing was measured."""
+    slow, fast = law(2.0, 0.25, 0), law(2.0 * 150**0.2, 0.45, 0)
+    found = crossing(fit_power_law(SIZES, noisy(slow, 0.12, 1)), fit_power_law(SIZES, noisy(fast, 0.12, 2)))
+    assert found.size is not None
+    assert found.high is not None
+    assert found.low is None
+    assert 100 < found.size < found.high
+
+
+def test_no_resample_has_a_curve_below_no_error() -> None:
+    """Where hardly anything goes wrong the deviations are as large as the errors."""
+    found = fit_power_law(SIZES, [[0.02, 0.0, 0.001], [0.01, 0.0, 0.0], [0.0, 0.004, 0.0], [0.0, 0.0, 0.003]])
+    assert (found.errors([100, 3000, 30_000]) >= 0).all()
 
 
 def test_curves_that_cross_twice_have_a_last_crossing() -> None:
