@@ -37,7 +37,8 @@ def test_nothing_here_needs_torch() -> None:
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 6, 7, 10, 29, 100])
 def test_student_is_scipys(freedom: int) -> None:
     assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
-    assert t_quantile(freedom, 0.99) == pytest.approx(stats.t.ppf(0.995, freedom), rel=1e-9)
+    for level in (0.99, 0.9975):
+        assert t_quantile(freedom, level) == pytest.approx(stats.t.ppf((1 + level) / 2, freedom), rel=1e-9)
 
 
 @pytest.mark.parametrize(("count", "freedom"), [(2, 2), (3, 1), (3, 4), (4, 6), (4, 40), (10, 18), (4, 2000)])

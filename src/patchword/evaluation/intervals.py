@@ -32,7 +32,7 @@ def student_half(values: np.ndarray, level: float = LEVEL) -> float:
 @functools.lru_cache
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
     """How many standard errors to either side hold 95 % of Student's distribution with so many degrees of freedom."""
-    low, high = 0.0, 100.0  # one degree needs 12.7, and 63.7 for 99 %
+    low, high = 0.0, 10_000.0  # one degree needs 12.7, 63.7 for 99 %, and 255 for a fourth of the doubt
     while high - low > 1e-12:
         middle = (low + high) / 2
         low, high = (middle, high) if _t_within(middle, freedom) < level else (low, middle)

@@ -2,8 +2,9 @@
 
 A statement is about differences between arms: each is taken seed by seed, so that what makes a seed hard for both sides is not in
 it, and has Student's interval. *Holds*: every difference lies above zero (or, where two are said to be alike, within the
-margin). *Does not hold*: one of them lies on the other side. *Undecided*: the interval says neither; more seeds may. How many
-times the compute something needs is a difference, too: of logarithms (`equal.py`).
+margin). *Does not hold*: one of them lies on the other side, by an interval that is as much wider as a claim of so many
+differences has chances to be refuted (Bonferroni). *Undecided*: the interval says neither; more seeds may. How many times the
+compute something needs is a difference, too: of logarithms (`equal.py`).
 
 Whoever adds seeds until something is found finds it in 18 of 100 claims about nothing (looks at 3, 4, … 12 seeds). So looks are
 few and fixed before: at the scale's number of seeds with intervals of 95 %, and where that leaves a claim undecided at twice
@@ -54,9 +55,9 @@ class Part:
 
     @property
     def width(self) -> float:
-        """Half of the interval of what is undecided, in accuracy; infinite after a single seed."""
+        """Half of the interval of what does not hold yet, in accuracy; infinite after a single seed."""
         # Where nothing can be compared more seeds do not help.
-        open_ = self.verdict == "undecided" and not math.isnan(self.estimate.value)
+        open_ = self.verdict != "holds" and not math.isnan(self.estimate.value)
         return self.worth * self.estimate.half if open_ else 0.0
 
 
@@ -118,19 +119,23 @@ class Judged:
 
     @property
     def width(self) -> float:
-        """Of the widest part that is undecided: where another seed helps most."""
+        """Of the widest part that does not hold yet: where another seed helps most."""
         return max((part.width for part in self.parts), default=0.0)
 
 
 def judge(claim: Claim, measured: Sequence[Measured], scale: Scale, level: float = LEVEL) -> Judged:
     """The verdict on a claim by all seeds that were measured; none at a scale that is not meant for it."""
-    parts = tuple(each.part(level) for each in claim.differences(measured, scale))
+    differences = claim.differences(measured, scale)
+    parts = tuple(each.part(level) for each in differences)
     verdicts = [part.verdict for part in parts]
     verdict: Verdict = "undecided"
     if not scale.verdicts:
         verdict = "not judged"
     elif "does not hold" in verdicts:
-        verdict = "does not hold"
+        # One of them is enough, so that chance may not have a whole go at each; to hold, all of them have to.
+        stricter = 1 - (1 - level) / len(differences)
+        if any(each.part(stricter).verdict == "does not hold" for each in differences):
+            verdict = "does not hold"
     elif verdicts and all(each == "holds" for each in verdicts):
         verdict = "holds"
     return Judged(claim, verdict, parts, claim.note(measured, scale), len(measured[0].values), level)
