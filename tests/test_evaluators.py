@@ -21,6 +21,7 @@ from patchword import cli
 from patchword.core.errors import DataError, UsageError
 from patchword.data.dataset import Arrays, Split
 from patchword.data.sources import open_data
+from patchword.data.splits import first_of
 from patchword.evaluation import features, memory
 from patchword.evaluation.features import features_of
 from patchword.evaluation.fewshot import Ridge, draw, few_shot_accuracies, few_shot_accuracy
@@ -321,6 +322,12 @@ def test_what_features_are_worth(model: Model, pictures: Path, monkeypatch: pyte
     train, test = features_of(model, dataset.splits["train"]), features_of(model, dataset.splits["test"])
     read = train.readable()
     assert len(read.labels) == 71
+    others = features_of(model, dataset.splits["validation"])
+    fitted = linear_probe(read.values, read.labels, (others.values, others.labels), 3)
+    right = fitted.logits(test.values).argmax(1) == test.labels
+    right[8] = False
+    assert (found["probe"]["correct"], found["probe"]["strength"]) == (right.sum(), fitted.strength)
+    assert found["probe"]["chosen_at"] == fitted.chosen_at
     right = votes(read.values, read.labels, test.values, 3).argmax(1) == test.labels
     right[8] = False
     assert found["neighbours"]["correct"] == right.sum()
@@ -351,10 +358,37 @@ def test_few_shots_alone_look_at_what_is_drawn(model: Model, pictures: Path, mon
 def test_without_validation_a_fifth_of_train_chooses(model: Model, tmp_path: Path) -> None:
     for split, count in (("train", 11), ("test", 5)):
         write_pictures(tmp_path / "set" / split, ("ant", "bee", "cat"), count, seed=count)
+    (tmp_path / "set/train/bee/004.png").write_bytes(
+        b"broken"
+    )  # so that places among those that can be read are others
     dataset = open_data(tmp_path / "set")
     found = measure_features(model, dataset, "test", probe=True)
     assert found["probe"]["chosen_on"] == "a fifth of train"
+    whole, train = dataset.splits["train"], features_of(model, dataset.splits["train"])
+    held_out = np.isin(np.arange(33), first_of(whole.keys(), whole.labels, 7))[train.mask]
+    read = train.readable()
+    fitted = linear_probe(read.values, read.labels, np.flatnonzero(held_out), 3)
+    assert (found["probe"]["strength"], found["probe"]["chosen_at"]) == (fitted.strength, fitted.chosen_at)
     assert 0 <= found["probe"]["value_ci95"][0] <= found["probe"]["value"] <= found["probe"]["value_ci95"][1] <= 1
+
+
+def test_what_is_measured_on_validation_is_not_chosen_there(model: Model, pictures: Path) -> None:
+    found = measure_features(model, open_data(pictures), "validation", probe=True)
+    assert (found["n"], found["probe"]["chosen_on"]) == (15, "a fifth of train")
+
+
+def test_a_class_of_which_train_has_nothing_is_never_named(model: Model, pictures: Path) -> None:
+    """Its test pictures are wrong, whatever is said, and the others have their own classes still."""
+    whole = open_data(pictures)
+    bees = np.flatnonzero(whole.splits["train"].labels != 0)
+    dataset = dataclasses.replace(whole, splits={**whole.splits, "train": whole.splits["train"].subset(bees)})
+    found = measure_features(model, dataset, "test", few_shot=(5,), neighbours=True)
+    train, test = features_of(model, dataset.splits["train"]), features_of(model, whole.splits["test"])
+    right = votes(train.values, train.labels - 1, test.values, 2).argmax(1) == test.labels - 1
+    assert not right[:7].any()
+    assert found["neighbours"]["correct"] == right.sum()
+    shares = few_shot_accuracies(train.values, train.labels - 1, test.values, test.labels - 1, shots=[5])
+    assert found["few_shot"]["shots"][0]["values"] == pytest.approx(shares[0])
 
 
 def call(*arguments: object) -> int:
