@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchword.core.errors import UsageError
 from patchword.explanation import attention as attending
+from patchword.explanation import gradcam as cams
 from patchword.explanation.attention import (
     Attended,
     asker,
@@ -361,6 +362,15 @@ def test_gradcam_of_an_average_and_a_linear_layer_is_in_closed_form(family: str)
     torch.testing.assert_close(gradcam(model, batch, classes, "encoded"), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(gradcam(model, batch), gradcam(model, batch, model(batch).argmax(1)))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_gradcam_of_few_images_at_a_time_is_for_the_class_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("bit")
+    batch, classes = images(model, 5), torch.tensor([4, 0, 2, 1, 3])
+    whole = gradcam(model, batch, classes)
+    assert not torch.allclose(whole[2:4], gradcam(model, batch[2:4], classes[:2]))
+    monkeypatch.setattr(cams, "comfortable_batch", lambda _: 2 * cams._SMALLER)
+    torch.testing.assert_close(gradcam(model, batch, classes), whole)
 
 
 def test_gradcam_takes_the_last_map_that_has_places_enough() -> None:

@@ -101,13 +101,12 @@ def test_a_blur_keeps_the_mean_and_loses_the_detail() -> None:
     torch.testing.assert_close(soft.mean((2, 3)), noise.mean((2, 3)), atol=0.02, rtol=0)
     assert soft.std() < 0.15 * noise.std()
     torch.testing.assert_close(blurred(torch.full((1, 1, 9, 11), 0.3)), torch.full((1, 1, 9, 11), 0.3))
-    point = torch.zeros(1, 1, 41, 41)
-    point[0, 0, 20, 20] = 1
+    point = torch.zeros(1, 1, 41, 61)
+    point[0, 0, 20, 30] = 1
     spread = blurred(point)[0, 0]
-    away = spread[20, 20:29] / spread[20, 20]
-    expected = [math.exp(-(d**2) / (2 * 4.1**2)) for d in range(9)]
-    torch.testing.assert_close(away, torch.tensor(expected), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(spread, spread.T)
+    expected = [math.exp(-(d**2) / (2 * 4.1**2)) for d in range(9)]  # a tenth of the shorter side
+    for away in (spread[20, 30:39], spread[20:29, 30]):
+        torch.testing.assert_close(away / spread[20, 30], torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
 def test_localisation_by_hand() -> None:
@@ -181,6 +180,13 @@ def test_a_map_that_moves_with_the_picture_agrees_and_one_that_never_moves_is_to
     corner = torch.zeros(9, 7, 7)
     corner[:, 0, 0] = 1
     assert agreement(lambda images: corner, batch)[0].value < 0.1
+
+
+def test_agreement_is_with_a_mirror_and_with_a_move_by_a_28th_of_the_shorter_side() -> None:
+    batch, seen = torch.rand(2, 3, 56, 112, generator=torch.Generator().manual_seed(0)), list[Tensor]()
+    agreement(lambda those: (seen.append(those), those.mean(1))[1], batch)
+    for given, expected in zip(seen, (batch, batch.flip(3), shifted(batch, 2)), strict=True):
+        torch.testing.assert_close(given, expected, rtol=0, atol=0)
 
 
 def test_a_shift_moves_right_and_down_and_repeats_the_edge() -> None:
