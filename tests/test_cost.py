@@ -66,6 +66,35 @@ def test_flops_are_those_of_the_layers(name: str, size: Any, options: dict[str, 
     assert cost(model).forward_flops == by_shapes(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("ViT-At/4", 96, {"depth": 4}),
+        ("ViT-At/8", 32, {"pool": "map"}),
+        ("ViT-At/8", 32, {"position": "relative"}),
+        ("R5+ViT-Fe/4", 32, {}),
+        ("EfficientNet-Na", 64, {}),
+    ],
+)
+def test_activation_memory_is_what_a_pass_on_a_cpu_keeps(name: str, size: int, options: dict[str, Any]) -> None:
+    """Fused attention keeps no M×M weights, which would be more than half of the first; what is kept twice counts once."""
+    model = create_model(name, 7, size, **options).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.zeros(1, 3, size, size))
+    expected = sum(each.untyped_storage().nbytes() for place, each in kept.items() if place not in own)
+    assert cost(model).activation_bytes == pytest.approx(expected, rel=0.02)
+
+
 TABLE_6 = [("ViT-B/32", 7, 55), ("ViT-B/16", 7, 224), ("BiT-R50x1", 7, 50), ("R50+ViT-B/32", 7, 106)]
 
 

@@ -2,9 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from patchword.models.contract import Model
@@ -79,18 +82,41 @@ def tpu_core_days(flops: float) -> float:
 def _count(skeleton: Model, work: Callable[[Model, Tensor], object] | None) -> tuple[int, int]:
     """FLOPs of the work on one image, and the bytes that it keeps."""
     images = torch.empty(1, skeleton.in_channels, *skeleton.image_size, device="meta")
-    weights = {id(parameter) for parameter in skeleton.parameters()}
+    known = {_storage(tensor) for tensor in (*skeleton.parameters(), *skeleton.buffers())}
     kept: dict[int, int] = {}
+    alive: list[Tensor] = []
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        base = tensor if tensor._base is None else tensor._base
-        if id(base) not in weights:
-            kept[id(base)] = base.numel() * base.element_size()
-            alive.append(base)  # an id is only unique while its object lives
+    def keep(tensor: Tensor) -> Tensor:
+        # By its storage: what an operation keeps of its result is another tensor than what the next keeps of the same.
+        if _storage(tensor) not in known:
+            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+            alive.append(tensor)  # a storage is only told from others while it lives
         return tensor
 
-    alive: list[torch.Tensor] = []
     counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with counter, _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         skeleton(images) if work is None else work(skeleton, images)
     return counter.get_total_flops(), sum(kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention that keeps what fused kernels keep. The meta device has none, and would keep all weights, M×M for each head."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # With a mask that learns, which relative positions are, no kernel of a CPU is fused.
+        if func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is None:
+            return _Attend.apply(*args)
+        return func(*args, **kwargs)
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous().transpose(1, 2)
+        ctx.save_for_backward(q, k, v, heads, q.new_empty(q.shape[:-1]))  # the last is the logarithm of each row's sum
+        return heads
