@@ -1,5 +1,7 @@
 """Filters, positions, feature maps and neighbours against scikit-learn, SciPy and what is known by construction."""
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -297,6 +299,23 @@ def test_rows_and_columns_are_found_where_they_are() -> None:
     assert blobs.additive_p == pytest.approx(1 / 100)
     assert blobs.aligned < 0
     assert blobs.aligned_p > 0.9
+
+
+def test_likeness_within_lines_by_its_definition() -> None:
+    """Pair by pair on a grid of 3×6: in one line d apart, against off both lines and more than d − 1, at most d apart."""
+    table = np.random.default_rng(6).normal(size=(18, 4))
+    alike, places = cosine_similarity(table), [divmod(place, 6) for place in range(18)]
+    gains = []
+    for d in range(2, 6):
+        on, off = [], []
+        for i, j in itertools.product(range(18), repeat=2):
+            down, across = (abs(one - other) for one, other in zip(places[i], places[j], strict=True))
+            if down == 0 or across == 0:
+                on += [alike[i, j]] * (down + across == d)
+            elif d - 1 < math.hypot(down, across) <= d:
+                off.append(alike[i, j])
+        gains.append(np.mean(on) - np.mean(off))
+    assert grid_structure(table, (3, 6), draws=1).aligned == pytest.approx(np.mean(gains))
 
 
 @pytest.mark.parametrize(("position", "exact"), [("2d", True), ("sincos", True), ("1d", False)])

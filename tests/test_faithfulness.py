@@ -404,6 +404,23 @@ def test_a_map_no_better_than_chance_is_called_so() -> None:
     assert not said["fails"]
 
 
+@pytest.mark.parametrize("lost", [(), ("deletion",), ("insertion",), ("deletion", "insertion")])
+def test_that_a_map_decides_no_more_than_an_untrained_one_is_told_where_both_curves_say_so(
+    lost: tuple[str, ...],
+) -> None:
+    values = np.random.default_rng(4).random(20)
+    figures = []
+    for name, high in (("energy", True), ("pointing", True), ("deletion", False), ("insertion", True)):
+        worse, better = (values - 9, values + 9) if high else (values + 9, values - 9)
+        controls = {"random": worse, "centre": worse, "untrained": better if name in lost else worse}
+        figures.append(Figure(name, high, values, controls))
+    said = truth_of(tuple(figures), Choice("rollout"))
+    sentence = " What it points to did not decide the answer more than what an untrained network points to."
+    assert said["sentence"].endswith(sentence) is (len(lost) == 2)
+    assert said["fails"] is (len(lost) == 2)
+    assert [row["fails"] for row in said["rows"]] == [row["name"].lower() in lost for row in said["rows"]]
+
+
 def first_of(figure: Figure, count: int) -> Figure:
     controls = {name: values[:count] for name, values in figure.controls.items()}
     return Figure(figure.name, figure.high_is_good, figure.values[:count], controls)
