@@ -454,6 +454,34 @@ def test_disagreements_are_right_always_and_wrong_always(study: studies.Study, t
         assert set(picture["said"]) == set(MODELS)
 
 
+def test_disagreements_that_are_shown_are_those_where_both_sides_are_surest(
+    study: studies.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the surest of those that are always right and the surest of those that never are; what is said is said most often."""
+    monkeypatch.setattr(answers, "_varied", lambda pictures, kinds: list(pictures))
+    given = {
+        name: [
+            read_answers(study.grid.folder / study.cell(name, 0, seed).place / "predictions.csv") for seed in range(3)
+        ]
+        for name in MODELS
+    }
+    always = np.array([np.all([each.right for each in rows], axis=0) for rows in given.values()])
+    never = np.array([~np.any([each.right for each in rows], axis=0) for rows in given.values()])
+    sure = np.array([np.mean([each.confidence for each in rows], axis=0) for rows in given.values()])
+    both = np.where(always, sure, 0).max(0) + np.where(never, sure, 0).max(0)
+    both[~(always.any(0) & never.any(0))] = -1
+    found = answers._disagreements(study, Cells(study))
+    assert found is not None
+    assert [row["name"] for row in found["pictures"]] == [
+        given[MODELS[0]][0].pictures[place] for place in np.argsort(-both, kind="stable")[:8]
+    ]
+    places = [given[MODELS[0]][0].pictures.index(row["name"]) for row in found["pictures"]]
+    for place, row in zip(places, found["pictures"], strict=True):
+        for name in MODELS:
+            said = [each.predicted[place] for each in given[name]]
+            assert said.count(row["said"][name]) == max(map(said.count, said))
+
+
 def test_disagreements_are_of_several_labels() -> None:
     kinds = [("shoes", "1"), ("shoes", "2"), ("shoes", "3"), ("hat", "1"), ("hat", "1"), ("skirt", "4"), (None, "5")]
     assert answers._varied(range(10, 17), kinds) == [10, 11, 13, 15, 16, 12, 14]
