@@ -526,6 +526,11 @@ def test_verdicts_are_what_intervals_say(low: float, high: float, alike: bool, v
         ("adam", {"BiT-R14x0.25, SGD": [0.4, 0.41, 0.4], "BiT-R14x0.5, SGD": [0.6, 0.6, 0.61]}, "does not hold"),
         ("large-models", {"ViT-Fe/8, all": [0.8, 0.81, 0.8]}, "holds"),
         ("large-models", {"ViT-At/8, all": [0.8, 0.81, 0.8]}, "does not hold"),
+        (
+            "large-models",
+            {f"ViT-Fe/8, {of}": [0.8, 0.81, 0.8] for of in ("from nothing", "all")},
+            "holds",  # over the smallest set, and not over none
+        ),
         ("pretraining", {f"{m}, all": [0.8, 0.81, 0.8] for m in ("ViT-At/8", "ViT-Fe/8", "BiT-R14x0.5")}, "holds"),
         ("pretraining", {"ViT-At/8, all": [0.8, 0.81, 0.8]}, "undecided"),
         ("crossing", {"BiT-R14x0.5, 100": [0.6, 0.61, 0.6], "ViT-Fe/8, all": [0.7, 0.7, 0.71]}, "holds"),
@@ -536,6 +541,19 @@ def test_verdicts_are_what_intervals_say(low: float, high: float, alike: bool, v
             "holds",
         ),
         ("hybrids", {"ViT-At/8, 0.25 of the budget": [0.7, 0.7, 0.71]}, "does not hold"),
+        (
+            "hybrids",
+            {
+                f"{model}, {s:g} of the budget": reached
+                for model, reached in (
+                    ("C3+ViT-At/8", [0.7, 0.7, 0.71]),
+                    ("ViT-At/8", [0.9, 0.3, 0.3]),  # one lucky seed does not make the best
+                    ("ViT-Fe/8", [0.6, 0.61, 0.6]),
+                )
+                for s in (0.125, 0.25)
+            },
+            "holds",
+        ),
         (
             "attention-distance",
             {
@@ -569,6 +587,36 @@ def test_claims_are_judged(key: str, values: dict[str, list[float | None]], verd
     found = measured(asked.experiment, values)
     assert judge(asked, found, JUDGED).verdict == verdict
     assert judge(asked, found, SMOKE).verdict == "not judged"
+
+
+def test_where_two_families_cross_is_told_with_how_sure_it_is() -> None:
+    """2·n^−0.25 and 20·n^−0.625 meet at 464; then the other way round, without a crossing, and with a lost arm."""
+    asked, whole = claim("crossing"), [arm.x for arm in paper.EXPERIMENTS["fig4"].arms(JUDGED)][2]
+    assert whole is not None
+    sizes, draws = {"100": 100, "400": 400, "all": whole}, np.random.default_rng(3)
+
+    def note(net: tuple[float, float], vit: tuple[float, float], spread: float) -> str:
+        values: dict[str, list[float | None]] = {}
+        for model, (a, b) in (("BiT-R14x0.25", net), ("ViT-At/8", vit)):
+            for label, size in sizes.items():
+                errors = a * size**-b * (1 + spread * draws.standard_normal(3))
+                values[f"{model}, {label}"] = list(1 - errors)
+        return judge(asked, measured("fig4", values), JUDGED).note
+
+    slow, fast = (2.0, 0.25), (20.0, 0.625)
+    said = note(slow, fast, 0.001)
+    assert said.startswith(
+        "By their fitted curves: The plain ViT (ViT-At/8) overtakes the ResNet (BiT-R14x0.25) at about 46"
+    )
+    assert said.endswith("].")
+    assert "The ResNet (BiT-R14x0.25) overtakes the plain ViT (ViT-At/8)" in note(fast, slow, 0.001)
+    assert " or more]" in note(slow, (2.0 * 5000**0.1, 0.35), 0.02), "an end beyond the reach is not left unsaid"
+    assert note((1.0, 0.25), slow, 0.001) == (
+        f"By their fitted curves: The ResNet (BiT-R14x0.25) is ahead of the plain ViT (ViT-At/8) from 100 to {10 * whole:,.0f} "
+        "pictures: no crossing in reach."
+    )
+    lost: dict[str, list[float | None]] = {f"ViT-At/8, {label}": [None] * 3 for label in ("100", "all")}
+    assert judge(asked, measured("fig4", lost), JUDGED).note == ""
 
 
 def over_compute(vit: Sequence[float], net: Sequence[float], *, lost: str = "") -> list[Measured]:

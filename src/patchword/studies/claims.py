@@ -11,6 +11,10 @@ from patchword.studies.curves import crossing, fit_power_law
 from patchword.studies.equal import Family, above
 from patchword.studies.experiment import Measured, Scale, grouped
 from patchword.studies.judging import Claim, Compute, Difference, difference
+from patchword.studies.telling import crossings
+
+_REACH = 10.0
+"""Up to so many times the largest set a fitted curve is believed."""
 
 
 def _by_label(measured: Sequence[Measured]) -> dict[str, Measured]:
@@ -85,12 +89,22 @@ def _where_they_cross(measured: Sequence[Measured], scale: Scale) -> str:
         if seen.sum() < 2:
             return ""
         laws.append(fit_power_law(np.array(sizes)[seen], table[seen]))
-    found = crossing(*laws)
+    found = crossing(*laws, reach=_REACH)
     names = scale.models["resnet"], scale.models["plain"]
-    if found.size is None:
-        return f"The fitted curves of {names[0]} and {names[1]} do not cross in reach: {names[found.leads_before]} is ahead."
-    ends = f" [{found.low or 0:,.0f}–{found.high:,.0f}]" if found.high is not None else ""
-    return f"The fitted curves of {names[0]} and {names[1]} cross at {found.size:,.0f} pictures{ends}."
+    told = {
+        "models": names,
+        "before": names[found.leads_before],
+        "after": names[found.leads_after],
+        "alike": False,
+        "size": found.size,
+        "low": found.low,
+        "high": found.high,
+        "share": None if math.isnan(found.share) else found.share,
+    }
+    kinds = [{"name": name, "kind": kind} for name, kind in zip(names, ("ResNet", "plain ViT"), strict=True)]
+    low, high = (int(choose(law.sizes[end] for law in laws)) for choose, end in ((max, 0), (max, -1)))
+    [line] = crossings({"models": kinds, "sizes": [low], "reach": _REACH * high, "crossings": [told]})
+    return f"By their fitted curves: {line}"
 
 
 def _at_shares(measured: Sequence[Measured], scale: Scale, role: str) -> list[Measured]:
