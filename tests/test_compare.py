@@ -63,7 +63,7 @@ def asked(data: Path, **changes: Any) -> Question:
     ("changes", "sentence"),
     [
         ({"models": ("ViT-At/8",)}, "ViT-At/8 alone cannot be compared"),
-        ({"models": ()}, "no model alone cannot be compared"),
+        ({"models": ()}, "--models names none; --models A,B would be right"),
         ({"models": ("ViT-At/8", "ViT-At/4", "ViT-At/8")}, "--models names ViT-At/8 twice"),
         ({"models": ("ViT-At/8", "ViX-At/8")}, "unknown model 'ViX-At/8'; did you mean"),
         (
@@ -217,9 +217,9 @@ def test_compare_from_the_front_door(
     page = (out / "report.html").read_text()
     assert "Every model begins with weights of its own that were made on formula:shapes-2x10@16" in page
     before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
-    with pytest.raises(UsageError, match=r"holds another study \(sizes is \['all'\], not \[12, 'all'\]\)"):
+    with pytest.raises(UsageError, match=r"holds another study \(sizes: 12,all there, all asked for\)"):
         patchword.compare(pictures, out=out, **{**arguments, "sizes": "all"})
-    with pytest.raises(UsageError, match=r"\(budget is \{'pflop': 3e-05\}, not \{'pflop': 4.4e-08\}\)"):
+    with pytest.raises(UsageError, match=r"\(budget: pflop=4.4e-08 there, pflop=3e-05 asked for\)"):
         patchword.compare(pictures, out=out, **{**arguments, "pflop": 3e-5})
     patchword.compare(pictures, out=out, seeds=2, **arguments)
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -656,6 +656,7 @@ def test_the_page_is_one_file_of_figures_without_scripts(study: studies.Study, t
     for variable in ("--series-0", "--series-3"):
         assert f"var({variable})" in page
     assert "#0000" not in page.partition("</style>")[2]
+    assert "activations<br>a picture" in page
     for name in MODELS:
         assert name in page
 
@@ -684,7 +685,7 @@ def test_a_study_on_its_way_says_so(tmp_path: Path) -> None:
     assert any(line.startswith("C4x0.5+ViT-At/16: training diverged in 1 of its runs") for line in told)
     assert any(
         line
-        == "EfficientNet-Na: the best learning rate was the last of those tried, 0.01; one beyond it may be better."
+        == "EfficientNet-Na: the best learning rate was the highest of those tried, 0.01; a higher one may be better."
         for line in told
     )
     assert len(table["models"][1]["points"][1]["values"]) == 1, "what diverged is averaged over nowhere"

@@ -172,9 +172,12 @@ def test_a_folder_holds_one_study_and_one_writer(tmp_path: Path) -> None:
         assert stored == settings
         settle(tmp_path / "new", stored, {**settings, "seeds": 5}, free=("seeds",))
         with pytest.raises(
-            UsageError, match=r"holds another study \(sizes is \[100\], not \[100, 'all'\]\); choose anot"
+            UsageError, match=r"holds another study \(sizes: 100,all there, 100 asked for\); choose anot"
         ):
             settle(tmp_path / "new", stored, {**settings, "sizes": [100]}, free=("seeds",))
+        tables = {**settings, "budget": {"pflop": 0.1, "model": {"pool": "gap"}}}
+        with pytest.raises(UsageError, match=r"\(budget: pflop=0.1 there, pflop=0.1 model.pool=gap asked for\)"):
+            settle(tmp_path / "new", stored, tables, free=("seeds",))
     with held(tmp_path / "new") as stored:
         assert stored["seeds"] == 5
     (tmp_path / "new/study.toml").write_text("[[[")

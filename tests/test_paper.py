@@ -363,7 +363,7 @@ def test_what_is_finished_is_counted_and_left_alone(
     assert len(ran) == count
     said = capsys.readouterr().err
     assert f"{count} runs, {count} of them finished\n" in said
-    with pytest.raises(UsageError, match=r"holds another study \(paper is 'laptop', not 'smoke'\)"):
+    with pytest.raises(UsageError, match=r"holds another study \(paper: smoke there, laptop asked for\)"):
         reproduce.run_one(paper.EXPERIMENTS["position"], LAPTOP, tmp_path)
     told = json.loads(path.read_text())
     assert [row["label"] for row in told["arms"]] == ["no positions", "1-D", "2-D", "relative"]

@@ -70,8 +70,10 @@ def warnings(answer: dict[str, Any]) -> list[str]:
             )
         for word, found in (("", row["rate"]), (" before pre-training", row["rate_before"])):
             if found and found["at_edge"]:
-                edge = f"the last of those tried, {found['rate']:g}"
-                lines.append(f"{name}: the best learning rate{word} was {edge}; one beyond it may be better.")
+                lowest = found["rate"] == min(trial["rate"] for trial in found["trials"])
+                edge = f"the {'lowest' if lowest else 'highest'} of those tried, {found['rate']:g}"
+                beyond = "lower" if lowest else "higher"
+                lines.append(f"{name}: the best learning rate{word} was {edge}; a {beyond} one may be better.")
         for point in row["points"]:
             if point["probe"] is not None and point["value"] is not None and point["value"] < point["probe"]:
                 tuned, still = page.percent(point["value"]), page.percent(point["probe"])

@@ -106,11 +106,22 @@ def settle(folder: Path, stored: dict[str, Any], settings: dict[str, Any], free:
     """
     for name, value in settings.items():
         if stored and name not in free and stored.get(name) != value:
+            before, now = _in_words(stored.get(name)), _in_words(value)
             raise UsageError(
-                f"{folder} holds another study ({name} is {value!r}, not {stored.get(name)!r}); choose another --out"
+                f"{folder} holds another study ({name}: {before} there, {now} asked for); choose another --out"
             )
     if stored != settings:
         files.write_text(folder / SETTINGS, tomli_w.dumps(settings))
+
+
+def _in_words(value: Any, name: str = "") -> str:
+    """A setting as it is written on a command line: numbers with commas between, tables as field=value."""
+    if isinstance(value, dict):
+        words = [_in_words(each, f"{name}.{key}" if name else key) for key, each in value.items()]
+    else:
+        text = ",".join(map(str, value)) if isinstance(value, list) else str("" if value is None else value)
+        words = [f"{name}={text}" if name else text]
+    return " ".join(filter(None, words)) or "none"
 
 
 def _stored(folder: Path) -> dict[str, Any]:

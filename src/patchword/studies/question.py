@@ -131,7 +131,8 @@ def ask(
 
 def _check(models: tuple[str, ...], seeds: int, dataset: Dataset) -> None:
     if len(models) < 2:
-        raise UsageError(f"{models[0] if models else 'no model'} alone cannot be compared; --models A,B would be right")
+        found = f"{models[0]} alone cannot be compared" if models else "--models names none"
+        raise UsageError(f"{found}; --models A,B would be right")
     twice = [name for name in models if models.count(name) > 1]
     if twice:
         raise UsageError(f"--models names {twice[0]} twice; each model once is right")
