@@ -241,6 +241,14 @@ def test_what_the_page_draws_of_the_model_is_there_as_numbers(pair: list[Path], 
         assert set(saved) == {"filters", "filters_explained"}
 
 
+def test_features_of_a_single_place_are_not_shown(pair: list[Path], tmp_path: Path) -> None:
+    """One square of one colour is like nothing; small pictures in a network of stride 32 come to that."""
+    for size, shown in (((32, 32), False), ((32, 64), True)):
+        model = create_model("BiT-R14x0.25", 3, size)
+        patchword.explain(model, pair, out=tmp_path / "out", check=False)
+        assert ("like colours, like features" in page_of(tmp_path / "out").text) == shown
+
+
 def test_the_page_says_which_weights_and_which_class_it_shows(
     pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -584,6 +592,16 @@ def test_what_an_earlier_call_left_does_not_speak_for_this_one(vit: Model, tmp_p
     }
 
 
+def test_overlays_among_the_pictures_are_not_explained_in_turn(vit: Model, tmp_path: Path) -> None:
+    """As where the folder to write to lies in that of the pictures, or is the same."""
+    photo(tmp_path / "a.png")
+    for out in (tmp_path, tmp_path / "out", tmp_path):
+        [row] = patchword.explain(vit, tmp_path, out=out, check=False)
+        assert Path(row["image"]) == tmp_path / "a.png"
+    [row] = patchword.explain(vit, tmp_path / "out", out=tmp_path / "third", check=False)
+    assert Path(row["image"]) == tmp_path / "out/001-a.png", "who asks for nothing else gets them"
+
+
 def test_pictures_of_one_name_are_told_apart_by_their_folders(vit: Model, tmp_path: Path) -> None:
     for folder in ("a", "b/c"):
         (tmp_path / folder).mkdir(parents=True)
@@ -608,6 +626,24 @@ def test_the_page_of_a_run_or_study_is_not_written_over(mark: str, what: str, vi
     ):
         patchword.explain(vit, photo(tmp_path / "a.png"), out=tmp_path / "runs")
     assert (tmp_path / "runs/report.html").read_text() == "of a run"
+
+
+@pytest.mark.parametrize("name", ["model.npz", "weights", "check.json", "other.json", "report.html", "report-2.html"])
+def test_files_of_somebody_else_are_not_lost(name: str, vit: Model, tmp_path: Path) -> None:
+    """Weights are called `model.npz`, too, and lie in the folder that a careless person names."""
+    picture, out = photo(tmp_path / "a.png"), tmp_path / "out"
+    out.mkdir()
+    if name == "weights":
+        np.savez(out / "model.npz", kernel=np.zeros((2, 3)))
+    else:
+        (out / name.replace("other", "check")).write_text('{"mine": 1}' if name == "other.json" else "mine")
+    [mine] = out.iterdir()
+    before = mine.read_bytes()
+    with pytest.raises(
+        UsageError, match=rf"holds a {re.escape(mine.name)} of another kind, which would be lost; a fold"
+    ):
+        patchword.explain(vit, picture, out=out, check=False)
+    assert [(path, path.read_bytes()) for path in out.iterdir()] == [(mine, before)]
 
 
 def test_a_grey_model_and_one_without_a_head(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from patchword.models.contract import Model
 from patchword.models.hybrid import StemmedViT
 from patchword.models.vit import ViT
 
+ARRAYS = ("attention_distance", "attention_entropy", "filters", "filters_explained", "position_similarity")
+"""The names of a model's numbers in a file."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
@@ -40,14 +43,9 @@ class Facts:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Its numbers of the model, for a file."""
-        found = {
-            "attention_distance": None if self.heads is None else self.heads.distance,
-            "attention_entropy": None if self.heads is None else self.heads.entropy,
-            "filters": self.filters,
-            "filters_explained": self.explained,
-            "position_similarity": self.positions,
-        }
-        return {name: array for name, array in found.items() if array is not None}
+        of_heads = (None, None) if self.heads is None else (self.heads.distance, self.heads.entropy)
+        found = zip(ARRAYS, (*of_heads, self.filters, self.explained, self.positions), strict=True)
+        return {name: array for name, array in found if array is not None}
 
 
 def facts_of(

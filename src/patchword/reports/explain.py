@@ -148,7 +148,7 @@ def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
         "for_classes": names if look.for_classes is not None else [],
         "gradcam": names if look.gradcam is not None else [],
         "colours": None
-        if look.colours is None
+        if look.colours is None or look.colours.shape[:2] == (1, 1)  # one place is like nothing
         else overlay.data_url(overlay.png((255 * look.colours).astype(np.uint8))),
         "beside": None if shown.beside is None else _beside(shown.beside),
         "neighbours": shown.neighbours,

@@ -68,7 +68,7 @@ def explain(
     from patchword.reports import explain as pages
     from patchword.weights.io import as_model
 
-    paths = picture_files(images)
+    paths = _without_overlays(picture_files(images), images)
     names = _names(paths)
     loaded, label = as_model(model), None if label is None else str(label)
     subject = subject_of(loaded, map, _layer(layer), head, label, _source(model))
@@ -119,8 +119,17 @@ def show(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"page: {page}" for page in pages)])
 
 
+def _without_overlays(paths: list[Path], images: Images) -> list[Path]:
+    """Without what explanations drew in folders that are to be explained; one that is named itself stays, or all if alone."""
+    from patchword.explanation.folder import is_overlay
+
+    named = {Path(each) for each in ([images] if isinstance(images, str | Path) else images)}
+    return [path for path in paths if path in named or not is_overlay(path)] or paths
+
+
 def _check_folder(folder: Path) -> None:
     """Raises `UsageError` for one that cannot be written to without loss."""
+    from patchword.explanation.folder import somebody_elses
     from patchword.studies.grid import SETTINGS
     from patchword.training.run_folder import RECIPE
 
@@ -131,6 +140,10 @@ def _check_folder(folder: Path) -> None:
             raise UsageError(
                 f"--out {folder} holds a {what}, whose report.html would be lost; a folder of its own is right"
             )
+    if lost := somebody_elses(folder):
+        raise UsageError(
+            f"--out {folder} holds a {lost} of another kind, which would be lost; a folder of its own is right"
+        )
 
 
 def _layer(layer: str | int | None) -> "Layer | None":
