@@ -389,6 +389,9 @@ def test_missing_data_is_named_and_averaged_over_nowhere(
     gone = dataclasses.replace(SMOKE, sets={**SMOKE.sets, "pretrain": "nowhere"})
     with pytest.raises(DataError, match="nothing of position can be run here, for nowhere is missing"):
         reproduce.run_one(paper.EXPERIMENTS["position"], gone, tmp_path / "other")
+    gone = dataclasses.replace(gone, sets={name: f"no-{name}" for name in gone.sets})
+    with pytest.raises(DataError, match="can be run here, for no-pretrain and no-tune are missing"):
+        reproduce.run_one(paper.EXPERIMENTS["resolution"], gone, tmp_path / "other")
     page = write_paper(path).read_text()
     assert "nowhere is missing, and with it what needs it" in page
     assert page.count("missing</") >= 3
@@ -1032,8 +1035,8 @@ def toy_vit() -> ViT:
         (["claims", "--minutes", "0"], "--minutes 0.0 must be greater than 0"),
         (["claims", "--seeds", "3"], "--seeds is not for claims"),
         (["position", "--seeds", "0"], "--seeds 0 must be 1 or more"),
-        (["position", "--data", "a=b"], "--data says where tasks of vtab are"),
-        (["vtab", "nowhere", "--data", "dmlab"], "--data 'dmlab' is not of the form TASK=DATA"),
+        (["position", "--data", "a=b"], "--data says where tasks of vtab are, and is not for position"),
+        (["vtab", "nowhere", "--data", "photos/dmlab"], "--data 'photos/dmlab' is not of the form TASK=DATA, such as"),
         (["vtab", "nowhere", "--data", "dmlap=x"], "VTAB has no such task; did you mean 'dmlab'?"),
         (["position", "--scale", "desk"], "--scale 'desk' is not known"),
     ],
@@ -1049,6 +1052,11 @@ def test_places_of_tasks_are_taken_letter_for_letter() -> None:
     assert _places(["dmlab=2024_10", "pets=a=b.toml"]) == {"dmlab": "2024_10", "pets": "a=b.toml"}
 
 
+def test_large_costs_are_told_in_full() -> None:
+    told = [reproduce._figures(value, 3) for value in (3583.2, 1.79e6, 0.12345, 12.0)]
+    assert told == ["3,580", "1,790,000", "0.123", "12"]
+
+
 def test_table1_is_the_papers(tmp_path: Path) -> None:
     told = json.loads(write_table1(tmp_path).read_text())
     for row in told["rows"]:
@@ -1056,6 +1064,7 @@ def test_table1_is_the_papers(tmp_path: Path) -> None:
         assert row["params"] / 1e6 == pytest.approx(row["published"], rel=0.02)
     page = patchword_paper("table1", scale="smoke", out=tmp_path / "out").read_text()
     assert "86.6 M" in page
+    assert "parameters,<br>expected" in page
     assert "ViT-H/14" in page
 
 

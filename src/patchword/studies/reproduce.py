@@ -17,7 +17,7 @@ from patchword.studies.experiment import Arm, Experiment, Measured, Scale
 from patchword.studies.grid import Cell, Grid, Look, OutOfTime, held, settle
 from patchword.studies.judging import LOOKS, Claim, Judged, judge, judge_by_looks
 from patchword.studies.paper import EXPERIMENTS
-from patchword.studies.results import write_claims, write_experiment, write_table1
+from patchword.studies.results import missing_words, write_claims, write_experiment, write_table1
 from patchword.studies.trials import Trials, flops_of, missing
 
 Publish = Callable[[Path], object]
@@ -191,21 +191,28 @@ def _seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
+def _figures(value: float, count: int) -> str:
+    """So many figures of a number, large ones in full: 3,580 and not 3.58e+03."""
+    return f"{float(f'{value:.{count}g}'):,.15g}"
+
+
 def _tell(asked: Experiment, arms: Sequence[Arm], trials: Trials, seeds: int) -> dict[str, str]:
     """Say what the experiment costs and what it lacks; raises `DataError` where nothing of it can be run."""
     flops = flops_of(arms, trials, seeds)
     much = (
-        f", {exaflops(flops):,.3g} exaFLOPs, about {tpu_core_days(flops):,.3g} TPUv3-core-days" if flops > 1e17 else ""
+        f", {_figures(exaflops(flops), 3)} exaFLOPs, about {_figures(tpu_core_days(flops), 3)} TPUv3-core-days"
+        if flops > 1e17
+        else ""
     )
     say(
         f"{asked.name} at the scale {trials.scale.name}: {len(arms)} arms × {_seeds(seeds)}, "
-        f"{flops / 1e15:,.4g} PFLOP of training{much}"
+        f"{_figures(flops / 1e15, 4)} PFLOP of training{much}"
     )
     lacking = missing(arms)
     for data, why in lacking.items():
         say(f"note: {data} is missing: {why}")
     if lacking and all(arm.sets & set(lacking) for arm in arms):
-        raise DataError(f"nothing of {asked.name} can be run here, for {' and '.join(lacking)} is missing")
+        raise DataError(f"nothing of {asked.name} can be run here, for {missing_words(lacking)}")
     return lacking
 
 

@@ -72,6 +72,11 @@ def _groups(name: str, measured: Sequence[Measured]) -> list[dict[str, Any]]:
     return [*rows, {"group": "all tasks", "missing": [], "of": sum(wanted.values()), **_mean(overall)}]
 
 
+def missing_words(data: Mapping[str, str]) -> str:
+    """Which data sets are missing."""
+    return f"{' and '.join(data)} {'is' if len(data) == 1 else 'are'} missing"
+
+
 def write_claims(
     path: Path,
     scale: Scale,
@@ -92,7 +97,7 @@ def write_claims(
         if judged is not None:
             rows.append(as_row(judged))
         elif lost:
-            rows.append(_unjudged(claim, f"{' and '.join(lost)} is missing"))
+            rows.append(_unjudged(claim, missing_words(lost)))
         else:
             rows.append(_unjudged(claim, f"{seeds} of {scale.seeds} seeds are done" if seeds else "not run yet"))
     for row in rows:

@@ -87,7 +87,7 @@ def _check(name: ExperimentName, model: Weights, seeds: Whole, minutes: Number, 
         (seeds is not None and name in ("claims", "table1"), f"--seeds is not for {name}"),
         (minutes is not None and not minutes > 0, f"--minutes {minutes} must be greater than 0"),
         (seeds is not None and seeds < 1, f"--seeds {seeds} must be 1 or more"),
-        (bool(data) and name != "vtab", "--data says where tasks of vtab are"),
+        (bool(data) and name != "vtab", f"--data says where tasks of vtab are, and is not for {name}"),
     ):
         if wrong:
             raise UsageError(sentence)
