@@ -74,6 +74,7 @@ def asked(data: Path, **changes: Any) -> Question:
         ({"sizes": ("2",)}, "--sizes 2 is fewer than the 3 classes of"),
         ({"sizes": ("12", "72", "all")}, "--sizes 12,72,all says a size twice"),
         ({"sizes": ("twelve",)}, "--sizes 'twelve' is not a number of pictures or all"),
+        ({"sizes": ()}, "--sizes names none"),
         ({"sizes": ("0",)}, "--sizes '0' is not a number"),
         ({"seeds": 0}, "--seeds 0 must be 1 or more"),
         ({"changes": {"model": {"dept": 1}}}, "model.dept is a field of none of ViT-At/8, BiT-R14x0.25"),
@@ -253,7 +254,7 @@ def test_all_models_are_pretrained_on_the_same_pictures(
     compare("ViT-At/4", "ViT-At/16")
     (tmp_path / "before").rename(tmp_path / "moved")
     compare("ViT-At/4", pretrain="moved")
-    with pytest.raises(UsageError, match=r"holds another study \(pretrain is '', not '.*moved'\)"):
+    with pytest.raises(UsageError, match=r"holds another study \(pretrain: .*moved there, none asked for\)"):
         compare("ViT-At/4", pretrain="")
     (tmp_path / "moved/train/oak/000.png").unlink()
     with pytest.raises(UsageError, match="pre-trained on .*moved; .*moved is another data set, or has changed since"):
@@ -276,6 +277,16 @@ def test_all_models_are_pretrained_on_the_same_pictures(
 def test_options_that_exclude_each_other(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         patchword.compare("nowhere", models="ViT-At/8,ViT-At/4", **options)
+
+
+def test_pictures_that_cannot_be_read_are_told_before_anything_is_done(pictures: Path, tmp_path: Path) -> None:
+    """One of 72 is more than one in a hundred; nothing is left in the folder."""
+    (pictures / "train/bee/007.png").write_bytes(b"no picture")
+    changes = {f"model.{name}": value for name, value in SMALL["model"].items()} | {"batch_size": 8}
+    asked: dict[str, Any] = {"models": "ViT-At/8,BiT-R14x0.25", "image_size": 16, "seeds": 1, "set": changes}
+    with pytest.raises(DataError, match=r"1 of 72 training pictures cannot be read, more than 1% \(train/bee/007\.png"):
+        patchword.compare(pictures, out=tmp_path / "study", pflop=1e-3, **asked)
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_budget_of_less_than_a_step_is_refused_before_anything_is_done(pictures: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,9 @@ def test_rates_are_searched_once_for_each_kind(ran: Ran, tmp_path: Path) -> None
     """Two models are pre-trained with two optimizers and tuned: each of four kinds of start, and the tuning of each."""
     reproduce.run_one(paper.EXPERIMENTS["adam-vs-sgd"], JUDGED, tmp_path)
     searched = [(recipe, out) for recipe, out in ran if "search" in out.parts]
-    assert len(searched) == (4 + 4) * 6
+    kinds = Counter(out.parent.name for _, out in searched)
+    assert len(kinds) == 4 + 4
+    assert set(kinds.values()) <= {6, 7, 8, 9}, "four, two of them, and as many beyond as are better"
     assert all(recipe.evaluation.final == "validation" for recipe, _ in searched)
     cells = [recipe for recipe, out in ran if "cells" in out.parts]
     assert len(cells) == 3 * (4 + 4)
@@ -818,13 +821,18 @@ def test_seeds_that_were_bought_are_not_forgotten(ran: Ran, tmp_path: Path, monk
 
 
 def test_what_a_claim_cost_has_its_searches_in_it(ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a second each: three patches of three seeds, and six trials of the rate of each; whoever ran them."""
+    """Of a second each: three patches of three seeds, and six trials or more of the rate of each; whoever ran them."""
     monkeypatch.setattr(Trials, "_few_shot", lambda self, outcome, data: 0.5)
     monkeypatch.setattr(Trials, "_inside", lambda self, outcome, arm, seed: 0.5)
     for _ in range(2):
         told = json.loads(reproduce.run_claims(JUDGED, tmp_path).read_text())
         [row] = [row for row in told["claims"] if row["experiment"] == "patch"]
-        assert (row["seconds"], row["flops"]) == (3 * 3 + 3 * 6, 1e12 * (3 * 3 + 3 * 6))
+        arms = paper.EXPERIMENTS["patch"].arms(JUDGED)
+        runner = Trials(Grid(tmp_path), JUDGED)
+        places = {f"search/{runner.steps(arm, 0)[0].kind}" for arm in arms}
+        searched = {out for _, out in ran if str(out.parent.relative_to(tmp_path)) in places}
+        assert (len(places), len(searched) >= 3 * 6) == (3, True)
+        assert (row["seconds"], row["flops"]) == (3 * 3 + len(searched), 1e12 * (3 * 3 + len(searched)))
 
 
 def test_what_diverges_is_not_waited_for(
@@ -842,8 +850,14 @@ def test_what_diverges_is_not_waited_for(
     reproduce.run_one(experiment, JUDGED, tmp_path, seeds=6)
     count = len(ran)
     capsys.readouterr()
-    reproduce.run_one(experiment, JUDGED, tmp_path, seeds=6)
+    path = reproduce.run_one(experiment, JUDGED, tmp_path, seeds=6, publish=write_paper)
     assert len(ran) == count
+    arms = json.loads(path.read_text())["arms"]
+    assert [arm["why"] for arm in arms] == ["", "diverged"] * 2
+    assert [arm["expected"] for arm in arms] == [89.33, 88.79, 94.01, 93.72], "Table 7, whatever the models here"
+    page = path.with_suffix(".html").read_text()
+    assert page.count('<span class="none">diverged</span>') == 2
+    assert page.count('class="none">diverged</text>') == 2
     assert f"{count} runs, {count} of them finished\n" in capsys.readouterr().err
     assert reproduce._seeds_there(Trials(Grid(tmp_path), JUDGED), experiment.arms(JUDGED)) == 6
 

@@ -309,6 +309,10 @@ def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(sets: Path, mo
         f"put cifar-100-binary.tar.gz into {folder} or into $PATCHWORD_DATA/cifar100"
     )
     assert list(named.cache().iterdir()) == []
+    with pytest.raises(
+        DataError, match=r"imagenet21k cannot be downloaded .*; put a folder for each class, or tar shards, into"
+    ):
+        open_data("imagenet21k")
     with pytest.raises(DataError, match="imagenet cannot be downloaded without an account"):
         open_data("imagenet")
 

@@ -139,6 +139,8 @@ class Row(NamedTuple):
     value: float | None
     low: float | None
     high: float | None
+    why: str = "missing"
+    """What stands in the place of a value that is None."""
 
 
 def dots(rows: Sequence[Row], title: str, *, percent: bool = True) -> Markup:
@@ -170,7 +172,7 @@ def dots(rows: Sequence[Row], title: str, *, percent: bool = True) -> Markup:
         label = row.label if len(row.label) <= _LONGEST else row.label[: _LONGEST - 1] + "…"
         parts.append(Markup('<text x="{}" y="{}" class="label">{}</text>').format(left - 10, y + 4, label))
         if row.value is None:
-            parts.append(Markup('<text x="{}" y="{}" class="none">missing</text>').format(left + 6, y + 4))
+            parts.append(Markup('<text x="{}" y="{}" class="none">{}</text>').format(left + 6, y + 4, row.why))
             continue
         tint = colour(row.place)
         if row.low is not None and row.high is not None:

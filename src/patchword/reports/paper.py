@@ -43,7 +43,6 @@ def write_paper(path: Path) -> Path:
         key=charts.key,
         ours=ours,
         theirs=theirs,
-        expected={row["label"]: row for row in answer["published"]},
         command=command(answer, path.parent),
         verdict_class=_WORDS,
     )
@@ -79,7 +78,10 @@ def _figure(answer: dict[str, Any], rows: list[dict[str, Any]], places: dict[str
     if not rows:
         return None
     if answer["figure"] == "bars":
-        lines = [charts.Row(r["label"], places[r["series"]], r["value"], r["low"], r["high"]) for r in rows]
+        lines = [
+            charts.Row(r["label"], places[r["series"]], r["value"], r["low"], r["high"], r.get("why") or "missing")
+            for r in rows
+        ]
         return charts.dots(lines, f"{answer['title']}: {answer['measures']}", percent=answer["percent"])
     series = []
     for label, place in places.items():

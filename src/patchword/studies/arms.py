@@ -81,11 +81,12 @@ def resolutions(scale: Scale) -> list[Arm]:
         Arm(
             label=f"tuned at {side} px",
             series="resolution",
+            published=f"B/16 at {theirs}",
             model=scale.models["plain"],
             before=Stage(data=on(scale, "pretrain")),
             after=_tuned(scale, image_size=side, steps=scale.steps and scale.steps // 3),
         )
-        for side in sides
+        for side, theirs in zip(sides, (224, 384), strict=True)
     ]
 
 
@@ -93,13 +94,14 @@ def optimizers(scale: Scale) -> list[Arm]:
     sgd = {"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}}
     return [
         Arm(
-            label=f"{model}, {word}",
-            series=model,
-            model=model,
+            label=f"{scale.models[role]}, {word}",
+            series=scale.models[role],
+            model=scale.models[role],
+            published=f"{theirs}, {word}",
             before=Stage(data=on(scale, "pretrain"), changes=changes),
             after=_tuned(scale),
         )
-        for model in (scale.models["resnet"], scale.models["resnet-large"])
+        for role, theirs in (("resnet", "R50x1"), ("resnet-large", "R152x2"))
         for word, changes in (("Adam", {}), ("SGD", sgd))
     ]
 

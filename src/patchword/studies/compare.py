@@ -17,6 +17,7 @@ from typing import Any
 
 from patchword.core import config, files
 from patchword.core.errors import DivergedError, UsageError
+from patchword.core.processes import Processes
 from patchword.core.progress import say
 from patchword.data.dataset import Dataset
 from patchword.models.cost import cost
@@ -26,8 +27,9 @@ from patchword.studies.question import Question, architecture, ask, sentence, sk
 from patchword.studies.search import ROUNDS, Found, ahead, part_of, search, tried, with_rate
 from patchword.training import recipe as recipes
 from patchword.training.budget import rounded_up
+from patchword.training.loop import check_bad
 from patchword.training.objectives import UNLABELLED
-from patchword.training.pictures import chosen, tell_notices
+from patchword.training.pictures import chosen, held_in_memory, tell_notices
 from patchword.training.recipe import Budget, Recipe
 
 LADDER = (0.25, 0.5)
@@ -198,6 +200,20 @@ class Study:
             except UsageError as error:
                 raise UsageError(f"--sizes {size or 'all'}: {error}") from error
 
+    def check_readable(self) -> None:
+        """Raise `DataError` where too many training pictures cannot be read: now, and not in the first run.
+
+        They are decoded for it, as the runs need them; what memory does not hold is left to the runs.
+        """
+        question, dataset = self.question, self.dataset
+        recipe = self.cell(question.models[0], question.sizes[-1], 0).recipe
+        bones = skeleton(
+            question.models[0], question.first_recipe, question.changes, question.image_size, len(dataset.classes)
+        )
+        if held_in_memory(recipe, dataset, bones.in_channels, Processes(), self.grid.shelf):
+            train = dataset.splits["train"]
+            check_bad(self.grid.shelf.fill("train", train, bones.in_channels).bad, train)
+
     # Stages
 
     def begin(self) -> None:
@@ -277,6 +293,8 @@ def compare(
         study.check_recipe()
         study.check_budgets()
         study.check_pictures()
+        if not stored:
+            study.check_readable()
         # What has the same fingerprint is the same, wherever it lies.
         moved = ("pretrain",) if question.pretrain and stored.get("pretrain_fingerprint") else ()
         settle(out, stored, settings, free=("data", "models", "seeds", "pretrain_fingerprint", *moved))

@@ -94,6 +94,8 @@ class Arm:
     """The figure of `inside.FIGURES` that is measured of the weights, in the place of accuracy."""
     untrained: bool = False
     """Whether it is measured of the same network with new weights: the control."""
+    published: str = ""
+    """The label of what the paper has for it, where that is another than its own."""
     one_start: bool = False
     """Whether all seeds of `after` begin with the same weights, as the fine-tunings of Table 2 do."""
 

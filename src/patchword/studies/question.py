@@ -148,7 +148,9 @@ def _sizes(sizes: tuple[str | int, ...], dataset: Dataset) -> tuple[int, ...]:
     """Numbers of training pictures, ascending, 0 for all; a size of all that there are is all."""
     there, classes = len(dataset.splits["train"]), len(dataset.splits["train"].counts().nonzero()[0])
     counts = []
-    for size in sizes or ("all",):
+    if not sizes:
+        raise UsageError("--sizes names none; numbers of pictures or all, such as 100,300,all, would be right")
+    for size in sizes:
         text = str(size).strip()
         if text != "all" and not (text.isascii() and text.isdigit() and int(text)):
             raise UsageError(f"--sizes {text!r} is not a number of pictures or all, such as 100,300,all")

@@ -42,8 +42,8 @@ def write_experiment(
         "axis": asked.axis,
         "percent": asked.percent,
         "measures": asked.measures(scale),
-        "arms": [_row(asked, each) for each in shown],
-        "every_arm": [_row(asked, each) for each in measured] if shown != list(measured) else [],
+        "arms": [_row(asked, each, lacking) for each in shown],
+        "every_arm": [_row(asked, each, lacking) for each in measured] if shown != list(measured) else [],
         "groups": _groups(asked.name, measured),
         "published": [vars(each) for each in asked.published],
         "published_is": asked.published_is,
@@ -139,10 +139,14 @@ def _named(claim: Claim) -> dict[str, Any]:
     }
 
 
-def _row(asked: Experiment, measured: Measured) -> dict[str, Any]:
+def _row(asked: Experiment, measured: Measured, lacking: Mapping[str, str]) -> dict[str, Any]:
+    """An arm: what the paper has for it, what it came to, and why it came to nothing."""
     arm = measured.arm
     x = measured.flops / 1e15 if asked.over_compute else arm.x
-    return {"label": arm.label, "series": arm.series, "x": x, "flops": measured.flops, **_mean(measured.known)}
+    theirs = next((each for each in asked.published if each.label == (arm.published or arm.label)), None)
+    why = "" if measured.known else "diverged" if arm.sets and not arm.sets & set(lacking) else "missing"
+    row = {"label": arm.label, "series": arm.series, "x": x, "flops": measured.flops, **_mean(measured.known)}
+    return {**row, "expected": None if theirs is None else theirs.value, "why": why}
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def experiment(model: Model, weights: str, *, lite: bool, data: Mapping[str, str
             Arm(
                 label=task,
                 series=group_of(task),
+                published="" if lite else f"{task}, {PUBLISHED[-1]}",
                 model=model.name,
                 weights=weights,
                 origin=origin,

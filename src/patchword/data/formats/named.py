@@ -65,6 +65,7 @@ _SETS: dict[str, tuple[Callable[[Path], None] | None, str]] = {
     "aircraft": (_torchvision("FGVCAircraft"), "the content of fgvc-aircraft-2013b/data"),
     "eurosat": (_torchvision("EuroSAT"), "2750/"),
     "imagenet": (None, "train/, val/ and LOC_val_solution.csv"),
+    "imagenet21k": (None, "a folder for each class, or tar shards,"),
 }
 
 NAMES = tuple(_SETS)
