@@ -136,7 +136,7 @@ def _headline(answer: dict[str, Any], told: str) -> Markup:
 
 def claims_table(answer: dict[str, Any]) -> str:
     """The claims as a table in Markdown, with every verdict as it came out."""
-    lines = ["| claim | measured | differences [interval] | seeds | cost | verdict |", "|---|---|---|---|---|---|"]
+    lines = ["| claim | verdict | differences [interval] | seeds | cost | measured |", "|---|---|---|---|---|---|"]
     for row in answer["claims"]:
         parts = "; ".join(f"{part['what']}: {difference(part)}" for part in row["parts"])
         level = f" ({round(100 * row['level'])} %)" if row["parts"] else row["why"]
@@ -144,8 +144,8 @@ def claims_table(answer: dict[str, Any]) -> str:
         measured = f"{row['statistic']}; `patchword paper {row['experiment']}`"
         cost = "–" if row["seconds"] is None else f"{page.duration(row['seconds'])}, {page.flops(row['flops'])}"
         lines.append(
-            f"| {row['statement']} ({row['source']}) | {measured} | {parts}{level}{note} | {row['seeds']} | {cost} | "
-            f"{row['verdict']} |"
+            f"| {row['statement']} ({row['source']}) | **{row['verdict']}** | {parts}{level}{note} | {row['seeds']} | {cost} | "
+            f"{measured} |"
         )
     return "\n".join(lines) + "\n"
 
