@@ -25,6 +25,7 @@ from patchword.explanation.attention import head_figures
 from patchword.explanation.embeddings import position_table
 from patchword.explanation.maps import as_images
 from patchword.explanation.structure import depth_trend, grid_structure
+from patchword.explanation.untrained import untrained
 from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.models.vit import ViT
@@ -995,7 +996,7 @@ def test_minutes_end_where_they_are_over(
 
 
 def test_figures_of_what_is_inside_are_those_of_the_explanations(toy_vit: ViT) -> None:
-    """Over the pictures of a split; of the same network untrained, another for each seed."""
+    """Over the pictures of a split; of the same network untrained the mean of nine, others for each seed."""
     split = open_data("formula:shapes-3x10@24").splits["test"]
     pixels = np.stack([toy_vit.preprocessing.fit(decode(split.read(index), 3)) for index in range(len(split))])
     depth = depth_trend(head_figures(toy_vit, as_images(toy_vit, pixels)).distance).correlation
@@ -1005,8 +1006,13 @@ def test_figures_of_what_is_inside_are_those_of_the_explanations(toy_vit: ViT) -
     controls = {inside.figure("grid", toy_vit, split, new_weights=seed) for seed in (0, 1, 0)}
     assert len(controls) == 2
     assert lines.additive not in controls
-    by_chance = [inside.figure("grid", toy_vit, split, new_weights=seed) for seed in range(9)]
-    assert np.mean(by_chance) == pytest.approx(lines.additive_by_chance, abs=0.03)
+    draws = []
+    for seed in range(9, 18):
+        new = untrained(toy_vit, torch.empty(0), seed)
+        assert isinstance(new, ViT)
+        draws.append(grid_structure(position_table(new).numpy(), new.grid).additive)
+    assert inside.figure("grid", toy_vit, split, new_weights=1) == pytest.approx(np.mean(draws))
+    assert np.mean(draws) == pytest.approx(lines.additive_by_chance, abs=0.03)
 
 
 def test_shipped_weights_say_what_they_have() -> None:

@@ -5,7 +5,7 @@ Letters: L layers, H heads.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from patchword.weights import shipped
 from patchword.weights.io import load_model
 
 DEPTH, GRID, LINES = "depth", "grid", "lines"
+DRAWS = 9
+"""Of new weights for each seed, over which the control is the mean: of a single one, chance is most of the interval."""
 _CONTROLS = 3
 PICTURES = 128
 """That attention distances are the mean over, as in the paper."""
@@ -49,10 +51,13 @@ vector for each row and column explains; by how much more alike patches of one l
 
 
 def figure(name: str, model: Model, split: Split, *, new_weights: int | None = None) -> float:
-    """A figure of a ViT over the first 128 pictures of a split; with `new_weights`, a seed, of the same network untrained."""
+    """A figure of a ViT over the first 128 pictures of a split.
+
+    With `new_weights`, a seed, the mean over nine of the same network untrained; no two seeds have one in common.
+    """
     images = as_images(model, _first(model, split))
     if new_weights is not None:
-        model = untrained(model, images, new_weights)
+        return _untrained(name, model, images, range(DRAWS * new_weights, DRAWS * (new_weights + 1)))
     assert isinstance(model, ViT)
     return FIGURES[name](model, images)
 
@@ -92,24 +97,24 @@ def shipped_depth() -> str:
 @functools.cache
 def shipped_lines() -> str:
     """What they say about position embeddings, where these are learned."""
-    lines = []
+    lines, nothing = [], torch.empty(0)  # positions need no images
     for name, model in _shipped():
         if model.config.position != "1d" or min(model.grid) < 3:
             continue
         found = grid_structure(position_table(model).numpy(), model.grid)
         lines.append(
             f"in {name} rows and columns explain {found.additive:.2f} of the variance, untrained "
-            f"{_untrained(GRID, model):.2f}, of that of shuffled patches {found.additive_by_chance:.2f} "
+            f"{_untrained(GRID, model, nothing):.2f}, of that of shuffled patches {found.additive_by_chance:.2f} "
             f"(p = {found.additive_p:.3f}), and patches of a line are more alike by {found.aligned:.2f}, untrained by "
-            f"{_untrained(LINES, model):.2f} (p = {found.aligned_p:.3f})"
+            f"{_untrained(LINES, model, nothing):.2f} (p = {found.aligned_p:.3f})"
         )
     return _told(lines)
 
 
-def _untrained(name: str, model: ViT, images: Tensor | None = None) -> float:
-    """The mean of a figure over the same network with new weights of three seeds; positions need no images."""
-    images, found = torch.empty(0) if images is None else images, []
-    for seed in range(_CONTROLS):
+def _untrained(name: str, model: Model, images: Tensor, seeds: Iterable[int] = range(_CONTROLS)) -> float:
+    """The mean of a figure over the same network with new weights of these seeds."""
+    found = []
+    for seed in seeds:
         new = untrained(model, images, seed)
         assert isinstance(new, ViT)
         found.append(FIGURES[name](new, images))

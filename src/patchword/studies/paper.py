@@ -1,6 +1,6 @@
 """The paper's tables and figures as experiments: what they ask, with which arms, and what was published (arXiv 2010.11929)."""
 
-from patchword.studies import arms, published
+from patchword.studies import arms, inside, published
 from patchword.studies.experiment import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -128,10 +128,10 @@ EXPERIMENTS: dict[str, Experiment] = {
             source="section 4.5, Figure 7",
             arms=arms.insides,
             measures=lambda scale: (
-                f"figures of models trained on {arms.on(scale, 'pretrain')} and of the same networks untrained. Depth: the rank "
-                "correlation of the heads' attention distances with their depth. Grid: the share of the position embeddings' "
-                "variance that one vector for each row and column explains. Lines: by how much more alike (cosine) patches of "
-                "one line are than patches as far apart off it"
+                f"figures of models trained on {arms.on(scale, 'pretrain')} and of the same networks untrained, the mean of "
+                f"{inside.DRAWS} for each seed. Depth: the rank correlation of the heads' attention distances with their depth. "
+                "Grid: the share of the position embeddings' variance that one vector for each row and column explains. Lines: "
+                "by how much more alike (cosine) patches of one line are than patches as far apart off it"
             ),
             published=(),
             published_is="a figure without numbers: attention distance grows with depth in ViT-L/16; position embeddings of "

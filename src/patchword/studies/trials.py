@@ -280,7 +280,10 @@ class Trials:
         """Where a figure of a cell's weights is kept, and under which key."""
         if arm.few_shot:
             return self.grid.folder / FEW_SHOT, f"{cell.place} {arm.few_shot} {self.scale.shots}"
-        return self.grid.folder / INSIDE, f"{cell.place} {arm.inside}{' untrained' if arm.untrained else ''}"
+        return (
+            self.grid.folder / INSIDE,
+            f"{cell.place} {arm.inside}{f', {inside.DRAWS} untrained' if arm.untrained else ''}",
+        )
 
     def _look(self, arm: Arm, cell: Cell) -> Look:
         if not arm.few_shot:
