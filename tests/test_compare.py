@@ -722,7 +722,7 @@ def test_a_model_that_no_rate_can_teach_is_left_out(
     monkeypatch.setattr(study.grid, "run", lambda cells: [known[cell.place] for cell in cells])
     begun: list[str] = []
     monkeypatch.setattr(
-        study.grid, "begin", lambda cells, like, looks: begun.extend(cell.place for cell in [*cells, *like])
+        study.grid, "begin", lambda cells, like, extras: begun.extend(cell.place for cell in [*cells, *like])
     )
     statuses = []
     study.run(lambda each: statuses.append(answer(each)["status"]))
@@ -758,14 +758,14 @@ def test_pictures_that_probes_will_see_are_in_the_estimate(toy: studies.Study) -
     assert floor.ahead(toy) == []
     question = dataclasses.replace(toy.question, pretrain="formula:shapes-2x10@16", seeds=2)
     study = studies.Study(question, toy.grid, toy.dataset)
-    seen = {look.cell.place: look.pictures for look in floor.ahead(study)}
+    seen = {extra.cell.place: extra.pictures for extra in floor.ahead(study)}
     for model in ("ViT-At-8", "BiT-R14x0.25"):
         cells = [f"runs/{model}-{size}-{seed}" for seed in range(2) for size in ("6", "30", "all")]
         assert [seen.pop(place) for place in cells] == [6 + 21, 30, 72, 6, 30, 72]
     assert not seen
     toy.grid.folder.mkdir()
     (toy.grid.folder / "floor.json").write_text(json.dumps({"runs/ViT-At-8-6-0": 0.5}))
-    left = {look.cell.place: look.pictures for look in floor.ahead(study)}
+    left = {extra.cell.place: extra.pictures for extra in floor.ahead(study)}
     assert ("runs/ViT-At-8-6-0" in left, left["runs/ViT-At-8-30-0"]) == (False, 30 + 21)
 
 

@@ -870,8 +870,8 @@ def test_the_cheapest_comes_first_and_what_it_costs_is_said_before(
     monkeypatch.setattr(Trials, "_inside", lambda self, outcome, arm, seed: 0.5)
     seconds = {"adam-vs-sgd": "BiT", "fig5": "C3+"}
 
-    def told(grid: Grid, work: grids.Cell | grids.Look) -> float:
-        if isinstance(work, grids.Look):
+    def told(grid: Grid, work: grids.Cell | grids.Extra) -> float:
+        if isinstance(work, grids.Extra):
             return 0.05
         return 100.0 if any(name in work.place for name in seconds.values()) else 1.0 + work.recipe.seed
 
@@ -900,18 +900,18 @@ def test_what_is_measured_beside_the_runs_is_in_the_estimate(
     arms = paper.EXPERIMENTS["fig4"].arms(SMOKE)
     test = len(open_data(SMOKE.sets["tune"]).splits["test"])
     runner = Trials(Grid(tmp_path), SMOKE)
-    looks = runner.looks(arms, range(1))
-    assert [look.pictures for look in looks.values()] == [test + 5 * 8 * 3] * len(arms)
-    assert runner.grid.expected(looks.values()) == pytest.approx(len(arms) * (test + 120) / 1000)
+    extras = runner.extras(arms, range(1))
+    assert [extra.pictures for extra in extras.values()] == [test + 5 * 8 * 3] * len(arms)
+    assert runner.grid.expected(extras.values()) == pytest.approx(len(arms) * (test + 120) / 1000)
     known, _ = runner.ahead(arms, range(1))
     alone = runner.grid.expected(known.values())
-    runner.grid.begin(list(known.values()), looks=list(looks.values()))
+    runner.grid.begin(list(known.values()), extras=list(extras.values()))
     assert runner.grid._left == pytest.approx(alone + len(arms) * (test + 120) / 1000)
     runner.measure(arms, range(1))
     assert runner.grid._left == pytest.approx(0)
-    assert runner.looks(arms, range(1)) == {}, "what is known takes no time"
-    inner = runner.looks(paper.EXPERIMENTS["fig7"].arms(SMOKE), range(1))
-    assert (len(inner), {look.pictures for look in inner.values()}) == (12, {128})
+    assert runner.extras(arms, range(1)) == {}, "what is known takes no time"
+    inner = runner.extras(paper.EXPERIMENTS["fig7"].arms(SMOKE), range(1))
+    assert (len(inner), {extra.pictures for extra in inner.values()}) == (12, {128})
 
 
 def test_data_sets_follow_one_another(ran: Ran, tmp_path: Path) -> None:

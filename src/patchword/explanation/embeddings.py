@@ -20,7 +20,7 @@ from patchword.models.vit import ViT
 
 
 @dataclasses.dataclass(frozen=True)
-class Principal:
+class PrincipalComponents:
     """Principal components of rows n×d."""
 
     components: np.ndarray
@@ -35,7 +35,7 @@ class Principal:
         return (rows - self.mean) @ self.components.T
 
 
-def principal_components(rows: np.ndarray, count: int) -> Principal:
+def principal_components(rows: np.ndarray, count: int) -> PrincipalComponents:
     """The first `count` principal components of n×d, or as many as there are."""
     rows = np.asarray(rows, dtype=np.float64)
     mean = rows.mean(axis=0)
@@ -44,7 +44,7 @@ def principal_components(rows: np.ndarray, count: int) -> Principal:
     components = components[:count]
     signs = np.sign(components[np.arange(count), np.abs(components).argmax(axis=1)])
     shares = scales**2 / max(float((scales**2).sum()), 1e-300)
-    return Principal(components * np.where(signs == 0, 1, signs)[:, None], shares[:count], mean)
+    return PrincipalComponents(components * np.where(signs == 0, 1, signs)[:, None], shares[:count], mean)
 
 
 def first_filters(model: Model) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchword.core import files
-from patchword.studies.grid import Look, figures_in
+from patchword.studies.grid import Extra, figures_in
 from patchword.training.pictures import open_training_data
 from patchword.weights.io import load_model
 
@@ -24,19 +24,19 @@ def stored(folder: Path) -> dict[str, float]:
     return figures_in(folder / FLOOR)
 
 
-def ahead(study: "Study") -> list[Look]:
+def ahead(study: "Study") -> list[Extra]:
     """What is seen for each probe that is not measured yet, model by model: a cell's pictures and, once, those of test."""
     known, question, dataset = stored(study.grid.folder), study.question, study.dataset
-    looks = []
+    extras = []
     for model in study.models if question.pretrain else ():
         tested = len(dataset.splits[dataset.tested_on])
         for seed in range(question.seeds):
             for size in question.sizes:
                 cell = study.cell(model, size, seed)
                 if cell.place not in known:
-                    looks.append(Look(cell, (size or len(dataset.splits["train"])) + tested))
+                    extras.append(Extra(cell, (size or len(dataset.splits["train"])) + tested))
                     tested = 0  # their features are remembered
-    return looks
+    return extras
 
 
 def measure(study: "Study") -> dict[str, float]:
@@ -45,13 +45,13 @@ def measure(study: "Study") -> dict[str, float]:
 
     folder = study.grid.folder
     known: dict[str, Any] = stored(folder)
-    missing = [look for look in ahead(study) if look.cell.place in study.outcomes]
-    for start, looks in itertools.groupby(missing, key=lambda look: look.cell.recipe.init):
+    missing = [extra for extra in ahead(study) if extra.cell.place in study.outcomes]
+    for start, extras in itertools.groupby(missing, key=lambda extra: extra.cell.recipe.init):
         weights = load_model(start)
-        for look in looks:
-            with study.grid.looking(look):
-                dataset = open_training_data(look.cell.recipe, study.grid.shelf).dataset
+        for extra in extras:
+            with study.grid.measuring(extra):
+                dataset = open_training_data(extra.cell.recipe, study.grid.shelf).dataset
                 found = measure_features(weights, dataset, dataset.tested_on, probe=True)
-                known[look.cell.place] = found["probe"]["value"]
+                known[extra.cell.place] = found["probe"]["value"]
             files.write_json(folder / FLOOR, known)
     return known

@@ -66,7 +66,7 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Extra:
     """What is measured of a cell's final model beside its run."""
 
     cell: Cell
@@ -157,17 +157,17 @@ class Grid:
         self._left = self._spent = self._expected = 0.0
         self._known: dict[str, Estimate] = {}
 
-    def begin(self, cells: Sequence[Cell], like: Sequence[Cell] = (), looks: Sequence[Look] = ()) -> None:
-        """Say how many cells there are, and how long those that are not finished will take, with the looks beside them.
+    def begin(self, cells: Sequence[Cell], like: Sequence[Cell] = (), extras: Sequence[Extra] = ()) -> None:
+        """Say how many cells there are, and how long those that are not finished will take, with the extras.
 
         `like` are cells that cost as much as some that cannot be known yet.
         """
         waiting = [*(cell for cell in cells if not self.finished(cell)), *like]
         self._total = len(cells) + len(like)
         self._done = self._total - len(waiting)
-        self._left = self.expected([*waiting, *looks])
+        self._left = self.expected([*waiting, *extras])
         finished = f", {self._done:,} of them finished" if self._done else ""
-        time_needed = f"; about {duration(self._left)} on this machine" if waiting or looks else ""
+        time_needed = f"; about {duration(self._left)} on this machine" if waiting or extras else ""
         say(f"{self.folder}: {self._total:,} runs{finished}{time_needed}")
         if waiting and (load := _load()) > _BUSY:
             say(
@@ -175,8 +175,8 @@ class Grid:
                 "than it would be alone"
             )
 
-    def expected(self, work: Iterable[Cell | Look]) -> float:
-        """About how many seconds these cells take from nothing, and these looks."""
+    def expected(self, work: Iterable[Cell | Extra]) -> float:
+        """About how many seconds these cells take from nothing, and these extras."""
         # One data set after the other: the shelf holds few.
         return sum(self.seconds(each) for each in sorted(work, key=_data_of))
 
@@ -184,9 +184,9 @@ class Grid:
         """Whether a cell needs nothing more: it is finished, or its training diverges."""
         return ended_as(self.folder / cell.place, cell.recipe)
 
-    def seconds(self, work: Cell | Look) -> float:
-        """About how long a cell takes from nothing, or a look beside it."""
-        if isinstance(work, Look):
+    def seconds(self, work: Cell | Extra) -> float:
+        """About how long a cell takes from nothing, or an extra."""
+        if isinstance(work, Extra):
             return work.pictures * self._tried(work.cell.recipe).seconds_per_look
         recipe = work.recipe
         if recipe.budget.minutes:
@@ -252,13 +252,13 @@ class Grid:
         say(f"[{self._done}/{self._total}] {outcome.cell.title}: {found} in {duration(seconds)}{rest}")
 
     @contextlib.contextmanager
-    def looking(self, look: Look) -> Iterator[None]:
-        """Around a look beside the runs: what is left is less by it afterwards."""
+    def measuring(self, extra: Extra) -> Iterator[None]:
+        """Around an extra: what is left is less by it afterwards."""
         began = time.perf_counter()
         yield
-        self._count(look, time.perf_counter() - began)
+        self._count(extra, time.perf_counter() - began)
 
-    def _count(self, work: Cell | Look, seconds: float, *, anew: bool = True) -> None:
+    def _count(self, work: Cell | Extra, seconds: float, *, anew: bool = True) -> None:
         """Work is done, and took so long; what was only brought to its end says nothing of the pace."""
         expected = self.seconds(work)
         if anew:
@@ -266,8 +266,8 @@ class Grid:
         self._left = max(0.0, self._left - expected)
 
 
-def _data_of(work: Cell | Look) -> str:
-    return (work.cell if isinstance(work, Look) else work).recipe.data
+def _data_of(work: Cell | Extra) -> str:
+    return (work.cell if isinstance(work, Extra) else work).recipe.data
 
 
 def _load() -> float:

@@ -14,7 +14,7 @@ from patchword.core.progress import duration, say
 from patchword.models.cost import exaflops, tpu_core_days
 from patchword.studies.claims import CLAIMS
 from patchword.studies.experiment import Arm, Experiment, Measured, Scale
-from patchword.studies.grid import Cell, Grid, Look, OutOfTime, held, settle
+from patchword.studies.grid import Cell, Extra, Grid, OutOfTime, held, settle
 from patchword.studies.judging import LOOKS, Claim, Judged, judge, judge_by_looks
 from patchword.studies.paper import EXPERIMENTS
 from patchword.studies.results import missing_words, write_claims, write_experiment, write_table1
@@ -44,7 +44,7 @@ def run_one(
         lacking = _tell(asked, arms, trials, count)
         there = [arm for arm in arms if not arm.sets & set(lacking)]
         known, like = trials.ahead(there, range(count))
-        trials.grid.begin(list(known.values()), list(like.values()), list(trials.looks(there, range(count)).values()))
+        trials.grid.begin(list(known.values()), list(like.values()), list(trials.extras(there, range(count)).values()))
         measured = _measure(trials, arms, lacking, range(count))
         judged: list[Judged] = []
         if not lacking and count < LOOKS[0][0] * scale.seeds:  # fewer than a look has, as asked for
@@ -114,16 +114,16 @@ def run_claims(
 def _begin(trials: Trials, arms: Mapping[str, Sequence[Arm]]) -> list[str]:
     """Say what each claim costs, what several need counted once; the experiments are returned, the cheapest first."""
     seeds = trials.scale.seeds
-    needed: dict[str, dict[str, Cell | Look]] = {}
+    needed: dict[str, dict[str, Cell | Extra]] = {}
     total: dict[str, Cell] = {}
     like: dict[str, Cell] = {}
-    looks: dict[str, Look] = {}
+    extras: dict[str, Extra] = {}
     for name, each in arms.items():
         known, others = trials.ahead(each, range(seeds))
-        beside = trials.looks(each, range(seeds))
+        beside = trials.extras(each, range(seeds))
         waiting = {place: cell for place, cell in known.items() if not trials.grid.finished(cell)}
         needed[name] = {**waiting, **others, **beside}
-        total, like, looks = total | known, like | others, looks | beside
+        total, like, extras = total | known, like | others, extras | beside
     cost = {name: trials.grid.expected(work.values()) for name, work in needed.items()}
     order = sorted(cost, key=lambda name: cost[name])
     counted: set[str] = set()
@@ -134,7 +134,7 @@ def _begin(trials: Trials, arms: Mapping[str, Sequence[Arm]]) -> list[str]:
         statements = " ".join(claim.statement for claim in _claims_of(name))
         time_needed = f"about {duration(trials.grid.expected(rest.values()))}" if rest else "nothing more"
         say(f"{name}, {len(arms[name])} arms × {_seeds(seeds)}, {runs:,} runs: {time_needed}. {statements}")
-    trials.grid.begin(list(total.values()), list(like.values()), list(looks.values()))
+    trials.grid.begin(list(total.values()), list(like.values()), list(extras.values()))
     return order
 
 

@@ -20,7 +20,7 @@ from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.studies import inside
 from patchword.studies.experiment import Arm, Measured, Scale, Stage
-from patchword.studies.grid import QUIET, Cell, Grid, Look, Outcome, figures_in, plain
+from patchword.studies.grid import QUIET, Cell, Extra, Grid, Outcome, figures_in, plain
 from patchword.studies.scales import PICTURES
 from patchword.studies.search import ahead, part_of, search, tried, with_rate
 from patchword.training import recipe as recipes
@@ -189,9 +189,9 @@ class Trials:
                     need(steps[number])
         return known, like
 
-    def looks(self, arms: Sequence[Arm], seeds: Iterable[int]) -> dict[str, Look]:
+    def extras(self, arms: Sequence[Arm], seeds: Iterable[int]) -> dict[str, Extra]:
         """What will be measured beside the runs, by names of their own."""
-        found: dict[str, Look] = {}
+        found: dict[str, Extra] = {}
         for seed in seeds:
             for arm in arms:
                 if not arm.few_shot and not arm.inside:
@@ -200,7 +200,7 @@ class Trials:
                 cell = self._cell(steps[-1])
                 path, key = self._figure(arm, cell)
                 if key not in figures_in(path) and not any(map(self._diverged, steps)):
-                    found[key] = self._look(arm, cell)
+                    found[key] = self._extra(arm, cell)
         return found
 
     def measure(self, arms: Sequence[Arm], seeds: Iterable[int]) -> list[Measured]:
@@ -237,7 +237,7 @@ class Trials:
         path, key = self._figure(arm, last.cell)
         known = figures_in(path)
         if key not in known:
-            with self.grid.looking(self._look(arm, last.cell)):
+            with self.grid.measuring(self._extra(arm, last.cell)):
                 known[key] = self._few_shot(last, arm.few_shot) if arm.few_shot else self._inside(last, arm, seed)
             files.write_json(path, known)
         return known[key], flops
@@ -285,14 +285,14 @@ class Trials:
             f"{cell.place} {arm.inside}{f', {inside.DRAWS} untrained' if arm.untrained else ''}",
         )
 
-    def _look(self, arm: Arm, cell: Cell) -> Look:
+    def _extra(self, arm: Arm, cell: Cell) -> Extra:
         if not arm.few_shot:
-            return Look(cell, inside.PICTURES)
+            return Extra(cell, inside.PICTURES)
         if arm.few_shot not in self._seen:
             dataset = open_data(arm.few_shot)
             drawn = self.scale.shots * len(dataset.classes) * SEEDS
             self._seen[arm.few_shot] = len(dataset.splits[dataset.tested_on]) + drawn
-        return Look(cell, self._seen[arm.few_shot])
+        return Extra(cell, self._seen[arm.few_shot])
 
     def _few_shot(self, outcome: Outcome, data: str) -> float:
         """The few-shot accuracy of a run's weights on a data set."""
