@@ -120,12 +120,13 @@ def _write_claims(path: Path, answer: Fields) -> Path:
 def _told(verdicts: list[str]) -> str:
     """How many claims came to each verdict, in words."""
     words = {
-        "holds": "hold",
-        "does not hold": "do not hold",
-        "undecided": "are undecided",
-        "not judged": "are not judged",
+        "holds": ("holds", "hold"),
+        "does not hold": ("does not hold", "do not hold"),
+        "undecided": ("is undecided", "are undecided"),
+        "not judged": ("is not judged", "are not judged"),
     }
-    return ", ".join(f"{verdicts.count(each)} {word}" for each, word in words.items() if each in verdicts)
+    counts = {each: verdicts.count(each) for each in words}
+    return ", ".join(f"{count} {words[each][count > 1]}" for each, count in counts.items() if count)
 
 
 def _headline(answer: dict[str, Any], told: str) -> Markup:
@@ -140,7 +141,7 @@ def claims_table(answer: dict[str, Any]) -> str:
     for row in answer["claims"]:
         parts = "; ".join(f"{part['what']}: {difference(part)}" for part in row["parts"])
         level = f" ({round(100 * row['level'])} %)" if row["parts"] else row["why"]
-        note = f" {row['note']}" if row["note"] else ""
+        note = f". {row['note']}" if row["note"] else ""
         measured = f"{row['statistic']}; `patchword paper {row['experiment']}`"
         cost = "–" if row["seconds"] is None else f"{page.duration(row['seconds'])}, {page.flops(row['flops'])}"
         lines.append(
