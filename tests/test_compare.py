@@ -33,9 +33,9 @@ from patchword.reports.study import command, warnings, write_study
 from patchword.studies import answer as answers
 from patchword.studies import compare as studies
 from patchword.studies import floor, telling
-from patchword.studies.answer import REACH, answer, write_answer
+from patchword.studies.answer import answer, write_answer
 from patchword.studies.cells import Cells
-from patchword.studies.curves import fit_power_law
+from patchword.studies.curves import REACH, fit_power_law
 from patchword.studies.question import Question, ask, skeleton
 from patchword.studies.search import Ahead, Found
 from patchword.training.pictures import open_training_data

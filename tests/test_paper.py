@@ -296,10 +296,9 @@ def test_rates_do_not_depend_on_the_order_of_experiments(ran: Ran, tmp_path: Pat
         assert (usual.seed, usual.train_images, usual.budget) == (0, few, JUDGED.before)
 
 
-def test_a_search_that_diverges_at_every_rate_leaves_the_others(
-    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """No run with SGD ends: its arms have no value, and the others have theirs."""
+@pytest.fixture
+def sgd_diverges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run with SGD ends."""
     outcome = Grid.outcome
 
     def lost(grid: Grid, cell: grids.Cell) -> grids.Outcome:
@@ -307,6 +306,13 @@ def test_a_search_that_diverges_at_every_rate_leaves_the_others(
         return dataclasses.replace(found, diverged="it did") if cell.recipe.optimizer.name == "sgd" else found
 
     monkeypatch.setattr(Grid, "outcome", lost)
+
+
+@pytest.mark.usefixtures("sgd_diverges")
+def test_a_search_that_diverges_at_every_rate_leaves_the_others(
+    ran: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No run with SGD ends: its arms have no value, and the others have theirs."""
     path = reproduce.run_one(paper.EXPERIMENTS["adam-vs-sgd"], JUDGED, tmp_path, publish=write_paper)
     told = json.loads(path.read_text())
     assert [len(row["values"]) for row in told["arms"]] == [3, 0, 3, 0]
@@ -836,17 +842,9 @@ def test_what_a_claim_cost_has_its_searches_in_it(ran: Ran, tmp_path: Path, monk
         assert (row["seconds"], row["flops"]) == (3 * 3 + len(searched), 1e12 * (3 * 3 + len(searched)))
 
 
-def test_what_diverges_is_not_waited_for(
-    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("sgd_diverges")
+def test_what_diverges_is_not_waited_for(ran: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With SGD no run ends, so none is tuned: the searches for their rates have ended, and six seeds of the others are there."""
-    outcome = Grid.outcome
-
-    def lost(grid: Grid, cell: grids.Cell) -> grids.Outcome:
-        found = outcome(grid, cell)
-        return dataclasses.replace(found, diverged="it did") if cell.recipe.optimizer.name == "sgd" else found
-
-    monkeypatch.setattr(Grid, "outcome", lost)
     experiment = paper.EXPERIMENTS["adam-vs-sgd"]
     reproduce.run_one(experiment, JUDGED, tmp_path, seeds=6)
     count = len(ran)

@@ -24,7 +24,7 @@ from patchword.models.names import parse_name
 from patchword.studies import floor, speed
 from patchword.studies.cells import Cells
 from patchword.studies.compare import LADDER, Study
-from patchword.studies.curves import PowerLaw, crossing
+from patchword.studies.curves import REACH, PowerLaw, crossing
 from patchword.studies.question import Question, skeleton
 from patchword.studies.search import Found, has_validation
 from patchword.studies.statistics import (
@@ -38,8 +38,6 @@ from patchword.studies.statistics import (
 )
 from patchword.weights.io import load_model
 
-REACH = 10.0
-"""Up to so many times the largest size a power law is believed."""
 KINDS = {
     "vit": "plain ViT",
     "hybrid": "hybrid",
@@ -246,7 +244,7 @@ def _crossings(models: Sequence[str], laws: dict[str, PowerLaw | None]) -> list[
             first, second = laws[one], laws[other]
             if first is None or second is None:
                 continue
-            found = crossing(first, second, reach=REACH)
+            found = crossing(first, second)
             names = (one, other)
             share = None if math.isnan(found.share) else found.share
             alike = bool(np.allclose(first.error(first.sizes), second.error(first.sizes), rtol=0, atol=1e-6))

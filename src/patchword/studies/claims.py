@@ -7,14 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from patchword.studies import inside
-from patchword.studies.curves import crossing, fit_power_law
+from patchword.studies.curves import REACH, crossing, fit_power_law
 from patchword.studies.equal import Family, above
 from patchword.studies.experiment import Measured, Scale, grouped
 from patchword.studies.judging import Claim, Compute, Difference, difference
 from patchword.studies.telling import crossings
-
-_REACH = 10.0
-"""Up to so many times the largest set a fitted curve is believed."""
 
 
 def _by_label(measured: Sequence[Measured]) -> dict[str, Measured]:
@@ -89,7 +86,7 @@ def _where_they_cross(measured: Sequence[Measured], scale: Scale) -> str:
         if seen.sum() < 2:
             return ""
         laws.append(fit_power_law(np.array(sizes)[seen], table[seen]))
-    found = crossing(*laws, reach=_REACH)
+    found = crossing(*laws)
     names = scale.models["resnet"], scale.models["plain"]
     told = {
         "models": names,
@@ -103,7 +100,7 @@ def _where_they_cross(measured: Sequence[Measured], scale: Scale) -> str:
     }
     kinds = [{"name": name, "kind": kind} for name, kind in zip(names, ("ResNet", "plain ViT"), strict=True)]
     low, high = (int(choose(law.sizes[end] for law in laws)) for choose, end in ((max, 0), (max, -1)))
-    [line] = crossings({"models": kinds, "sizes": [low], "reach": _REACH * high, "crossings": [told]})
+    [line] = crossings({"models": kinds, "sizes": [low], "reach": REACH * high, "crossings": [told]})
     return f"By their fitted curves: {line}"
 
 

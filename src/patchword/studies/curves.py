@@ -14,6 +14,8 @@ from patchword.evaluation.intervals import Z95, t_quantile
 from patchword.studies.statistics import Estimate, as_numbers, ends_of
 
 RESAMPLES = 2000
+REACH = 10.0
+"""Up to so many times the largest size a power law is believed."""
 _LEVELS = [0.025, 0.975]
 _EXPONENTS = (0.02, 3.0)
 """Between which the exponent of a power law is looked for: nearly a logarithm, and steeper than any learning curve."""
@@ -110,7 +112,7 @@ class Crossing:
     """Of the resamples in which the curves cross in reach; NaN where there are none."""
 
 
-def crossing(first: PowerLaw, second: PowerLaw, *, reach: float = 10.0) -> Crossing:
+def crossing(first: PowerLaw, second: PowerLaw, *, reach: float = REACH) -> Crossing:
     """Where two curves cross, between the smallest size that both were measured at and `reach` times the largest."""
     low, high = max(first.sizes[0], second.sizes[0]), reach * max(first.sizes[-1], second.sizes[-1])
     places = np.geomspace(low, high, _PLACES)
