@@ -244,14 +244,8 @@ def _crossings(models: Sequence[str], laws: dict[str, PowerLaw | None]) -> list[
             first, second = laws[one], laws[other]
             if first is None or second is None:
                 continue
-            found = crossing(first, second)
-            names = (one, other)
-            share = None if math.isnan(found.share) else found.share
             alike = bool(np.allclose(first.error(first.sizes), second.error(first.sizes), rtol=0, atol=1e-6))
-            row = {"before": names[found.leads_before], "after": names[found.leads_after], "alike": alike}
-            rows.append(
-                {"models": names, **row, "size": found.size, "low": found.low, "high": found.high, "share": share}
-            )
+            rows.append({**crossing(first, second).row(one, other), "alike": alike})
     return rows
 
 

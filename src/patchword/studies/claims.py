@@ -11,7 +11,7 @@ from patchword.studies.curves import REACH, crossing, fit_power_law
 from patchword.studies.equal import Family, above
 from patchword.studies.experiment import Measured, Scale, grouped
 from patchword.studies.judging import Claim, Compute, Difference, difference
-from patchword.studies.telling import crossings
+from patchword.studies.telling import crossing_in_words
 
 
 def _by_label(measured: Sequence[Measured]) -> dict[str, Measured]:
@@ -86,22 +86,11 @@ def _where_they_cross(measured: Sequence[Measured], scale: Scale) -> str:
         if seen.sum() < 2:
             return ""
         laws.append(fit_power_law(np.array(sizes)[seen], table[seen]))
-    found = crossing(*laws)
     names = scale.models["resnet"], scale.models["plain"]
-    told = {
-        "models": names,
-        "before": names[found.leads_before],
-        "after": names[found.leads_after],
-        "alike": False,
-        "size": found.size,
-        "low": found.low,
-        "high": found.high,
-        "share": None if math.isnan(found.share) else found.share,
-    }
-    kinds = [{"name": name, "kind": kind} for name, kind in zip(names, ("ResNet", "plain ViT"), strict=True)]
-    low, high = (int(choose(law.sizes[end] for law in laws)) for choose, end in ((max, 0), (max, -1)))
-    [line] = crossings({"models": kinds, "sizes": [low], "reach": REACH * high, "crossings": [told]})
-    return f"By their fitted curves: {line}"
+    called = {name: f"the {kind} ({name})" for name, kind in zip(names, ("ResNet", "plain ViT"), strict=True)}
+    low, high = (int(max(law.sizes[end] for law in laws)) for end in (0, -1))
+    told = {**crossing(*laws).row(*names), "alike": False}
+    return f"By their fitted curves: {crossing_in_words(told, called, low, REACH * high)}"
 
 
 def _at_shares(measured: Sequence[Measured], scale: Scale, role: str) -> list[Measured]:

@@ -5,7 +5,7 @@ Letters: S sizes of training sets, k seeds, R resamples, n training pictures.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -110,6 +110,19 @@ class Crossing:
     """None: it goes beyond the reach, or there is no crossing."""
     share: float
     """Of the resamples in which the curves cross in reach; NaN where there are none."""
+
+    def row(self, first: str, second: str) -> dict[str, Any]:
+        """The crossing of the curves of two models by name, as tables keep it and `telling` says it."""
+        models = (first, second)
+        return {
+            "models": models,
+            "before": models[self.leads_before],
+            "after": models[self.leads_after],
+            "size": self.size,
+            "low": self.low,
+            "high": self.high,
+            "share": None if math.isnan(self.share) else self.share,
+        }
 
 
 def crossing(first: PowerLaw, second: PowerLaw, *, reach: float = REACH) -> Crossing:

@@ -83,27 +83,24 @@ def _need(answer: dict[str, Any], need: dict[str, Any]) -> str:
 def crossings(answer: dict[str, Any]) -> list[str]:
     """A sentence for each pair of models."""
     names = {row["name"]: called(row, answer["models"]) for row in answer["models"]}
-    low, reach = answer["sizes"][0], answer["reach"]
-    lines = []
-    for row in answer["crossings"]:
-        before, after = names[row["before"]], names[row["after"]]
-        share = row["share"]
-        if row["alike"]:
-            lines.append(f"{_upper(before)} and {names[row['models'][1]]} are alike at every size.")
-            continue
-        if row["size"] is None:
-            other = names[next(name for name in row["models"] if name != row["before"])]
-            doubt = (
-                f", though in {_POINTS * share:.0f} % of the resamples they cross" if (share or 0) > 1 - _SURE else ""
-            )
-            lines.append(
-                f"{_upper(before)} is ahead of {other} from {low:,} to {reach:,.0f} pictures: no crossing in reach{doubt}."
-            )
-        else:
-            ends = between(row["low"], row["high"], reach)
-            doubt = f", in {_POINTS * share:.0f} % of the resamples" if share is not None and share < _SURE else ""
-            lines.append(f"{_upper(after)} overtakes {before} at about {about(row['size'])} pictures{ends}{doubt}.")
-    return lines
+    return [crossing_in_words(row, names, answer["sizes"][0], answer["reach"]) for row in answer["crossings"]]
+
+
+def crossing_in_words(row: dict[str, Any], names: dict[str, str], low: int, reach: float) -> str:
+    """A crossing between `low` and `reach` pictures as a sentence; `names` are what its two models are called in it."""
+    before, after = names[row["before"]], names[row["after"]]
+    share = row["share"]
+    if row["alike"]:
+        return f"{_upper(before)} and {names[row['models'][1]]} are alike at every size."
+    if row["size"] is None:
+        other = names[next(name for name in row["models"] if name != row["before"])]
+        doubt = f", though in {_POINTS * share:.0f} % of the resamples they cross" if (share or 0) > 1 - _SURE else ""
+        return (
+            f"{_upper(before)} is ahead of {other} from {low:,} to {reach:,.0f} pictures: no crossing in reach{doubt}."
+        )
+    ends = between(row["low"], row["high"], reach)
+    doubt = f", in {_POINTS * share:.0f} % of the resamples" if share is not None and share < _SURE else ""
+    return f"{_upper(after)} overtakes {before} at about {about(row['size'])} pictures{ends}{doubt}."
 
 
 def about(number: float) -> str:
