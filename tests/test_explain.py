@@ -23,6 +23,7 @@ import patchword
 from conftest import write_pictures
 from explaining import LABELS, data_of, labelled_vit, page_of, photo, two_photos
 from patchword import cli
+from patchword.core import encoding
 from patchword.core.errors import DivergedError, UsageError
 from patchword.core.progress import Progress
 from patchword.data.decoding.decode import decode
@@ -201,7 +202,7 @@ def test_a_label_is_what_maps_are_for(pair: list[Path], tmp_path: Path) -> None:
     pixels = other.preprocessing.fit(decode(pair[0].read_bytes(), 3))
     values = gradcam(other, as_images(other, pixels[None]), torch.tensor([4]))[0].numpy()
     sources = [attrs["src"] for tag, attrs in page_of(tmp_path / other.name).found if tag == "img"]
-    assert overlay.data_url(overlay.jpeg(overlay.overlay(pixels, values))) in sources
+    assert encoding.data_url(encoding.jpeg(overlay.overlay(pixels, values))) in sources
 
 
 def test_a_label_that_the_model_finds_unlikely_gets_its_maps_too(vit: Model, pair: list[Path], tmp_path: Path) -> None:

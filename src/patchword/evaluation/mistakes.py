@@ -1,12 +1,11 @@
 """Pictures that a model was surest of, wrongly and rightly, small enough to show."""
 
-import base64
-import io
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from patchword.core import encoding
 from patchword.core.picture import DecodeError
 from patchword.data.dataset import Split
 from patchword.data.decoding.decode import decode
@@ -66,6 +65,4 @@ def thumbnail(pixels: np.ndarray) -> str:
     if max(picture.size) < _SMALLEST_SIDE:
         factor = _SIDE // max(picture.size)
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return encoding.data_url(encoding.jpeg(np.asarray(picture)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchword.core import files
+from patchword.core import encoding, files
 from patchword.core.errors import DataError
 from patchword.explanation import overlay
 from patchword.explanation.facts import ARRAYS, Facts
@@ -75,7 +75,7 @@ def write_look(
     """Write and return the overlay of a picture, by the map h×w that was chosen, and its arrays; `number` counts from 1."""
     stem = f"{number:03d}-{picture.stem[:_LONGEST_STEM]}"
     overlaid, arrays = folder / f"{stem}.png", folder / f"{stem}.npz"
-    files.write_bytes(overlaid, overlay.png(overlay.overlay(seen.pixels, chosen)))
+    files.write_bytes(overlaid, encoding.png(overlay.overlay(seen.pixels, chosen)))
     named = np.array([labels[i] for i in seen.classes])
     _write_arrays(arrays, map=chosen, labels=named, **seen.arrays())
     return overlaid, arrays

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from patchword.core import encoding
 from patchword.core.files import write_text
 from patchword.core.runtime import versions
 from patchword.explanation import overlay
@@ -105,7 +106,7 @@ def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
     height, width = overlay.shown(look.pixels).shape[:2]
     scale = min(1.0, _LARGEST_SIDE / max(height, width))
     height, width = round(height * scale), round(width * scale)
-    source = overlay.data_url(_source(look.pixels, (height, width)))
+    source = encoding.data_url(_source(look.pixels, (height, width)))
     drawn = np.asarray(
         Image.fromarray(overlay.overlay(look.pixels, look.chosen(choice, place))).resize((width, height))
     )
@@ -137,7 +138,7 @@ def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
         "name": shown.name,
         "says": subject.says(look.probabilities),
         "picture": source,
-        "overlay": overlay.data_url(overlay.jpeg(drawn)),
+        "overlay": encoding.data_url(encoding.jpeg(drawn)),
         "width": width,
         "height": height,
         "data": script_data(data),
@@ -149,7 +150,7 @@ def _picture(shown: Shown, subject: Subject) -> dict[str, Any]:
         "gradcam": names if look.gradcam is not None else [],
         "colours": None
         if look.colours is None or look.colours.shape[:2] == (1, 1)  # one place is like nothing
-        else overlay.data_url(overlay.png((255 * look.colours).astype(np.uint8))),
+        else encoding.data_url(encoding.png((255 * look.colours).astype(np.uint8))),
         "beside": None if shown.beside is None else _beside(shown.beside),
         "neighbours": shown.neighbours,
     }
@@ -163,7 +164,7 @@ def _first_layer(choice: Choice, depth: int) -> int:
 
 
 def _beside(beside: Beside) -> dict[str, Any]:
-    picture = overlay.data_url(overlay.jpeg(beside.overlay))
+    picture = encoding.data_url(encoding.jpeg(beside.overlay))
     return {**vars(beside), "overlay": picture}
 
 
@@ -171,8 +172,8 @@ def _source(pixels: np.ndarray, size: tuple[int, int]) -> bytes:
     """The picture as it is embedded: a small one exactly as the model gets it, a large one as a JPEG."""
     rgb = np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
     if max(size) > max(pixels.shape[:2]):
-        return overlay.png(rgb)
-    return overlay.jpeg(np.asarray(Image.fromarray(rgb).resize((size[1], size[0]))))
+        return encoding.png(rgb)
+    return encoding.jpeg(np.asarray(Image.fromarray(rgb).resize((size[1], size[0]))))
 
 
 def _facts(facts: Facts) -> dict[str, Any]:
@@ -214,4 +215,4 @@ def _from_to(values: np.ndarray) -> str:
 
 
 def _atlas(atlas: Atlas) -> dict[str, Any]:
-    return {"url": overlay.data_url(overlay.webp(atlas.picture)), "data": atlas.data, "explained": atlas.explained}
+    return {"url": encoding.data_url(encoding.webp(atlas.picture)), "data": atlas.data, "explained": atlas.explained}

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from patchword.core import encoding
 from patchword.explanation import overlay
 
 _FILTERS_ACROSS = 7
@@ -46,4 +47,4 @@ def _mosaic(tiles: np.ndarray, across: int) -> dict[str, Any]:
         picture[y : y + h, x : x + w] = np.dstack([tile, np.full((h, w), 255, np.uint8)])
     factor = min(max(1, _MOSAIC // picture.shape[1]), _LARGEST_FACTOR)
     height, width = picture.shape[0] * factor, picture.shape[1] * factor
-    return {"url": overlay.data_url(overlay.png(picture)), "width": width, "height": height}
+    return {"url": encoding.data_url(encoding.png(picture)), "width": width, "height": height}
