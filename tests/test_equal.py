@@ -48,12 +48,29 @@ def test_a_curve_is_the_best_of_the_family_and_never_falls() -> None:
     assert times_the_compute(best, both).value == pytest.approx(0.0, abs=1e-12)
 
 
-def test_curves_that_share_no_accuracy_say_nothing() -> None:
+def test_curves_that_share_no_accuracy_give_a_bound() -> None:
+    """What begins above the end of the other needs less by all that was measured: three doublings, or none where it is dearer."""
     low, high = family(reached(BUDGETS)), family(reached(BUDGETS) + 0.31)
-    assert math.isnan(times_the_compute(low, high).value)
+    assert (times_the_compute(high, low).value, times_the_compute(low, high).value) == (3.0, -3.0)
     assert (above(low, high), above(high, low), above(low, low)) == (1, 0, None)
-    level = family(np.full(4, 0.5))
-    assert math.isnan(times_the_compute(level, level).value)
+    dear = family(reached(BUDGETS) + 0.31, 8 * BUDGETS)
+    assert (times_the_compute(dear, low).value, times_the_compute(low, dear).value) == (0.0, 0.0)
+    dearer = family(reached(BUDGETS) + 0.31, 16 * BUDGETS)
+    assert times_the_compute(dearer, low).value == 0.0, "nothing is known of less than the least"
+    spread = family(reached(BUDGETS) + 0.31, spread=(-0.2, 0.0, 0.2))
+    found = times_the_compute(spread, family(reached(BUDGETS), spread=(0.0, 0.0, 0.0)))
+    assert (found.value, found.high) == (3.0, 3.0)
+    assert found.low < 0, "by the chance of these seeds it might be below"
+
+
+def test_a_curve_that_is_level_is_compared_at_its_one_accuracy() -> None:
+    """Where the other needs two budgets more, or the same; ends that touch have that accuracy in common."""
+    level, rising = family(np.full(4, reached(BUDGETS)[1])), family(reached(BUDGETS))
+    assert times_the_compute(level, rising).value == pytest.approx(1.0)
+    assert times_the_compute(rising, level).value == pytest.approx(-1.0)
+    assert times_the_compute(level, level).value == 0.0
+    top = family(np.full(4, reached(BUDGETS)[-1]))
+    assert (above(top, rising), times_the_compute(top, rising).value) == (None, pytest.approx(3.0))
 
 
 def test_one_seed_says_nothing_of_spread() -> None:

@@ -1,7 +1,8 @@
 """How many times the compute one family of models needs of another's for equal accuracy. Pure functions of numbers.
 
 A family's curve goes through the runs that are better than all of the family that cost as much or less, and is linear in log
-FLOPs between them. Two curves are compared at every accuracy that both reach, and nowhere else.
+FLOPs between them. Two curves are compared at every accuracy that both reach. Where there is none, for the one begins above the
+end of the other, it needs less by the whole range of FLOPs between these two: by so much at least.
 
 Letters: P runs that differ in model or budget, k seeds, R resamples.
 """
@@ -30,16 +31,15 @@ class Family(NamedTuple):
 def times_the_compute(first: Family, second: Family, level: float = LEVEL, *, seed: int = 0) -> Estimate:
     """log₂ of how many times the FLOPs of the first family the second needs, mean over the accuracies that both reach.
 
-    Both have the same seeds. Not a number where the curves of the means reach no accuracy in common.
+    Both have the same seeds. Where the curves of the means reach no accuracy in common (`above`) it is a bound.
 
     The interval comes from resamples of the means. A resample moves those of all runs at once by their seeds' deviations, each
     times a normal draw, over one χ draw: as the difference of two means it has Student's distribution exactly (k − 1 degrees of
-    freedom), and what seeds do alike to all runs stays alike. Where the curves of a resample reach nothing in common, the one
-    above needs less by the whole range of FLOPs: by so much at least. One seed says nothing of spread.
+    freedom), and what seeds do alike to all runs stays alike. One seed says nothing of spread.
     """
     value = _log_ratio(_means(first), _means(second))
     count = first.values.shape[1]
-    if math.isnan(value) or count < 2:
+    if count < 2:
         return Estimate(value, -math.inf, math.inf)
     generator = np.random.default_rng(seed)
     draws = generator.standard_normal((RESAMPLES, count)) / math.sqrt(count * (count - 1))
@@ -49,9 +49,7 @@ def times_the_compute(first: Family, second: Family, level: float = LEVEL, *, se
     ]
     ratios = np.empty(RESAMPLES)
     for row, (one, other) in enumerate(zip(*moved, strict=True)):
-        curves = _curve(first.flops, one), _curve(second.flops, other)
-        ratio = _log_ratio(*curves)
-        ratios[row] = _beyond(*curves) if math.isnan(ratio) else ratio
+        ratios[row] = _log_ratio(_curve(first.flops, one), _curve(second.flops, other))
     return Estimate(value, *ends_of(ratios, level))
 
 
@@ -67,7 +65,7 @@ def slope(first: Family, second: Family) -> float:
 def above(first: Family, second: Family) -> int | None:
     """Which of two families reaches with its least compute more than the other with its most: 0, 1 or neither."""
     (_, one), (_, other) = _means(first), _means(second)
-    return 0 if one[0] >= other[-1] else 1 if other[0] >= one[-1] else None
+    return 0 if one[0] > other[-1] else 1 if other[0] > one[-1] else None
 
 
 _Curve = tuple[np.ndarray, np.ndarray]
@@ -87,16 +85,11 @@ def _curve(flops: np.ndarray, values: np.ndarray) -> _Curve:
 
 def _log_ratio(first: _Curve, second: _Curve) -> float:
     low, high = max(first[1][0], second[1][0]), min(first[1][-1], second[1][-1])
-    if not low < high:
-        return math.nan
+    if low > high:  # the one begins above the end of the other
+        if first[1][0] > second[1][-1]:
+            return max(0.0, second[0][-1] - first[0][0])
+        return -max(0.0, first[0][-1] - second[0][0])
     # The middles of equal parts: at the ends themselves a level stretch would count with one of its sides.
     reached = low + (high - low) * (np.arange(_LEVELS) + 0.5) / _LEVELS
     needed = [np.interp(reached, values, flops) for flops, values in (first, second)]
     return float((needed[1] - needed[0]).mean())
-
-
-def _beyond(first: _Curve, second: _Curve) -> float:
-    """The least ratio of two curves that reach nothing in common: of the dearest below to the cheapest above."""
-    if first[1][0] >= second[1][-1]:
-        return max(0.0, second[0][-1] - first[0][0])
-    return -max(0.0, first[0][-1] - second[0][0])

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from patchword.studies.equal import Family, slope, times_the_compute
+from patchword.studies.equal import Family, above, slope, times_the_compute
 from patchword.studies.experiment import Measured, Scale
 from patchword.studies.statistics import LEVEL, Estimate, mean_interval
 
@@ -83,11 +83,12 @@ class Compute(NamedTuple):
     second: Family
 
     def part(self, level: float) -> Part:
-        """With its interval; not a number where there are no two curves to compare."""
+        """With its interval; a bound where the curves reach no accuracy in common, not a number where there are no two."""
         if not self.first.values.size or not self.second.values.size:
             return Part(self.what, estimate([], level), ratio=True)
         found = times_the_compute(self.first, self.second, level)
-        return Part(self.what, found, ratio=True, worth=slope(self.first, self.second))
+        bound = {None: "", 0: ", at least", 1: ", at most"}[above(self.first, self.second)]
+        return Part(self.what + bound, found, ratio=True, worth=slope(self.first, self.second))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
