@@ -32,7 +32,7 @@ from patchword.reports import run as pages
 from patchword.reports.study import command, warnings, write_study
 from patchword.studies import answer as answers
 from patchword.studies import compare as studies
-from patchword.studies import floor, telling
+from patchword.studies import disagreements, floor, telling
 from patchword.studies.answer import answer, write_answer
 from patchword.studies.cells import Cells
 from patchword.studies.curves import REACH, fit_power_law
@@ -469,7 +469,7 @@ def test_disagreements_that_are_shown_are_those_where_both_sides_are_surest(
     study: studies.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the surest of those that are always right and the surest of those that never are; what is said is said most often."""
-    monkeypatch.setattr(answers, "_varied", lambda pictures, kinds: list(pictures))
+    monkeypatch.setattr(disagreements, "_varied", lambda pictures, kinds: list(pictures))
     given = {
         name: [
             read_answers(study.grid.folder / study.cell(name, 0, seed).place / "predictions.csv") for seed in range(3)
@@ -481,7 +481,7 @@ def test_disagreements_that_are_shown_are_those_where_both_sides_are_surest(
     sure = np.array([np.mean([each.confidence for each in rows], axis=0) for rows in given.values()])
     both = np.where(always, sure, 0).max(0) + np.where(never, sure, 0).max(0)
     both[~(always.any(0) & never.any(0))] = -1
-    found = answers._disagreements(study, Cells(study))
+    found = disagreements.disagreements(study, Cells(study))
     assert found is not None
     assert [row["name"] for row in found["pictures"]] == [
         given[MODELS[0]][0].pictures[place] for place in np.argsort(-both, kind="stable")[:8]
@@ -495,7 +495,7 @@ def test_disagreements_that_are_shown_are_those_where_both_sides_are_surest(
 
 def test_disagreements_are_of_several_labels() -> None:
     kinds = [("shoes", "1"), ("shoes", "2"), ("shoes", "3"), ("hat", "1"), ("hat", "1"), ("skirt", "4"), (None, "5")]
-    assert answers._varied(range(10, 17), kinds) == [10, 11, 13, 15, 16, 12, 14]
+    assert disagreements._varied(range(10, 17), kinds) == [10, 11, 13, 15, 16, 12, 14]
 
 
 def test_where_models_disagree_the_page_shows_where_each_looked(tmp_path: Path) -> None:
