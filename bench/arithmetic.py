@@ -5,7 +5,6 @@ are medians, and the ratio is that of steps beside each other, with its quartile
 """
 
 import contextlib
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 
 from bench.wishes import answered, whole
 from patchword.core.runtime import keep_memory
-from patchword.models import layers, onednn, resnet
+from patchword.models import layers, resnet
 from patchword.models.contract import Model
 from patchword.models.convolution import DepthwiseConv
 from patchword.models.names import create_model
@@ -67,7 +66,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def torchs_own() -> Iterator[None]:
-    """GELU, group norm and convolutions as torch has them, and GELU in oneDNN's products."""
+    """GELU, group norm and convolutions as torch has them."""
 
     def gelu(x: torch.Tensor, kind: str) -> torch.Tensor:
         return F.gelu(x, approximate="tanh" if kind == "tanh" else "none")
@@ -77,7 +76,6 @@ def torchs_own() -> Iterator[None]:
 
     with (
         mock.patch.object(layers, "gelu", gelu),
-        mock.patch.object(onednn, "_LITTLE", math.inf),
         mock.patch.object(resnet, "group_norm", F.group_norm),
         mock.patch.object(resnet, "conv2d", conv2d),
         mock.patch.object(DepthwiseConv, "_conv_forward", torch.nn.Conv2d._conv_forward),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from patchword.models import convolution, norm, onednn
+from patchword.models import convolution, linear, norm
 from patchword.models import gelu as gelus
 from patchword.models.convolution import conv2d
 from patchword.models.gelu import Gelu, gelu
@@ -45,11 +45,15 @@ def assert_as_in_float64(
         assert (one - other).abs().max() <= tolerance * other.abs().max(), place
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 5, 7)])
-def test_linear_has_torchs_values_and_derivatives(shape: tuple[int, ...]) -> None:
+def test_linear_by_onednn_has_torchs_values_and_derivatives(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "_ONEDNN", True)
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(*size, generator=generator) for size in (shape, (11, 7), (11,))]
-    assert_as_in_float64(onednn.linear, F.linear, given)
+    assert_as_in_float64(linear.linear, F.linear, given)
 
 
 @pytest.mark.parametrize("kind", ["tanh", "erf"])

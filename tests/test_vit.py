@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchword.core.errors import UsageError
-from patchword.models import onednn
+from patchword.models import linear
 from patchword.models.cost import cost
 from patchword.models.gelu import gelu
 from patchword.models.layers import MLP, Block, Dropout
@@ -22,6 +22,7 @@ from patchword.models.vit import SIZES, ViT
 
 POOLS = ("token", "gap", "map")
 POSITIONS = ("none", "1d", "2d", "relative", "sincos", "rope")
+ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def small(image_size: tuple[int, int] = (14, 22), num_classes: int = 5, **options: Any) -> ViT:
@@ -177,21 +178,26 @@ def _infer(model: ViT, batch: Tensor) -> Tensor:
         return model(batch)
 
 
-@pytest.mark.parametrize("little", [0, 1 << 15])
+BOTH_LIBRARIES = [False, pytest.param(True, marks=pytest.mark.skipif(not ONEDNN, reason="no oneDNN"))]
+
+
+@pytest.mark.parametrize("by_onednn", BOTH_LIBRARIES)
 @pytest.mark.parametrize("kind", ["tanh", "erf"])
 @pytest.mark.parametrize("pool", POOLS)
-def test_inference_mode_computes_the_same(pool: str, kind: str, little: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU with oneDNN every block takes another way there, GELU in a product or beside it, and no block outside."""
-    monkeypatch.setattr(onednn, "_LITTLE", little)
+def test_inference_mode_computes_the_same(
+    pool: str, kind: str, by_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU every block takes another way there, by either library, and no block outside."""
+    monkeypatch.setattr(linear, "_ONEDNN", by_onednn)
     model = small(pool=pool, gelu=kind)
     batch = images(model)
     taken: list[Any] = []
-    infer = onednn.infer
-    monkeypatch.setattr(onednn, "infer", lambda block, *of: taken.append(block) or infer(block, *of))
+    infer = linear.infer
+    monkeypatch.setattr(linear, "infer", lambda block, *of: taken.append(block) or infer(block, *of))
     plain = model(batch).detach()
     assert not taken
     torch.testing.assert_close(_infer(model, batch), plain, rtol=1e-5, atol=1e-5)
-    assert len(taken) == (3 if torch.backends.mkldnn.is_available() else 0)
+    assert len(taken) == 3
 
 
 def test_hooks_and_adapters_inside_a_block_are_called_in_inference_mode() -> None:
@@ -719,12 +725,21 @@ def test_gelu_is_torchs_own_where_others_look(monkeypatch: pytest.MonkeyPatch) -
     assert torch.count_nonzero(model.blocks[0].mlp.fc1.weight.grad)  # pyright: ignore[reportArgumentType]
 
 
-def test_training_uses_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not onednn._available():
+def test_products_go_to_onednn_where_the_processor_has_avx_512(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a model that trains, and the same gradients by either library."""
+    assert (torch.backends.cpu.get_cpu_capability() == "AVX512" and ONEDNN) == linear._ONEDNN
+    if not ONEDNN:
         pytest.skip("this build of torch has no oneDNN")
     calls: list[int] = []
-    apply = onednn._Product.apply
-    monkeypatch.setattr(onednn._Product, "apply", lambda *inputs: (calls.append(1), apply(*inputs))[1])
-    model = small(depth=1).train()
-    model(images(model)).sum().backward()
-    assert len(calls) == 6  # patches, queries, keys and values, projection, two in the MLP
+    by_onednn = linear.by_onednn
+    monkeypatch.setattr(linear, "by_onednn", lambda *inputs: (calls.append(1), by_onednn(*inputs))[1])
+    gradients = []
+    for chosen in (True, False):
+        monkeypatch.setattr(linear, "_ONEDNN", chosen)
+        model = small(depth=1).train()
+        model(images(model)).square().sum().backward()
+        gradients.append([each.grad for each in model.parameters()])
+    # Patches, queries, keys and values, projection, two in the MLP; of patches no gradient goes to the pictures.
+    assert len(calls) == 3 * 6 - 1
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchword.models import onednn
+from patchword.models import linear
 from patchword.models.chance import Dropout, StochasticDepth
 from patchword.models.gelu import Gelu, gelu
-from patchword.models.onednn import Linear
+from patchword.models.linear import Linear
 from patchword.models.position import RelativeKeys, Rotation
 
 
@@ -58,8 +58,8 @@ class Attention(nn.Module):
                 q, k = self.rotation(asked, places).permute(2, 0, 3, 1, 4).unbind(0)
                 v = v[:, :, 0].transpose(1, 2)
             return q[:, :, :rows], k, v
-        q = onednn.linear(x[:, :rows], self.qkv.weight[:D], self.qkv.bias[:D]).view(B, rows, 1, H, D // H)
-        k, v = onednn.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).view(B, M, 2, H, D // H).split(1, dim=2)
+        q = linear.linear(x[:, :rows], self.qkv.weight[:D], self.qkv.bias[:D]).view(B, rows, 1, H, D // H)
+        k, v = linear.linear(x, self.qkv.weight[D:], self.qkv.bias[D:]).view(B, M, 2, H, D // H).split(1, dim=2)
         if self.rotation is not None:
             q, k = self.rotation(q, places), self.rotation(k, places)
         q, k, v = (each[:, :, 0].transpose(1, 2) for each in (q, k, v))
@@ -152,8 +152,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rows: int | None = None, places: Tensor | None = None) -> Tensor:
         """B×M×D → B×Q×D: all tokens, or exactly the first `rows` where nothing reads the others (the last block's)."""
-        if onednn.applies(self, x):
-            return onednn.infer(self, x, rows, places)
+        if linear.applies(self, x):
+            return linear.infer(self, x, rows, places)
         x = x[:, :rows] + self.branch(self.dropout(self.attention(self.norm1(x), rows, places)), self.scale1)
         return x + self.branch(self.mlp(self.norm2(x)), self.scale2, 1)
 
@@ -169,8 +169,8 @@ class Block(nn.Module):
     def go_on(self, x: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         """The second half: the block's input and what `look` gave → B×M×D."""
         heads = weights @ values
-        if onednn.applies(self, x):
-            return onednn.after_attention(self, x, heads)
+        if linear.applies(self, x):
+            return linear.after_attention(self, x, heads)
         x = x + self.branch(self.dropout(self.attention.join(heads)), self.scale1)
         return x + self.branch(self.mlp(self.norm2(x)), self.scale2, 1)
 

@@ -18,7 +18,7 @@ from patchword.models.chance import Dropout, StochasticDepth
 from patchword.models.contract import Model
 from patchword.models.gelu import Gelu
 from patchword.models.layers import AttentionPool, Block
-from patchword.models.onednn import Linear
+from patchword.models.linear import Linear
 from patchword.models.position import POSITIONS, Position, PositionEmbedding, RelativeKeys, Resampling, Rotation
 
 Pool = Literal["token", "gap", "gap-norm", "map"]

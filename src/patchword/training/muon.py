@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchword.models.onednn import linear
+from patchword.models.linear import linear
 from patchword.training.sharded import as_sharded, full
 
 _STEPS = 5

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from patchword.core.errors import UsageError, nearest
 from patchword.models.contract import Model
 from patchword.models.layers import Attention
-from patchword.models.onednn import Linear, linear
+from patchword.models.linear import Linear, linear
 from patchword.models.vit import ViT
 
 _KINDS = ("all", "head", "attention", "lora:8")

@@ -1,12 +1,11 @@
-"""Linear layers on a CPU by oneDNN: the same functions as torch's own, which leaves them to MKL.
+"""Linear layers on a CPU by the faster of torch's two libraries, MKL and oneDNN: the same functions as torch's own.
 
-oneDNN's products are as fast as MKL's on AVX2 and more than twice as fast on AMD's AVX-512, which MKL does not use there.
-In inference it also takes each residual into the product before it, and GELU where there is little of it.
-Letters: B images, M tokens, Q tokens that ask, D width.
+torch leaves them to MKL. On AMD's processors with AVX-512, which MKL does not use there, oneDNN is more than twice as fast;
+without AVX-512 it is slower, by a fifth forward and by half for the gradients of weights. In inference each residual goes into
+the product before it by either, and by oneDNN GELU, too.
+Letters: B images, M tokens, Q tokens that ask, D width, I numbers in, O numbers out.
 """
 
-import functools
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +17,13 @@ from patchword.models.eager import eager
 if TYPE_CHECKING:
     from patchword.models.layers import Block
 
-
-_LITTLE = math.inf if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1 << 15
-"""Numbers up to which GELU goes into the product: for more of them that takes several times as long on AVX2."""
+# By what the processor can do, and not by the clock: the same machine computes the same bits.
+_ONEDNN = (
+    torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+"""Whether products go to oneDNN, by a private door of torch."""
 
 
 class Linear(nn.Linear):
@@ -32,11 +35,11 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear`, differentiable as often: …×I by weight O×I and bias O → …×O."""
-    if not _fits(x, weight):
+    if not _ONEDNN or not eager(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _Product.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
-    return _product(x, weight, bias)
+    return by_onednn(x, weight, bias)
 
 
 class _Product(torch.autograd.Function):
@@ -46,7 +49,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         wants_x, wants_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if wants_weight else None, weight if wants_x else None)
-        return _product(x, weight, bias)
+        return by_onednn(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -68,12 +71,19 @@ def _weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     return linear(gradient.t(), x.t(), None)
 
 
+def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product by oneDNN, whatever the machine; float32 on a CPU, and no gradient."""
+    # For weights with gaps between their numbers it has nothing but its reference, a hundred times as slow.
+    dense = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x, dense, bias, "none", [], "")
+
+
 def applies(block: "Block", x: Tensor) -> bool:
     """Whether `infer` may stand in for the plain path: in `torch.inference_mode()`, with nobody listening inside."""
     return (
         torch.is_inference_mode_enabled()
         and not block.training
-        and _fits(x, block.norm1.weight)
+        and eager(x, block.norm1.weight)
         and block.attention.relative is None
         and block.scale1 is None
         # An adapter in the place of a layer wants to be called.
@@ -91,30 +101,20 @@ def infer(block: "Block", x: Tensor, rows: int | None, places: Tensor | None = N
 def after_attention(block: "Block", x: Tensor, heads: Tensor) -> Tensor:
     """The input of a block B×Q×D and what its heads took from the values B×H×Q×K → its output B×Q×D."""
     mlp = block.mlp
-    x = _product_plus(heads.transpose(1, 2).flatten(2), block.attention.proj, x)
+    x = _plus(x, block.attention.proj, heads.transpose(1, 2).flatten(2))
     normed = block.norm2(x)
-    if normed.shape[:-1].numel() * mlp.fc1.out_features <= _LITTLE:
+    if _ONEDNN:
         kind = "tanh" if mlp.gelu == "tanh" else "none"
         hidden = torch.ops.mkldnn._linear_pointwise(normed, mlp.fc1.weight, mlp.fc1.bias, "gelu", [], kind)
     else:
-        hidden = mlp.activate(_product(normed, mlp.fc1.weight, mlp.fc1.bias))
-    return _product_plus(hidden, mlp.fc2, x)
+        hidden = mlp.activate(mlp.fc1(normed))
+    return _plus(x, mlp.fc2, hidden)
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
-    return eager(x, weight) and _available()
-
-
-@functools.cache
-def _available() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # For weights with gaps between their numbers oneDNN has nothing but its reference, a hundred times as slow.
-    dense = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(x, dense, bias, "none", [], "")
-
-
-def _product_plus(x: Tensor, layer: nn.Linear, residual: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.binary(x, residual.contiguous(), layer.weight, layer.bias, "add")
+def _plus(residual: Tensor, layer: nn.Linear, x: Tensor) -> Tensor:
+    """What a layer makes of x, …×I, added to …×O."""
+    if _ONEDNN:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual.contiguous(), layer.weight, layer.bias, "add")
+    # MKL adds a product to what is there, and is given the bias there in any case.
+    sum_ = residual + layer.bias
+    return sum_.flatten(0, -2).addmm_(x.flatten(0, -2), layer.weight.t()).view_as(sum_)
