@@ -50,7 +50,7 @@ def assert_as_in_float64(
 def test_linear_by_onednn_has_torchs_values_and_derivatives(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "_ONEDNN", True)
+    monkeypatch.setattr(linear, "ONEDNN", True)
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(*size, generator=generator) for size in (shape, (11, 7), (11,))]
     assert_as_in_float64(linear.linear, F.linear, given)
@@ -110,6 +110,27 @@ def test_convolution_has_torchs_values_and_derivatives(
         lambda x, w: F.conv2d(x, w, None, stride, padding, 1, groups),
         [x, weight],
     )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize(("channels", "stride"), [(5, 1), (3, 1), (5, 2)])
+def test_kernels_of_one_place_are_a_product_for_many_channels(
+    channels: int, stride: int, onednn: bool, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of maps whose channels lie beside each other, where products go to MKL."""
+    monkeypatch.setattr(convolution, "_WIDE", 5)
+    monkeypatch.setattr(linear, "ONEDNN", onednn)
+    taken: list[int] = []
+    product = linear.linear
+    monkeypatch.setattr(convolution.linear, "linear", lambda *given: taken.append(1) or product(*given))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, channels, 3, 11, generator=generator).contiguous(memory_format=layout)
+    weight = torch.randn(7, channels, 1, 1, generator=generator)
+    assert_as_in_float64(lambda x, w: conv2d(x, w, stride, 0), lambda x, w: F.conv2d(x, w, None, stride), [x, weight])
+    before = len(taken)
+    assert conv2d(x, weight, stride, 0).is_contiguous(memory_format=layout)
+    assert len(taken) - before == (channels == 5 and stride == 1 and not onednn and layout == torch.channels_last)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(7, 7), (10, 5), (21, 7), (3, 1), (8, 2)])

@@ -304,7 +304,7 @@ def test_costs_count_the_model_and_less_memory_where_less_learns() -> None:
 def test_what_stands_still_is_not_kept_for_the_backward_pass(by_onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if by_onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("this build of torch has no oneDNN")
-    monkeypatch.setattr(linear, "_ONEDNN", by_onednn)
+    monkeypatch.setattr(linear, "ONEDNN", by_onednn)
     x, layer = torch.randn(5, 24, requires_grad=True), linear.Linear(24, 29).requires_grad_(False)
     kept: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):

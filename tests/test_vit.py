@@ -188,7 +188,7 @@ def test_inference_mode_computes_the_same(
     pool: str, kind: str, by_onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU every block takes another way there, by either library, and no block outside."""
-    monkeypatch.setattr(linear, "_ONEDNN", by_onednn)
+    monkeypatch.setattr(linear, "ONEDNN", by_onednn)
     model = small(pool=pool, gelu=kind)
     batch = images(model)
     taken: list[Any] = []
@@ -727,7 +727,7 @@ def test_gelu_is_torchs_own_where_others_look(monkeypatch: pytest.MonkeyPatch) -
 
 def test_products_go_to_onednn_where_the_processor_has_avx_512(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a model that trains, and the same gradients by either library."""
-    assert (torch.backends.cpu.get_cpu_capability() == "AVX512" and ONEDNN) == linear._ONEDNN
+    assert (torch.backends.cpu.get_cpu_capability() == "AVX512" and ONEDNN) == linear.ONEDNN
     if not ONEDNN:
         pytest.skip("this build of torch has no oneDNN")
     calls: list[int] = []
@@ -735,7 +735,7 @@ def test_products_go_to_onednn_where_the_processor_has_avx_512(monkeypatch: pyte
     monkeypatch.setattr(linear, "by_onednn", lambda *inputs: (calls.append(1), by_onednn(*inputs))[1])
     gradients = []
     for chosen in (True, False):
-        monkeypatch.setattr(linear, "_ONEDNN", chosen)
+        monkeypatch.setattr(linear, "ONEDNN", chosen)
         model = small(depth=1).train()
         model(images(model)).square().sum().backward()
         gradients.append([each.grad for each in model.parameters()])

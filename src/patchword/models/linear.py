@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from patchword.models.layers import Block
 
 # By what the processor can do, and not by the clock: the same machine computes the same bits.
-_ONEDNN = (
+ONEDNN = (
     torch.backends.cpu.get_cpu_capability() == "AVX512"
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -35,7 +35,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear`, differentiable as often: …×I by weight O×I and bias O → …×O."""
-    if not _ONEDNN or not eager(x, weight):
+    if not ONEDNN or not eager(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _Product.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
@@ -103,7 +103,7 @@ def after_attention(block: "Block", x: Tensor, heads: Tensor) -> Tensor:
     mlp = block.mlp
     x = _plus(x, block.attention.proj, heads.transpose(1, 2).flatten(2))
     normed = block.norm2(x)
-    if _ONEDNN:
+    if ONEDNN:
         kind = "tanh" if mlp.gelu == "tanh" else "none"
         hidden = torch.ops.mkldnn._linear_pointwise(normed, mlp.fc1.weight, mlp.fc1.bias, "gelu", [], kind)
     else:
@@ -113,7 +113,7 @@ def after_attention(block: "Block", x: Tensor, heads: Tensor) -> Tensor:
 
 def _plus(residual: Tensor, layer: nn.Linear, x: Tensor) -> Tensor:
     """What a layer makes of x, …×I, added to …×O."""
-    if _ONEDNN:
+    if ONEDNN:
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual.contiguous(), layer.weight, layer.bias, "add")
     # MKL adds a product to what is there, and is given the bias there in any case.
     sum_ = residual + layer.bias
