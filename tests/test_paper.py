@@ -30,6 +30,7 @@ from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.models.vit import ViT
 from patchword.reports import charts, page
+from patchword.reports import paper as paper_page
 from patchword.reports import run as pages
 from patchword.reports.paper import claims_table, command, write_paper
 from patchword.reports.paper import difference as told_difference
@@ -681,6 +682,24 @@ def test_times_and_points_are_written_as_what_they_are() -> None:
     assert (told_difference(part), alone.verdict) == ("2\u202f×", "undecided")
     assert [page.gained(0.021, unit) for unit in ("points", "value", "times")] == ["+2.1", "+0.02", "0.021\u202f×"]
     assert page.gained(None, "times") == "–"
+
+
+def test_places_of_an_axis_have_the_names_that_all_series_give_them() -> None:
+    rows = [
+        {"series": series, "label": f"{series}, {name}", "x": x}
+        for series in ("ViT-B/16", "ViT-L/16")
+        for x, name in ((1.0, "ImageNet"), (2.0, "JFT"))
+    ]
+    assert paper_page._named([*rows, {"series": "ViT-B/32", "label": "ViT-B/32, alone", "x": None}]) == {
+        1: "ImageNet",
+        2: "JFT",
+    }
+    assert paper_page._named([*rows, {"series": "ViT-B/32", "label": "ViT-B/32, other", "x": 2.0}]) == {}
+    published = [vars(each) for each in paper.EXPERIMENTS["fig3"].published]
+    assert paper_page._named(published) == {1: "ImageNet", 2: "ImageNet-21k", 3: "JFT-300M"}
+    series = [charts.Series(0, [charts.Reading(1, 0.5, None, None), charts.Reading(2, 0.6, None, None)])]
+    drawn = charts.accuracy_over(series, "set", "fig3", logarithmic=False, named=paper_page._named(rows))
+    assert all(f">{name}<" in drawn for name in ("ImageNet", "JFT"))
 
 
 def test_a_diverged_seed_is_left_out_of_its_pairs() -> None:

@@ -5,7 +5,7 @@ A model's place in the study decides both, so that it looks the same in every fi
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
@@ -108,10 +108,16 @@ def accuracy_against_size(series: Sequence[Series], measured: float, crossings: 
 
 
 def accuracy_over(
-    series: Sequence[Series], label: str, name: str, *, front: Points = (), logarithmic: bool = True
+    series: Sequence[Series],
+    label: str,
+    name: str,
+    *,
+    front: Points = (),
+    logarithmic: bool = True,
+    named: Mapping[float, str] | None = None,
 ) -> Markup:
     """Accuracy in 0…1 over a cost or a number; each series' points are joined, and a step line is the front of those that
-    nobody beats."""
+    nobody beats. Places of an axis that is not logarithmic may be `named`."""
     with drawing(name, f"Accuracy over {label}") as (figure, svg):
         panel = _panel(figure)
         if logarithmic:
@@ -126,7 +132,7 @@ def accuracy_over(
         if logarithmic:
             _number_axis(panel, label)
         else:
-            _whole_axis(panel, label)
+            _whole_axis(panel, label, named or {})
     return svg[0]
 
 
@@ -238,10 +244,13 @@ def _number_axis(panel: "Axes", label: str) -> None:
     panel.set_xlabel(label, labelpad=3)
 
 
-def _whole_axis(panel: "Axes", label: str) -> None:
+def _whole_axis(panel: "Axes", label: str, named: Mapping[float, str]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if named:
+        panel.set_xticks(list(named), list(named.values()))
+    else:
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     low, high = panel.get_xlim()
     panel.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     panel.set_xlabel(label, labelpad=3)

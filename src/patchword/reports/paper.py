@@ -97,7 +97,14 @@ def _figure(answer: dict[str, Any], rows: list[dict[str, Any]], places: dict[str
         return None
     axis = answer["axis"] if name == "ours" else answer["axis"].replace("PFLOP", "exaFLOP")
     wide = min(xs) > 0 and max(xs) / min(xs) > 5
-    return charts.accuracy_over(series, axis, f"{answer['name']} {name}", logarithmic=wide)
+    return charts.accuracy_over(series, axis, f"{answer['name']} {name}", logarithmic=wide, named=_named(rows))
+
+
+def _named(rows: list[dict[str, Any]]) -> dict[float, str]:
+    """What the places of an axis are called, where all series have the same names for them: `ViT-B/16, JFT` stands at JFT."""
+    given = {(row["x"], row["label"].removeprefix(f"{row['series']}, ")) for row in rows if row["x"] is not None}
+    names = dict(given)
+    return names if len(names) == len(given) else {}
 
 
 def _write_claims(path: Path, answer: Fields) -> Path:

@@ -66,8 +66,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             arms=arms.datasets,
             measures=arms.of_tuning,
             published=published.TABLE5,
-            published_is="accuracy in % on ImageNet; 1, 2 and 3 are ImageNet, ImageNet-21k and JFT-300M",
-            axis="set to pre-train on: none, then larger and larger",
+            published_is="accuracy in % on ImageNet",
+            axis="set to pre-train on",
             figure="lines",
         ),
         Experiment(
