@@ -46,11 +46,13 @@ def assert_as_in_float64(
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 5, 7)])
 def test_linear_by_onednn_has_torchs_values_and_derivatives(
-    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], backward: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "ONEDNN", True)
+    monkeypatch.setattr(linear, "ONEDNN_BACKWARD", backward)
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(*size, generator=generator) for size in (shape, (11, 7), (11,))]
     assert_as_in_float64(linear.linear, F.linear, given)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -725,21 +726,43 @@ def test_gelu_is_torchs_own_where_others_look(monkeypatch: pytest.MonkeyPatch) -
     assert torch.count_nonzero(model.blocks[0].mlp.fc1.weight.grad)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize(
+    ("maker", "intels"),
+    [("vendor_id\t: GenuineIntel\n", True), ("vendor_id\t: AuthenticAMD\nflags\t: avx512f\n", False)],
+)
+def test_the_maker_of_the_processor_says_who_takes_gradients(
+    maker: str, intels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no list of processors, the platform names it."""
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{maker}model name\t: 7\n")
+    monkeypatch.setattr(linear, "Path", lambda _: tmp_path / "cpuinfo")
+    assert linear._is_intels() == intels
+    (tmp_path / "cpuinfo").unlink()
+    for name in ("Intel64 Family 6 Model 85 Stepping 7, GenuineIntel", "AMD64 Family 25, AuthenticAMD", ""):
+        monkeypatch.setattr(linear.platform, "processor", lambda name=name: name)
+        assert linear._is_intels() == name.endswith("GenuineIntel")
+
+
 def test_products_go_to_onednn_where_the_processor_has_avx_512(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a model that trains, and the same gradients by either library."""
+    """All of a model that trains, or its forward pass alone, and the same gradients by either library."""
     assert (torch.backends.cpu.get_cpu_capability() == "AVX512" and ONEDNN) == linear.ONEDNN
+    assert linear.ONEDNN >= linear.ONEDNN_BACKWARD
     if not ONEDNN:
         pytest.skip("this build of torch has no oneDNN")
     calls: list[int] = []
     by_onednn = linear.by_onednn
     monkeypatch.setattr(linear, "by_onednn", lambda *inputs: (calls.append(1), by_onednn(*inputs))[1])
-    gradients = []
-    for chosen in (True, False):
-        monkeypatch.setattr(linear, "ONEDNN", chosen)
+    gradients, counts = [], []
+    for forward, backward in ((True, True), (True, False), (False, False)):
+        monkeypatch.setattr(linear, "ONEDNN", forward)
+        monkeypatch.setattr(linear, "ONEDNN_BACKWARD", backward)
+        calls.clear()
         model = small(depth=1).train()
         model(images(model)).square().sum().backward()
         gradients.append([each.grad for each in model.parameters()])
+        counts.append(len(calls))
     # Patches, queries, keys and values, projection, two in the MLP; of patches no gradient goes to the pictures.
-    assert len(calls) == 3 * 6 - 1
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert counts == [3 * 6 - 1, 6, 0]
+    for own in gradients[1:]:
+        for one, other in zip(gradients[0], own, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
