@@ -39,7 +39,6 @@ from patchword.training.objectives import (
     Objective,
     Unlabelled,
     choose,
-    masked_autoencoder,
     masked_patch,
     start_at_prior,
 )
@@ -259,7 +258,7 @@ def test_no_hidden_pixel_reaches_the_encoder_of_an_auto_encoder() -> None:
     visible = torch.tensor([[0, 8, 16, 24, 32]])
     model.encode(model.embed(images), visible).square().sum().backward()
     assert images.grad is not None
-    reached = masked_autoencoder.patches(images.grad, model.grid).any(2)[0].nonzero()[:, 0]
+    reached = model.patchify(images.grad).any(2)[0].nonzero()[:, 0]
     assert reached.tolist() == visible[0].tolist()
 
 

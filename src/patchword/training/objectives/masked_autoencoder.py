@@ -53,8 +53,7 @@ class MaskedAutoencoder(Unlabelled):
         self.register_buffer("positions", sincos((h, w), width))
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(_DEPTH))
         self.norm = nn.LayerNorm(width)
-        patch = (model.image_size[0] // h) * (model.image_size[1] // w)
-        self.paint = nn.Linear(width, patch * model.in_channels)
+        self.paint = nn.Linear(width, model.word_size)
         nn.init.normal_(self.word, std=0.02)
         for block in self.blocks:
             block.reset()  # pyright: ignore[reportCallIssue] (ModuleList does not say what it holds)
@@ -80,7 +79,7 @@ class MaskedAutoencoder(Unlabelled):
             tokens = block(tokens)
         chosen = hidden[:, :, None]
         tokens = self.norm(tokens.gather(1, chosen.expand(-1, -1, tokens.shape[2])))
-        truth = patches(images, model.grid)
+        truth = model.patchify(images)  # B×N×(C · P²)
         truth = truth.gather(1, chosen.expand(-1, -1, truth.shape[2]))
         variance, mean = torch.var_mean(truth, dim=2, keepdim=True)
         aims = (truth - mean) / (variance + 1e-6).sqrt()
@@ -93,9 +92,3 @@ class MaskedAutoencoder(Unlabelled):
 def visible_patches(count: int) -> int:
     """How many of so many patches the encoder sees."""
     return max(1, round((1 - MASKED) * count))
-
-
-def patches(images: Tensor, grid: tuple[int, int]) -> Tensor:
-    """B×C×H×W → B×N×(C · P²) in raster order, whatever words the model makes of them."""
-    (B, C, H, W), (h, w) = images.shape, grid
-    return images.reshape(B, C, h, H // h, w, W // w).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
