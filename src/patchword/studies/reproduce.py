@@ -42,7 +42,7 @@ def run_one(
         trials = Trials(Grid(folder, publish_run), scale)
         arms = asked.arms(scale)
         lacking = _tell(asked, arms, trials, count)
-        there = [arm for arm in arms if not arm.sets & set(lacking)]
+        there = _here(arms, lacking)
         known, like = trials.ahead(there, range(count))
         trials.grid.begin(list(known.values()), list(like.values()), list(trials.extras(there, range(count)).values()))
         measured = _measure(trials, arms, lacking, range(count))
@@ -196,6 +196,11 @@ def _figures(value: float, count: int) -> str:
     return f"{float(f'{value:.{count}g}'):,.15g}"
 
 
+def _here(arms: Sequence[Arm], lacking: Mapping[str, str]) -> list[Arm]:
+    """The arms that need none of the data that is missing."""
+    return [arm for arm in arms if arm.sets.isdisjoint(lacking)]
+
+
 def _tell(asked: Experiment, arms: Sequence[Arm], trials: Trials, seeds: int) -> dict[str, str]:
     """Say what the experiment costs and what it lacks; raises `DataError` where nothing of it can be run."""
     flops = flops_of(arms, trials, seeds)
@@ -211,13 +216,12 @@ def _tell(asked: Experiment, arms: Sequence[Arm], trials: Trials, seeds: int) ->
     lacking = missing(arms)
     for data, why in lacking.items():
         say(f"note: {data} is missing: {why}")
-    if lacking and all(arm.sets & set(lacking) for arm in arms):
+    if lacking and not _here(arms, lacking):
         raise DataError(f"nothing of {asked.name} can be run here, for {missing_words(lacking)}")
     return lacking
 
 
 def _measure(trials: Trials, arms: Sequence[Arm], lacking: Mapping[str, str], seeds: range) -> list[Measured]:
     """What the arms came to; those whose data is missing have no value, and are averaged over nowhere."""
-    there = [arm for arm in arms if not arm.sets & set(lacking)]
-    found = {id(each.arm): each for each in trials.measure(there, seeds)}
+    found = {id(each.arm): each for each in trials.measure(_here(arms, lacking), seeds)}
     return [found.get(id(arm), Measured(arm, (None,) * len(seeds))) for arm in arms]
