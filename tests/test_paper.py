@@ -40,10 +40,10 @@ from patchword.studies import inside, paper, reproduce, scales, trials, vtab
 from patchword.studies.claims import CLAIMS
 from patchword.studies.experiment import Arm, Measured, Stage
 from patchword.studies.grid import Grid
-from patchword.studies.judging import LOOKS, Part, difference, estimate, judge, judge_by_looks
+from patchword.studies.judging import LOOKS, Part, difference, judge, judge_by_looks
 from patchword.studies.results import as_row, write_table1
 from patchword.studies.search import ROUNDS
-from patchword.studies.statistics import Estimate
+from patchword.studies.statistics import Estimate, estimate
 from patchword.studies.trials import Trials, flops_of
 from patchword.training import estimate as estimates
 from patchword.training.recipe import Budget, Recipe

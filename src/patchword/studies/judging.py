@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from patchword.studies.equal import Family, above, slope, times_the_compute
 from patchword.studies.experiment import Measured, Scale
-from patchword.studies.statistics import LEVEL, Estimate, mean_interval
+from patchword.studies.statistics import LEVEL, Estimate, estimate
 
 Verdict = Literal["holds", "does not hold", "undecided", "not judged"]
 MARGIN = 0.01
@@ -159,8 +159,3 @@ def judge_by_looks(claim: Claim, measured: Sequence[Measured], scale: Scale) -> 
 def difference(first: Sequence[float | None], second: Sequence[float | None]) -> list[float]:
     """first − second of the seeds that have both."""
     return [one - other for one, other in zip(first, second, strict=True) if one is not None and other is not None]
-
-
-def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
-    """The mean with Student's interval; not a number where there are no values."""
-    return mean_interval(values, level) if values else Estimate(math.nan, -math.inf, math.inf)

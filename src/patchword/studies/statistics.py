@@ -45,10 +45,14 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
+    """The same, and not a number where there are no values."""
+    return mean_interval(values, level) if values else Estimate(math.nan, -math.inf, math.inf)
+
+
 def mean_row(values: Sequence[float]) -> dict[str, Any]:
     """The mean with its interval and all `values`, as JSON has them; None where there are no values."""
-    found = mean_interval(values) if values else Estimate(math.nan, -math.inf, math.inf)
-    return {**found.plain(), "values": list(values)}
+    return {**estimate(values).plain(), "values": list(values)}
 
 
 def ends_of(resampled: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
