@@ -9,7 +9,7 @@ run, and half of it for each rate beyond.
 
 import dataclasses
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from patchword.core import files
@@ -106,16 +106,14 @@ def trials(place: str, title: str, recipe: Recipe, factors: Sequence[float], sha
 
 def search(grid: Grid, place: str, title: str, recipe: Recipe) -> Found:
     """The best rate for a recipe. Raises `DivergedError` where every one diverges."""
-    plan, rows = _plan(), []
-    factors, share = next(plan)
-    while True:
+    rows: list[dict[str, Any]] = []
+
+    def run(factors: Sequence[float], share: float) -> Sequence[Outcome]:
         outcomes = grid.run(trials(place, title, recipe, factors, share))
-        rows += [_row(outcome, share) for outcome in outcomes]
-        try:
-            factors, share = plan.send(outcomes)
-        except StopIteration as end:
-            factor = end.value
-            break
+        rows.extend(_row(outcome, share) for outcome in outcomes)
+        return outcomes
+
+    factor = _halve(run)
     if factor is None:
         raise DivergedError(f"{title}: training diverges at every rate tried; a recipe with a lower one would be right")
     return Found(factor, with_rate(recipe, factor).optimizer.lr, tuple(rows))
@@ -123,36 +121,43 @@ def search(grid: Grid, place: str, title: str, recipe: Recipe) -> Found:
 
 def ahead(grid: Grid, place: str, title: str, recipe: Recipe) -> Ahead:
     """What a search will run; nothing is run."""
-    plan, known = _plan(), list[Cell]()
-    factors, share = next(plan)
-    while True:
+    known: list[Cell] = []
+
+    def recall(factors: Sequence[float], share: float) -> Sequence[Outcome]:
         cells = trials(place, title, recipe, factors, share)
-        known += cells
+        known.extend(cells)
         if not all(grid.finished(cell) for cell in cells):
-            later = [number for number, each in enumerate(ROUNDS) if each > share]
-            like = [trials(place, title, recipe, FACTORS[: len(FACTORS) >> number], ROUNDS[number]) for number in later]
-            return Ahead(known, [cell for cells in like for cell in cells], None)
-        try:
-            factors, share = plan.send([grid.outcome(cell) for cell in cells])
-        except StopIteration as end:
-            return Ahead(known, [], end.value, lost=end.value is None)
+            raise _NotRunYet(share)
+        return [grid.outcome(cell) for cell in cells]
+
+    try:
+        factor = _halve(recall)
+    except _NotRunYet as end:
+        later = [number for number, each in enumerate(ROUNDS) if each > end.share]
+        like = [trials(place, title, recipe, FACTORS[: len(FACTORS) >> number], ROUNDS[number]) for number in later]
+        return Ahead(known, [cell for cells in like for cell in cells], None)
+    return Ahead(known, [], factor, lost=factor is None)
 
 
-def _plan() -> Generator[tuple[tuple[float, ...], float], Sequence[Outcome], float | None]:
-    """What is to be tried next: factors and their share of the budget, for which the outcomes are sent; in the end the best.
+class _NotRunYet(Exception):
+    """A round of the search has runs that are not finished."""
 
-    None where all diverge.
-    """
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+
+def _halve(run: Callable[[Sequence[float], float], Sequence[Outcome]]) -> float | None:
+    """The best factor by what `run` gives for factors and their share of the budget, round by round; None where all diverge."""
     factors, found = FACTORS, dict[float, Outcome]()
     for number, share in enumerate(ROUNDS):
-        outcomes = yield factors, share
-        found = dict(zip(factors, outcomes, strict=True))
+        found = dict(zip(factors, run(factors, share), strict=True))
         factors = _better(found, len(FACTORS) >> (number + 1))
         if not factors:
             return None
     best = factors[0]
     for beyond in BELOW if best == FACTORS[0] else ABOVE if best == FACTORS[-1] else ():
-        [outcome] = yield (beyond,), ROUNDS[-1]
+        [outcome] = run((beyond,), ROUNDS[-1])
         if _worth(outcome)[:2] <= _worth(found[best])[:2]:
             break
         best, found[beyond] = beyond, outcome
