@@ -137,6 +137,14 @@ def test_the_second_signal_ends_it_unless_it_is_the_first_once_more(pause: float
     assert not StopFlag()
 
 
+def test_cores_are_those_that_the_process_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: {1, 2, 5}, raising=False)
+    assert runtime.usable_cores() == 3
+    monkeypatch.delattr(runtime.os, "sched_getaffinity")  # macOS
+    assert runtime.usable_cores() == 64
+
+
 def test_a_closed_terminal_stops_as_a_signal_does() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, which may run the tests, lets it be ignored
     try:

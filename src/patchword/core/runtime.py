@@ -35,6 +35,11 @@ _LOCK_TRIES, _LOCK_PAUSE = 10, 0.1
 """How often to ask for a folder's lock, and the seconds between: a process that was just killed takes its own down with it."""
 
 
+def usable_cores() -> int:
+    """How many cores this process may run on: fewer than there are where it was pinned to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def choose_device(name: str = "auto") -> "torch.device":
     """`auto` is the first CUDA device, then Apple's, then the CPU; any of torch's names is taken as it is."""
     import torch

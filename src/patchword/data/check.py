@@ -9,7 +9,7 @@ import numpy as np
 
 from patchword.core.picture import DecodeError
 from patchword.core.progress import size
-from patchword.core.runtime import available_memory
+from patchword.core.runtime import available_memory, usable_cores
 from patchword.data.dataset import Dataset, Split
 from patchword.data.decoding.decode import decode, header
 from patchword.data.duplicates import Duplicates, find_duplicates
@@ -245,7 +245,7 @@ def _look(
 
     heights, widths, grey = [], [], 0
     bad: dict[str, str] = {}
-    for first, results in in_order(len(indices), examine, worthwhile_threads(split, os.cpu_count() or 1), _TASK):
+    for first, results in in_order(len(indices), examine, worthwhile_threads(split, usable_cores()), _TASK):
         for place, result in enumerate(results, first):
             if isinstance(result, str):
                 bad[split.name(int(indices[place]))] = result

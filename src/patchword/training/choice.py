@@ -6,11 +6,10 @@ import torch
 
 from patchword.core import config
 from patchword.core.errors import UsageError
-from patchword.core.runtime import choose_device
+from patchword.core.runtime import choose_device, usable_cores
 from patchword.models.cost import Cost, cost
 from patchword.models.names import create_model
 from patchword.models.vit import SIZES, ViTConfig
-from patchword.training.machine import usable_cores
 from patchword.training.recipe import Budget, Recipe, load
 
 _FLOPS_OF_A_CORE, _FLOPS_OF_A_GPU = 30e9, 6e12
@@ -53,7 +52,7 @@ def assumed_speed(recipe: Recipe) -> float:
     """FLOPs a second that a small model is thought to train with on the recipe's device."""
     if choose_device(recipe.device).type != "cpu":
         return _FLOPS_OF_A_GPU
-    return _FLOPS_OF_A_CORE * (recipe.threads or len(usable_cores()))
+    return _FLOPS_OF_A_CORE * (recipe.threads or usable_cores())
 
 
 def choose_model(

@@ -7,7 +7,7 @@ import torch
 from patchword.core.errors import UsageError
 from patchword.core.processes import Processes
 from patchword.core.progress import size
-from patchword.core.runtime import MOST_REPLICAS, available_memory, choose_device
+from patchword.core.runtime import MOST_REPLICAS, available_memory, choose_device, usable_cores
 from patchword.data.dataset import Dataset
 from patchword.models.contract import Model
 from patchword.models.cost import Cost
@@ -27,7 +27,7 @@ _ROOM = 0.8
 def decide_machine(recipe: Recipe, model: Model, cost: Cost, dataset: Dataset, world: Processes) -> Recipe:
     """Device, precision, threads, batch and micro-batch where the recipe leaves them open."""
     device = choose_device(recipe.device)
-    cores = len(usable_cores())
+    cores = usable_cores()
     # A launcher tells each process to use one thread; what all of them together may use is what the machine has.
     threads = recipe.threads or (cores if world.count > 1 else torch.get_num_threads())
     torch.set_num_threads(max(1, threads // world.local_count))
@@ -54,13 +54,6 @@ def decide_machine(recipe: Recipe, model: Model, cost: Cost, dataset: Dataset, w
             recipe.loading, workers=cores - 1 if recipe.loading.workers < 0 else recipe.loading.workers
         ),
     )
-
-
-def usable_cores() -> set[int]:
-    """The cores that this process may run on."""
-    import os
-
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def comfortable_micro_batch(model: Model, batch_size: int, threads: int) -> int:

@@ -3,13 +3,12 @@
 A run finds the same pictures, in the same order and with the same hash of their content, as without it.
 """
 
-import os
 from typing import NamedTuple
 
 import numpy as np
 
 from patchword.core.progress import Progress
-from patchword.core.runtime import available_memory
+from patchword.core.runtime import available_memory, usable_cores
 from patchword.data.dataset import Dataset, Split
 from patchword.data.sources import open_data
 from patchword.data.store import MEMORY_SHARE, Store, estimated_bytes
@@ -102,9 +101,8 @@ class Shelf:
 
 def filled(name: str, split: Split, channels: int) -> Store:
     """The decoded pictures of one split, with a bar."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with Progress(f"decoding {name}", len(split)) as progress:
-        return Store.fill(split, channels, threads, on_progress=lambda done, _: progress.update(done))
+        return Store.fill(split, channels, usable_cores(), on_progress=lambda done, _: progress.update(done))
 
 
 def _rows(split: Split) -> np.ndarray:

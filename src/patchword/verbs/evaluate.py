@@ -1,6 +1,5 @@
 """`patchword evaluate`: a saved model, a data set → exact figures."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,6 +54,7 @@ def evaluate(
         out: Write all figures to this JSON file.
     """
     from patchword.core import files
+    from patchword.core.runtime import usable_cores
     from patchword.evaluation.frozen import check, measure_features
     from patchword.weights.io import as_model
 
@@ -67,7 +67,7 @@ def evaluate(
     of_features = held_out if split == "auto" else chosen
     if asked:
         check(dataset, of_features, shots)  # before an hour of predictions
-    workers = max(0, (os.cpu_count() or 1) - 1)
+    workers = max(0, usable_cores() - 1)
     figures: dict[str, Any] = {"model": loaded.name if loaded is model else str(model), "data": dataset.location}
     if fits:
         figures |= _measure(loaded, dataset, chosen, workers, mirror)

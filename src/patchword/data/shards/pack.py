@@ -18,7 +18,7 @@ from patchword.core import files
 from patchword.core.errors import DataError, FaultError, UsageError
 from patchword.core.picture import DecodeError
 from patchword.core.progress import say
-from patchword.core.runtime import only_writer
+from patchword.core.runtime import only_writer, usable_cores
 from patchword.data.dataset import Dataset, Split
 from patchword.data.decoding.decode import decode, format_of, header
 from patchword.data.shards import tar
@@ -189,7 +189,7 @@ class _Work:
             except DecodeError as error:
                 return error.reason
 
-        threads = worthwhile_threads(split, os.cpu_count() or 1)
+        threads = worthwhile_threads(split, usable_cores())
         for first, results in in_order(len(split) - start, work, threads, _TASK):
             yield from enumerate(results, start + first)
 
