@@ -148,8 +148,7 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     if recipe.init != "none":
         model, origin = _from_weights(recipe, dataset, image_size)
     else:
-        model, recipe = _from_nothing(recipe, dataset, pictures, image_size)
-        origin = "none"
+        model, origin = _from_nothing(recipe, dataset, pictures, image_size), "none"
     if recipe.preprocessing:
         model.preprocessing = _preprocessing(model.preprocessing, recipe.preprocessing)
     if recipe.init == "none" and model.wants_images:
@@ -222,9 +221,7 @@ def _from_weights(recipe: Recipe, dataset: Dataset, image_size: tuple[int, int] 
     return model, "; ".join([origin, *changes])
 
 
-def _from_nothing(
-    recipe: Recipe, dataset: Dataset, pictures: Pictures, image_size: tuple[int, int] | None
-) -> tuple[Model, Recipe]:
+def _from_nothing(recipe: Recipe, dataset: Dataset, pictures: Pictures, image_size: tuple[int, int] | None) -> Model:
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     name = recipe.model.get("name")
     if not name:
@@ -247,7 +244,7 @@ def _from_nothing(
     if pictures.small:
         # Small pictures of one shape are seen whole: there is no margin to cut off.
         model.preprocessing = dataclasses.replace(model.preprocessing, resize="stretch", crop_fraction=1.0)
-    return model, recipe
+    return model
 
 
 def _channels(recipe: Recipe) -> int | None:
