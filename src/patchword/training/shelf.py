@@ -17,7 +17,7 @@ _MOST = 8
 """Data sets at a time, with their lists of pictures."""
 
 
-class Opened(NamedTuple):
+class Shelved(NamedTuple):
     """A data set on the shelf."""
 
     dataset: Dataset
@@ -36,7 +36,7 @@ class Shelf:
     """The data sets that were opened last, and the decoded pictures of their splits, as far as there is room."""
 
     def __init__(self) -> None:
-        self._opened: dict[str, Opened] = {}
+        self._opened: dict[str, Shelved] = {}
         """The one that is in use is the last."""
 
     def open(self, data: str, *, labelled: bool = True) -> tuple[Dataset, str]:
@@ -44,7 +44,7 @@ class Shelf:
         opened = self._opened.pop(data, None)
         if opened is None or (labelled and not opened.labelled):
             dataset = open_data(data, labelled=labelled)
-            opened = Opened(dataset, dataset.fingerprint(), labelled, {})
+            opened = Shelved(dataset, dataset.fingerprint(), labelled, {})
         self._opened[data] = opened
         if len(self._opened) > _MOST:
             empty = (name for name, each in self._opened.items() if not each.stores and each is not opened)
@@ -78,7 +78,7 @@ class Shelf:
         return self._nbytes - self._last.nbytes if self._opened else 0
 
     @property
-    def _last(self) -> Opened:
+    def _last(self) -> Shelved:
         return next(reversed(self._opened.values()))
 
     @property
