@@ -23,7 +23,7 @@ from patchword.data.dataset import Arrays, Dataset, Split
 from patchword.data.sources import open_data
 from patchword.evaluation import memory
 from patchword.evaluation.predict import Looking
-from patchword.models.chance import Chance, current, drawing_from
+from patchword.models.chance import HIDDEN_PATCHES, Chance, current, drawing_from
 from patchword.models.contract import Model
 from patchword.models.names import create_model
 from patchword.models.position import sincos
@@ -228,7 +228,7 @@ def test_the_auto_encoder_paints_each_hidden_patch_at_its_place() -> None:
     images = model.preprocessing.normalize(pictures_of(model, 5))
     with drawing_from(Chance(3)):
         losses, _ = objective.measure(model, images)
-    draws = Chance(3).fill(2**42, (5, 35), images, masked_patch._uniform)
+    draws = Chance(3).uniform(HIDDEN_PATCHES, (5, 35), images)
     clean = model.project(images)
     for picture in range(5):
         order = draws[picture].argsort().tolist()
@@ -433,7 +433,7 @@ class Drawing(Unlabelled):
     def measure(self, model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
         chance = current()
         assert chance is not None
-        figures = chance.fill(5, (len(images),), images, masked_patch._uniform) ** self.power
+        figures = chance.uniform(5, (len(images),), images) ** self.power
         figures = 1 - figures if self.turned else figures
         return 2 + 3 * figures, figures
 
@@ -450,7 +450,7 @@ def test_what_is_measured_without_labels_by_hand(
     (tmp_path / "test/ant/002.png").write_bytes(b"broken")
     split = open_data(tmp_path).splits["test"]
     found = unlabelled.measure(Drawing(power, turned, least), small(), split, Looking(batch_size=batch_size, threads=1))
-    draws = Chance(0).fill(5, (10,), torch.empty(()), masked_patch._uniform).numpy().astype(np.float64) ** power
+    draws = Chance(0).uniform(5, (10,), torch.empty(())).numpy().astype(np.float64) ** power
     figures = np.delete(1 - draws if turned else draws, 2)
     half = 1.959964 * np.sqrt(((figures - figures.mean()) ** 2).sum() / 8) / 3
     assert (found["n"], [row["name"] for row in found["unreadable"]]) == (9, ["test/ant/002.png"])

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 GRAIN = 8
 """Images that one generator draws for. Parts of a batch that are multiples of it draw nothing in vain."""
 
+PATCH_DROPOUT, CORRUPTED_PATCHES, HIDDEN_PATCHES = 2**40, 2**41, 2**42
+"""Streams of what draws and is no module of a model; those of modules are small numbers. No two may draw alike."""
+
 _MASK = 2**64 - 1
 
 
@@ -41,6 +44,10 @@ class Chance:
             generator.manual_seed(_mixed(_mixed(self.key + stream) + grain) >> 1)
             draw(part, generator)
         return rows[self.first - low * GRAIN :][: shape[0]]
+
+    def uniform(self, stream: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """As `fill`, with numbers in [0, 1)."""
+        return self.fill(stream, shape, like, lambda rows, source: rows.uniform_(generator=source))
 
 
 class _Current(threading.local):

@@ -10,14 +10,11 @@ from torch import Tensor
 from patchword.data.loader import Batch
 from patchword.data.mixing import erase, mix
 from patchword.data.plan import uniform
-from patchword.models.chance import Chance
+from patchword.models.chance import PATCH_DROPOUT, Chance
 from patchword.models.contract import Model
 from patchword.training.passes import Part, Passes
 from patchword.training.recipe import Recipe
 from patchword.training.sharded import full
-
-_PATCHES = 2**40
-"""The stream of patch dropout, beyond those of the model's modules."""
 
 
 def gradients(passes: Passes, batch: Batch, recipe: Recipe, step: int) -> tuple[float, float]:
@@ -94,5 +91,4 @@ def _draw_patches(model: Model, images: Tensor, patch_dropout: float, chance: Ch
     if not patch_dropout or model.grid is None:
         return None
     N, kept = model.grid[0] * model.grid[1], kept_patches(model.grid, patch_dropout)
-    draws = chance.fill(_PATCHES, (len(images), N), images, lambda rows, source: rows.uniform_(generator=source))
-    return draws.topk(kept).indices.sort().values
+    return chance.uniform(PATCH_DROPOUT, (len(images), N), images).topk(kept).indices.sort().values

@@ -9,19 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from patchword.core.errors import UsageError
-from patchword.models.chance import Chance, current
+from patchword.models.chance import HIDDEN_PATCHES, Chance, current
 from patchword.models.contract import Model
 from patchword.models.hybrid import StemmedViT
 from patchword.models.layers import Block
 from patchword.models.position import sincos
 from patchword.models.vit import ViT
-from patchword.training.objectives.masked_patch import with_patches
-from patchword.training.objectives.objective import Unlabelled
+from patchword.training.objectives.objective import Unlabelled, with_patches
 
 MASKED = 0.75
-_STREAM = 2**42
-_DEPTH = 2
-_HEAD_WIDTH = 32
+"""The share of patches that are left out, as in the source."""
+_DEPTH, _HEAD_WIDTH = 2, 32
+"""Of the decoder, which is half as wide as the encoder; the source's has 8 blocks of width 512."""
 _LEAST_VARIANCE = 1e-6
 """Pictures with less in what is hidden of them are of one colour there, and nothing can be explained."""
 
@@ -65,10 +64,7 @@ class MaskedAutoencoder(Unlabelled):
         """Normalised images B×C×H×W → losses B, and the share of the hidden patches' variance that is explained, B."""
         assert isinstance(model, ViT)
         B, N = len(images), model.grid[0] * model.grid[1]
-        chance = current() or Chance(0)
-        draws = chance.fill(
-            _STREAM, (B, N), images.detach().float(), lambda rows, source: rows.uniform_(generator=source)
-        )
+        draws = (current() or Chance(0)).uniform(HIDDEN_PATCHES, (B, N), images.detach().float())
         order = draws.argsort(1)
         visible, hidden = order[:, : visible_patches(N)].sort().values, order[:, visible_patches(N) :]
         encoded = self.entrance(model.encode(model.embed(images), visible)[:, model.prefix :])  # B×n×E

@@ -11,16 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchword.core.errors import UsageError
-from patchword.models.chance import Chance, current
+from patchword.models.chance import CORRUPTED_PATCHES, Chance, current
 from patchword.models.contract import Model
 from patchword.models.vit import ViT
-from patchword.training.objectives.objective import Unlabelled
+from patchword.training.objectives.objective import Unlabelled, with_patches
 
 CORRUPTED, WORD, OTHER = 0.5, 0.8, 0.1
 """The share of patches that are corrupted, and of these those that become the word, and another patch."""
 _BITS = 3
-_STREAM = 2**41
-"""Of the draws, beyond those of the model's modules and of patch dropout."""
 
 
 class MaskedPatch(Unlabelled):
@@ -59,13 +57,6 @@ class MaskedPatch(Unlabelled):
         return losses.mean(1), (logits.argmax(2) == answers).float().mean(1)
 
 
-def with_patches(model: Model, objective: str) -> ViT:
-    """The model as a ViT; `UsageError` for others."""
-    if not isinstance(model, ViT):
-        raise UsageError(f"objective={objective} needs a model with patches, which {model.name} does not have")
-    return model
-
-
 def mean_colours(model: ViT, images: Tensor) -> Tensor:
     """Normalised images B×C×H×W → int64 B×N: each patch's mean colour in three bits a channel, the first channel's highest."""
     colours = F.adaptive_avg_pool2d(model.preprocessing.denormalize(images), model.grid)  # 0…1
@@ -77,8 +68,7 @@ def mean_colours(model: ViT, images: Tensor) -> Tensor:
 def _draw(words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For words B×N×D: the corrupted places B×n; what becomes of each place, B×N×1 (1 the word, 2 another); which other."""
     B, N = words.shape[:2]
-    chance = current() or Chance(0)
-    draws = chance.fill(_STREAM, (B, N, 3), words.detach().float(), _uniform)
+    draws = (current() or Chance(0)).uniform(CORRUPTED_PATCHES, (B, N, 3), words.detach().float())
     corrupted = draws[:, :, 0].topk(max(1, round(CORRUPTED * N))).indices.sort().values
     chosen = torch.zeros(B, N, dtype=torch.bool, device=words.device).scatter_(1, corrupted, True)
     fate = draws[:, :, 1]
@@ -86,7 +76,3 @@ def _draw(words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     steps = 1 + (draws[:, :, 2] * (N - 1)).long().clamp(max=N - 2)  # never the patch itself
     others = (torch.arange(N, device=words.device) + steps) % N
     return corrupted, fates[:, :, None], others[:, :, None]
-
-
-def _uniform(rows: Tensor, generator: torch.Generator) -> None:
-    rows.uniform_(generator=generator)

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patchword.core.errors import UsageError
 from patchword.models.contract import Model
+from patchword.models.vit import ViT
 
 
 class Objective(nn.Module, ABC):
@@ -67,3 +69,10 @@ class Unlabelled(Objective):
     def forward(self, model: Model, images: Tensor, targets: Tensor, keep: Tensor | None = None) -> Tensor:
         """Normalised images B×C×H×W → losses B."""
         return self.measure(model, images)[0]
+
+
+def with_patches(model: Model, objective: str) -> ViT:
+    """The model as a ViT; `UsageError` for others, which have nothing to hide one by one."""
+    if not isinstance(model, ViT):
+        raise UsageError(f"objective={objective} needs a model with patches, which {model.name} does not have")
+    return model
