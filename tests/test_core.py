@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from patchword.core import config, files, runtime
-from patchword.core.errors import DataError, FaultError, UsageError, nearest
+from patchword.core.errors import DataError, FaultError, UsageError, blamed, nearest
 from patchword.core.preprocessing import Preprocessing
 from patchword.core.progress import duration, size
 from patchword.core.runtime import StopFlag, only_writer
@@ -135,6 +135,15 @@ def test_the_second_signal_ends_it_unless_it_is_the_first_once_more(pause: float
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
     assert not StopFlag()
+
+
+def test_who_is_blamed_stands_before_the_sentence_of_whatever_error_of_ours_it_is() -> None:
+    for kind in (UsageError, DataError):
+        with pytest.raises(kind, match=r"^teacher\.weights=x: it is empty$") as raised, blamed("teacher.weights=x"):
+            raise kind("it is empty")
+        assert type(raised.value) is kind
+    with pytest.raises(KeyError, match="^'bare'$"), blamed("teacher.weights=x"):
+        raise KeyError("bare")
 
 
 def test_cores_are_those_that_the_process_was_left(monkeypatch: pytest.MonkeyPatch) -> None:

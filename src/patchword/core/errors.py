@@ -1,8 +1,9 @@
 """Errors as one sentence: what is wrong, where, and what would be right; each kind has its exit code."""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _SHOWN = 12
 _NEAR = 0.7
@@ -66,6 +67,15 @@ class StoppedError(PatchwordError):
     """Work stopped by a signal; the same command resumes it."""
 
     exit_code = 143
+
+
+@contextlib.contextmanager
+def blamed(on: str) -> Iterator[None]:
+    """Begin the sentence of whatever is wrong inside with what was asked for, such as `teacher.weights=runs/x`."""
+    try:
+        yield
+    except PatchwordError as error:
+        raise type(error)(f"{on}: {error}") from error
 
 
 _MOST_SIGNS = 200

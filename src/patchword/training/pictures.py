@@ -6,7 +6,7 @@ import statistics
 
 import numpy as np
 
-from patchword.core.errors import DataError, PatchwordError, UsageError
+from patchword.core.errors import DataError, UsageError, blamed
 from patchword.core.picture import DecodeError
 from patchword.core.processes import Processes
 from patchword.core.progress import Progress, say, size
@@ -97,10 +97,8 @@ def with_unlabelled(opened: Opened, recipe: Recipe) -> Opened:
     dataset = opened.dataset
     if dataset.multi_label:
         raise UsageError(f"teacher.unlabelled needs one label a picture; {dataset.location} has several")
-    try:
+    with blamed(f"teacher.unlabelled={recipe.teacher.unlabelled}"):
         more = open_data(recipe.teacher.unlabelled, labelled=False)
-    except PatchwordError as error:
-        raise type(error)(f"teacher.unlabelled={recipe.teacher.unlabelled}: {error}") from error
     extra = more.whole() if more.carved else more.splits["train"]  # the others are there to measure on
     extra = Split(extra.items, np.full(len(extra), -1, np.int64), extra.rows)
     beside = {**dataset.splits, WITHOUT_LABELS: extra}

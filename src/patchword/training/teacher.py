@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchword.core.errors import DataError, PatchwordError
+from patchword.core.errors import DataError, blamed
 from patchword.core.progress import say
 from patchword.data.dataset import Dataset, Split
 from patchword.evaluation.memory import identity, place_of, remembered
@@ -21,10 +21,8 @@ _ROOM = "answers"
 
 def load_teacher(teacher: Teacher, classes: tuple[str, ...]) -> Model:
     """The teacher, which must know the same classes; their order may be another."""
-    try:
+    with blamed(f"teacher.weights={teacher.weights}"):
         model = load_model(teacher.weights)
-    except PatchwordError as error:
-        raise type(error)(f"teacher.weights={teacher.weights}: {error}") from error
     if model.multi_label:
         raise DataError(
             f"teacher {teacher.weights} was trained on several labels a picture; one that names a single class would be right"

@@ -1,15 +1,13 @@
 """Presets, their variants and TOML files → recipes: strict, whatever they hold."""
 
-import contextlib
 import os
 import tomllib
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from patchword.core import config
-from patchword.core.errors import DataError, UsageError, nearest
+from patchword.core.errors import DataError, UsageError, blamed, nearest
 from patchword.core.files import check_regular
 from patchword.data.augment import AUGREG_LEVELS
 from patchword.models.names import config_type, parse_name
@@ -48,8 +46,11 @@ def load(name_or_file: str, changes: dict[str, Any] | None = None) -> Recipe:
     except UsageError as error:
         if from_file:
             # Is it the file, or what is asked for beside it?
-            with _blamed(name_or_file, only=str(error)):
+            try:
                 config.build(Recipe, values)
+            except UsageError as alone:
+                if str(alone) == str(error):
+                    raise UsageError(f"recipe {name_or_file}: {error}") from error
         raise
 
 
@@ -59,7 +60,7 @@ def loads(text: str, where: str) -> Recipe:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"recipe {where} cannot be read: {error}") from error
-    with _blamed(where):
+    with blamed(f"recipe {where}"):
         return config.build(Recipe, values)
 
 
@@ -73,7 +74,7 @@ def _file(name: str) -> dict[str, Any]:
         raise UsageError(f"recipe {name} does not exist; presets are {', '.join(presets())}") from error
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"recipe {name} cannot be read: {error}") from error
-    with _blamed(name):
+    with blamed(f"recipe {name}"):
         return _augment_level(values)
 
 
@@ -103,16 +104,6 @@ def _no_recipe(name: str) -> UsageError:
     if name and (ends_like_a_file or os.path.exists(path)):
         return UsageError(f"{name} is no recipe; {right} would be right")
     return UsageError(f"unknown recipe {name!r}; {nearest(name, presets())} (a file ends in .toml)")
-
-
-@contextlib.contextmanager
-def _blamed(file: str, only: str = "") -> Iterator[None]:
-    """Name the file in what is wrong with its fields (if that is `only`, where given)."""
-    try:
-        yield
-    except UsageError as error:
-        if only in ("", str(error)):
-            raise UsageError(f"recipe {file}: {error}") from error
 
 
 def _for_model(values: dict[str, Any], name: Any, *, preset: bool) -> dict[str, Any]:
