@@ -3,11 +3,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+if TYPE_CHECKING:
+    from patchword.models.contract import Model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # `--init auto` would ask the hub, and wait where there is none
 
@@ -54,3 +58,19 @@ def pictures(tmp_path: Path) -> Path:
     for split, count in (("train", 24), ("validation", 5), ("test", 7)):
         write_pictures(tmp_path / "pictures" / split, ("ant", "bee", "cat"), count, seed=count)
     return tmp_path / "pictures"
+
+
+@pytest.fixture
+def vit() -> "Model":
+    """A small ViT that names what it sees, for the tests of `explain`."""
+    from explaining import labelled_vit
+
+    return labelled_vit()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """Two pictures for it."""
+    from explaining import two_photos
+
+    return two_photos(tmp_path)

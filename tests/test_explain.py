@@ -21,7 +21,7 @@ from PIL import Image
 
 import patchword
 from conftest import write_pictures
-from explaining import LABELS, data_of, labelled_vit, page_of, photo, two_photos
+from explaining import LABELS, data_of, page_of, photo
 from patchword import cli
 from patchword.core import encoding
 from patchword.core.errors import DivergedError, UsageError
@@ -41,16 +41,6 @@ from patchword.weights.io import save_model
 from test_explanation import model_of
 from test_families import SMALL, small
 from test_report import HOSTILE
-
-
-@pytest.fixture
-def vit() -> Model:
-    return labelled_vit()
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> list[Path]:
-    return two_photos(tmp_path)
 
 
 def test_files_hold_what_the_functions_give(vit: Model, pair: list[Path], tmp_path: Path) -> None:

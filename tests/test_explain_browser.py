@@ -11,23 +11,13 @@ import torch
 
 import patchword
 from browser import Browser, browser
-from explaining import LABELS, labelled_vit, page_of, photo, two_photos
+from explaining import LABELS, page_of, photo
 from patchword.explanation import overlay
 from patchword.explanation.attention import attend
 from patchword.explanation.maps import as_images
 from patchword.models.contract import Model
 from patchword.models.names import create_model
 from test_families import small
-
-
-@pytest.fixture
-def vit() -> Model:
-    return labelled_vit()
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> list[Path]:
-    return two_photos(tmp_path)
 
 
 def pixels_of(page: Browser, name: str, number: int = 0) -> np.ndarray:
