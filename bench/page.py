@@ -1,5 +1,6 @@
 """A table that a command prints goes to the page that shows it, between two marks."""
 
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from patchword.core.progress import say
 def table(columns: Sequence[str], rows: Iterable[str]) -> str:
     """A table in Markdown, of rows that are lines already."""
     return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n" + "".join(f"{row}\n" for row in rows)
+
+
+def mean_and_range(values: Sequence[float], digits: int) -> str:
+    """Shares of 1 in percent, with so many digits: `47.74 (47.48–48.24)`."""
+    shown = [100 * value for value in values]
+    return f"{statistics.fmean(shown):.{digits}f} ({min(shown):.{digits}f}–{max(shown):.{digits}f})"
 
 
 def folder_of(name: str) -> str:

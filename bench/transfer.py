@@ -9,11 +9,10 @@ done is not done again. The table goes to docs/pretraining.md.
 
 import datetime
 import os
-import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.page import folder_of, put, table
+from bench.page import folder_of, mean_and_range, put, table
 from bench.wishes import answered, number, whole
 from patchword.core import config, files
 from patchword.core.progress import say
@@ -95,9 +94,7 @@ def tune(folder: Path, data: str, init: str, side: int, changes: dict[str, Any])
 def line(data: str, side: int, pictures: int, found: dict[str, list[float]]) -> str:
     """A row of the table: mean and range of each start."""
     cells = [f"{data}, {side} px", f"{pictures:,}" if pictures else "all"]
-    for start in STARTS:
-        values = [100 * value for value in found[start]]
-        cells.append(f"{statistics.fmean(values):.1f} ({min(values):.1f}–{max(values):.1f})")
+    cells += [mean_and_range(found[start], 1) for start in STARTS]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -8,12 +8,11 @@ control that has labels alone for as long. The table goes to docs/pretraining.md
 
 import datetime
 import os
-import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bench.page import folder_of, put, table
+from bench.page import folder_of, mean_and_range, put, table
 from bench.wishes import answered, number, whole
 from patchword.core import config, files
 from patchword.data.sources import open_data
@@ -114,15 +113,13 @@ class Study:
         )
         text += table(("model", "learns from", "accuracy"), (line(*row) for row in rows)) + "\n"
         for objective in MASKED.values():
-            result = files.read_json(self.without_labels("plain", objective) / "result.json")
+            folder = self.without_labels("plain", objective)
+            result = files.read_json(folder / "result.json")
             low, high = (100 * value for value in result["value_ci95"])
             text += f"`{objective}`: {result['metric']} {100 * result['value']:.2f} % ({low:.2f}–{high:.2f}) on test"
-            text += (
-                f"; {100 * commonest(load_model(self.without_labels('plain', objective))):.2f} % "
-                if "patch" in objective
-                else ""
-            )
-            text += "is what naming the commonest colour finds.\n" if "patch" in objective else ".\n"
+            if objective == "masked-patch":
+                text += f"; {100 * commonest(load_model(folder)):.2f} % is what naming the commonest colour finds"
+            text += ".\n"
         put(PAGE, MARK, text)
 
 
@@ -141,8 +138,7 @@ def commonest(model: Model) -> float:
 
 def line(model: str, method: str, values: list[float]) -> str:
     """A row of the table."""
-    shown = [100 * value for value in values]
-    return f"| {model} | {method} | {statistics.fmean(shown):.2f} ({min(shown):.2f}–{max(shown):.2f}) |"
+    return f"| {model} | {method} | {mean_and_range(values, 2)} |"
 
 
 if __name__ == "__main__":

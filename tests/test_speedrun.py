@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import formulas, page, speedrun, trials, unlabelled, wishes
-from bench.transfer import RECIPE
+from bench import formulas, page, speedrun, transfer, trials, unlabelled, wishes
 
 from patchword.core import config
 from patchword.core.errors import DataError, UsageError
@@ -128,8 +127,8 @@ def test_the_page_has_a_place_for_every_table(mark: str, tmp_path: Path) -> None
 def test_each_attempt_is_a_set_of_formulas_and_a_recipe_and_differs(name: str) -> None:
     data, changes = formulas.ATTEMPTS[name]
     assert parse_formula(f"formula:{data}").classes >= 2
-    recipe = recipes.load(RECIPE, config.parse_assignments(changes))
-    assert (recipe != recipes.load(RECIPE)) == bool(changes)
+    recipe = recipes.load(transfer.RECIPE, config.parse_assignments(changes))
+    assert (recipe != recipes.load(transfer.RECIPE)) == bool(changes)
     assert sum(each == formulas.ATTEMPTS[name] for each in formulas.ATTEMPTS.values()) == 1
 
 
@@ -162,6 +161,38 @@ def test_a_student_has_the_noise_of_the_preset(tmp_path: Path, monkeypatch: pyte
     assert over["regularization"] == {"dropout": 0.1, "stochastic_depth": 0.2, "label_smoothing": 0.0}
     assert over["augment"] == {"randaugment_layers": 2, "randaugment_magnitude": 10.0}
     assert over["budget"]["pflop"] == pytest.approx(0.032)
+
+
+def test_the_table_of_what_has_no_labels_says_what_the_masked_ones_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the commonest colour where colours are named, and alone where patches are painted."""
+    study = unlabelled.Study(out=tmp_path, labelled=1000, budget=0.002, pretrain=0.03)
+    for objective, metric in (("masked-patch", "masked_accuracy"), ("masked-autoencoder", "explained_variance")):
+        (tmp_path / objective).mkdir()
+        result = {"metric": metric, "value": 0.25, "value_ci95": [0.2, 0.3125]}
+        (tmp_path / objective / "result.json").write_text(json.dumps(result))
+    monkeypatch.setattr(study, "without_labels", lambda _, objective: tmp_path / objective)
+    monkeypatch.setattr(unlabelled, "load_model", lambda folder: folder.name)
+    monkeypatch.setattr(unlabelled, "commonest", {"masked-patch": 0.0569}.__getitem__)
+    published: list[str] = []
+    monkeypatch.setattr(unlabelled, "put", lambda *said: published.append(said[2]))
+    study.publish([("plain", unlabelled.ALONE, [0.5, 0.625, 0.75])], 3)
+    assert published[0].splitlines()[2:] == [
+        "| model | learns from | accuracy |",
+        "|---|---|---|",
+        "| plain | labels alone | 62.50 (50.00–75.00) |",
+        "",
+        "`masked-patch`: masked_accuracy 25.00 % (20.00–31.25) on test; 5.69 % is what naming the commonest colour finds.",
+        "`masked-autoencoder`: explained_variance 25.00 % (20.00–31.25) on test.",
+    ]
+
+
+def test_a_row_of_the_transfer_study_has_mean_and_range_of_each_start() -> None:
+    found = {"nothing": [0.5, 0.5], "formula": [0.5, 0.75], "formula, CIFAR-10": [0.1, 0.2]}
+    row = transfer.line("clothing", 64, 0, found)
+    assert row == "| clothing, 64 px | all | 50.0 (50.0–50.0) | 62.5 (50.0–75.0) | 15.0 (10.0–20.0) |"
+    assert transfer.line("clothing", 32, 1000, found).startswith("| clothing, 32 px | 1,000 | ")
 
 
 @pytest.mark.parametrize(
