@@ -41,9 +41,9 @@ Activation = Literal["relu", "silu"]
 
 class EarlyConvolutions(Stem):
     """3×3 convolutions, each followed by batch norm and activation, the first at each size by a 2×2 maximum too ("Early
-    convolutions", arXiv 2106.14881).
+    convolutions", arXiv 2106.14881, have a stride of 2 in its place).
 
-    The maximum comes before norm and activation, which costs a quarter of it and with ReLU gives the same.
+    The maximum comes before norm and activation, which then cost a quarter; the norm's statistics are those of the maxima.
     """
 
     def __init__(
@@ -88,6 +88,12 @@ class EarlyConvolutions(Stem):
             yield f"conv{number + 1}", x
 
 
+_MOST_PATCHES = 2**21
+"""Written out together: 0.2 GB. Those of 2,000 images are fewer at 32 px; at 224 px they would take 10 GB, and a copy as much."""
+_LEAST_VARIANCE = 1e-2
+"""Added to the eigenvalues: what hardly ever varies is mostly noise."""
+
+
 class Whitening(nn.Module):
     """A fixed 2×2 convolution into what is independent and equally strong in training pictures, and into its negative; a bias
     that learns, and ReLU.
@@ -129,9 +135,3 @@ class Whitening(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """B×C×H×W → B×C'×H×W; right and below of the picture is the mean colour."""
         return F.conv2d(F.pad(images, (0, 1, 0, 1)), self.kernels, self.bias).relu_()
-
-
-_MOST_PATCHES = 2**21
-"""Written out together: 0.2 GB. Those of 2,000 images are fewer at 32 px; at 224 px they would take 10 GB, and a copy as much."""
-_LEAST_VARIANCE = 1e-2
-"""Added to the eigenvalues: what hardly ever varies is mostly noise."""
