@@ -19,15 +19,16 @@ VERSION = 1
 """Of the drawing: raised whenever a picture changes, so that fingerprints do, too."""
 MOST_CLASSES = 100_000
 
-_CHAINS = 1024
-_BURN_IN = 14
-_FEWEST_STEPS = 12
-_MOST_CHAINS = 4096  # what a core's nearest cache holds
-_POINTS = 8192
-_POINTS_A_PIXEL = 4
-_MOST_PIXELS = 2**19
+_CHAINS, _BURN_IN = 1024, 14
+"""Points that walk at once from the origin, and the steps after which they are taken to have come to the fractal."""
+_FEWEST_STEPS, _MOST_CHAINS = 12, 4096
+"""Of drawing: more points take more chains rather than steps, up to what a core's nearest cache holds."""
+_POINTS, _POINTS_A_PIXEL, _MOST_PIXELS = 8192, 4, 2**19
+"""How many points a picture is drawn of: so many, and so many for each pixel of the first half million."""
 _LARGEST_SCALE = 0.93
+"""Of a map, its larger singular value at most, so that a varied one shrinks, too."""
 _GRID = 20
+"""Cells of a side, by which a fractal is judged."""
 
 Chains = tuple[np.ndarray, np.ndarray, np.ndarray]
 """x, y and tint of many points, float64 each."""

@@ -11,8 +11,9 @@ import numpy as np
 
 from patchword.data.drawing.textures import direction
 
-# The fractions of its multiples spread evenly: the first of Roberts' two numbers, shapes.py has the second.
-_SPREAD = 0.7548776662466927
+SPREAD = (0.7548776662466927, 0.5698402909980532)
+"""1/ρ and 1/ρ² of ρ³ = ρ + 1: the fractions of their multiples spread evenly over a square (Roberts' sequence R₂, "The
+unreasonable effectiveness of quasirandom sequences"). Variants take their proportions by the one, their periods by the other."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ KINDS: dict[str, Kind] = {
 def outline(name: str, variant: int) -> Outline:
     """The outline of a kind: of its usual proportion in variant 0, of another one in every further variant."""
     kind = KINDS[name]
-    proportion = kind.low + (kind.high - kind.low) * (variant * _SPREAD % 1) if variant else kind.usual
+    proportion = kind.low + (kind.high - kind.low) * (variant * SPREAD[0] % 1) if variant else kind.usual
     corners = np.array(_corners(name, proportion)).reshape(-1, 2)
     if not len(corners):
         inner = {"disc": 0.0, "ring": proportion**2, "ellipse": 1 - proportion}[name]

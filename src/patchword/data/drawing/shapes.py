@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchword.data.drawing.outlines import KINDS, distance, outline
+from patchword.data.drawing.outlines import KINDS, SPREAD, distance, outline
 from patchword.data.drawing.textures import GROUND_DRAWS, LATTICE, PATTERNS, Dice, colour, direction, ground, to_pixels
 
 VERSION = 1
@@ -34,8 +34,6 @@ _SIZES = (
 _NUMBERS = (0.4, 0.62, 0.76, 0.86, 0.94)  # shares of pictures where at most 1, 2, … objects are wanted
 _CONTRAST = 0.28
 _CENTRED = ("rings", "fade")
-# The fractions of its multiples spread evenly: the second of Roberts' two numbers, outlines.py has the first.
-_SPREAD = 0.5698402909980532
 _PLACING_DRAWS = 1 + _MOST_OBJECTS * (2 + 2 * _TRIES)
 
 
@@ -174,7 +172,7 @@ def picture(seed: int, label: int, instance: int, size: tuple[int, int]) -> np.n
     owner = points.owner
     pixel = (2 / min(size) / np.array([each.radius for each in placed]))[owner]
     cover = (0.5 - distance(outline(kind, variant), points.u, points.v) / pixel).clip(0, 1)
-    periods = 2.2 if variant == 0 else 1.2 + 2.6 * (variant * _SPREAD % 1)
+    periods = 2.2 if variant == 0 else 1.2 + 2.6 * (variant * SPREAD[1] % 1)
     if pattern in _CENTRED:
         phases[:] = 0
     across, along = phases.reshape(2, -1)[:, owner]
