@@ -63,13 +63,12 @@ def answers(teacher: Teacher, model: Model, split: Split, classes: tuple[str, ..
     picture that cannot be read gets equal shares; training leaves it out anyway.
     """
 
-    def ask() -> dict[str, Tensor]:
-        said = predict(model, split, how)
-        return {"logits": torch.from_numpy(said.logits)}
+    def compute() -> dict[str, Tensor]:
+        return {"logits": torch.from_numpy(predict(model, split, how).logits)}
 
-    kept = remembered(_ROOM, model, split, {"logits": (len(split), len(classes))}, ask, how.world)["logits"]
-    labels = model.labels or ()
-    order = torch.tensor([labels.index(name) for name in classes])
+    kept = remembered(_ROOM, model, split, {"logits": (len(split), len(classes))}, compute, how.world)["logits"]
+    places = {name: place for place, name in enumerate(model.labels or ())}
+    order = torch.tensor([places[name] for name in classes])
     return (kept[:, order] / teacher.temperature).softmax(1)
 
 
