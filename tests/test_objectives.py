@@ -30,7 +30,7 @@ from patchword.models.position import sincos
 from patchword.models.vit import ViT
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
-from patchword.training import teacher, unlabelled
+from patchword.training import start, teacher, unlabelled
 from patchword.training.objectives import (
     UNLABELLED,
     Distillation,
@@ -742,6 +742,12 @@ def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tm
         with pytest.raises(PatchwordError, match=f"^{re.escape(sentence)}"):
             run(tiny(pictures, teacher=fields), tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_what_does_not_go_with_the_labels_is_refused_before_weights_are_looked_for(pictures: Path) -> None:
+    several = dataclasses.replace(open_data(pictures), multi_label=True)
+    with pytest.raises(UsageError, match="has several labels a picture; objective=sigmoid would be right"):
+        start.prepare_model(tiny(pictures, objective="softmax", init="nowhere"), several)
 
 
 @pytest.mark.parametrize("objective", ["sigmoid", "softmax"])

@@ -143,6 +143,8 @@ class Prepared:
 
 def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     """The model to train, new or from weights, fitted to the data set."""
+    objective = recipe.objective or ("sigmoid" if dataset.multi_label else "softmax")
+    check_objective(recipe, objective, dataset)  # before weights are fetched and pictures are looked at
     pictures = look_at(dataset.splits["train"])
     image_size = None if recipe.image_size == (0, 0) else recipe.image_size
     if recipe.init != "none":
@@ -161,8 +163,6 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     architecture = model.architecture
     family_fields = {key: value for key, value in architecture.items() if key not in ("family", "num_classes")}
     preprocessing = {key: value for key, value in model.preprocessing.to_dict().items() if key != "image_size"}
-    objective = recipe.objective or ("sigmoid" if dataset.multi_label else "softmax")
-    check_objective(recipe, objective, dataset)
     if objective in UNLABELLED:
         model.replace_head(0)
     elif objective == "sigmoid" and _has_new_head(model):
