@@ -235,7 +235,7 @@ def test_where_labels_do_not_count_pictures_need_no_class_folders(tmp_path: Path
     assert with_labels.fingerprint() == without.fingerprint()
     assert [notice.kind for notice in without.notices] == ["not-in-a-class"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="is empty; one folder for each class"):
+    with pytest.raises(DataError, match="is empty; a folder of pictures, in whatever folders, is right"):
         open_data(tmp_path / "empty", labelled=False)
 
 

@@ -74,7 +74,7 @@ def find_folders(root: Path, *, loose: bool = False) -> Found:
     tally = _Tally(root)
     tally.add(root, top)
     if not (part := _classes(root, "", top, tally, loose)):
-        raise _no_classes(root, top, root, top.others)
+        raise _no_classes(root, top, root, top.others, loose)
     return Found(root.name, root, tally.classes, {"train": part}, notices=tally.notices())
 
 
@@ -89,7 +89,7 @@ def _find_splits(root: Path, top: Listing, splits: dict[str, str], loose: bool) 
         tally.add(root / folder, listing)
         part = _classes(root, folder, listing, tally, loose)
         if part is None:
-            raise _no_classes(root / folder, listing, root, top.others)
+            raise _no_classes(root / folder, listing, root, top.others, loose)
         parts[split] = part
     beside = [name for name in top.folders if name not in splits]
     if beside:
@@ -199,9 +199,16 @@ def _holds_classes(path: Path, listing: Listing) -> bool:
     return (True, False) in kinds and not any(deeper for _, deeper in kinds)
 
 
-def _no_classes(path: Path, listing: Listing, root: Path, beside: list[str]) -> DataError:
-    """The error for `path` without class folders; `beside` are the files of `root`, among which may be a table."""
-    want = "one folder for each class, holding its pictures, is right"
+def _no_classes(path: Path, listing: Listing, root: Path, beside: list[str], loose: bool) -> DataError:
+    """The error for `path` without class folders, or, `loose`, without a picture in its whole tree.
+
+    `beside` are the files of `root`, among which may be a table.
+    """
+    want = (
+        "a folder of pictures, in whatever folders, is right"
+        if loose
+        else "one folder for each class, holding its pictures, is right"
+    )
     tables = [name for name in beside if name.lower().endswith((".csv", ".tsv", ".parquet"))]
     if tables:
         want = f"to use the table, give {root / tables[0]}"
