@@ -281,8 +281,15 @@ def test_a_new_head_stands_on_the_tanh_layer_only_by_choice(keep: bool, tmp_path
 
 def test_features_keep_the_tanh_layer() -> None:
     model, changes = adapt(vit(hidden_head=True), num_classes=0)
-    assert changes == ["new zero-initialised head for 0 classes (it had 5)"]
+    assert changes == ["the head for 5 classes is left out"]
     assert model(torch.randn(1, 3, 15, 21)).abs().max() <= 1
+
+
+def test_without_a_label_there_is_no_head_and_no_layer_before_one() -> None:
+    model, changes = adapt(vit(hidden_head=True), labels=())
+    assert changes == ["the head for 5 classes is left out", "the pre-training head's tanh layer dropped"]
+    assert (model.labels, model.num_classes, model.pre_logits) == (None, 0, None)
+    assert adapt(model, labels=())[1] == []
 
 
 @torch.no_grad()

@@ -472,6 +472,25 @@ def test_a_head_alone_has_nothing_to_learn_without_labels(pictures: Path, tmp_pa
         run(tiny(pictures, objective="masked-patch", tune="head", init=str(first), **whole), tmp_path / "out")
 
 
+def test_what_does_not_go_with_the_objective_is_said_before_the_weights_are_looked_at(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match="objective=masked-patch hides patches itself"):
+        run(tiny(pictures, objective="masked-patch", init="nowhere"), tmp_path / "out")
+    assert "head" not in capsys.readouterr().err
+
+
+def test_weights_lose_their_head_where_nothing_is_named(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(tiny(pictures, budget={"steps": 1}), tmp_path / "first")
+    whole = {"objective": "masked-patch", "regularization": {"patch_dropout": 0.0}, "budget": {"steps": 1}}
+    second = run(tiny(pictures, init=str(first), **whole), tmp_path / "second")
+    run(tiny(pictures, init=str(second), **whole), tmp_path / "third")
+    heads = [line for line in capsys.readouterr().err.splitlines() if "head" in line]
+    assert heads == [f"{first}: the head for 3 classes is left out"]
+
+
 @pytest.mark.parametrize("objective", UNLABELLED)
 def test_a_model_without_patches_has_none_to_hide(objective: str, pictures: Path, tmp_path: Path) -> None:
     wanted = {"data": str(pictures), "objective": objective, "image_size": [32, 32], "budget": {"steps": 1}}

@@ -17,6 +17,7 @@ from patchword.data.sources import open_data
 from patchword.models.names import create_model
 from patchword.training import recipe as recipes
 from patchword.training import start
+from patchword.training.objectives import UNLABELLED
 from patchword.weights import folder, hub, shipped
 from patchword.weights.io import load_model, save_model
 
@@ -121,6 +122,20 @@ def test_auto_takes_nothing_where_nothing_fits(wish: dict[str, object], ours: Pa
     """
     run = pw.train(str(small_pictures), steps=1, out=str(ours / "run"), **wish)  # pyright: ignore[reportArgumentType]
     assert json.loads((run / "result.json").read_text())["init"] == "none"
+
+
+@pytest.mark.parametrize("objective", UNLABELLED)
+def test_auto_takes_no_convolutions_where_patches_are_hidden(objective: str, small_pictures: Path) -> None:
+    """The first that fits would be the hybrid; what is hidden would show through its convolutions."""
+    wish = {"data": str(small_pictures), "objective": objective, "image_size": [32, 32], "budget": {"steps": 1}}
+
+    def with_weights(found: str) -> recipes.Recipe:
+        return recipes.load("finetune/muon", {**wish, "init": found})
+
+    dataset = open_data(small_pictures, labelled=False)
+    decided, said = start.decide_start(with_weights("auto"), with_weights, dataset, lambda _: None)
+    assert decided.init == "shipped:small-plain"
+    assert said.startswith("starting from weights that come with patchword, small-plain")
 
 
 def test_they_fit_every_wished_field_and_images_of_up_to_128(ours: Path) -> None:

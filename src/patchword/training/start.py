@@ -64,6 +64,8 @@ def decide_start(
     elif size == (0, 0) and max(pictures.height, pictures.width) > SMALL_PICTURE:
         side = choose_side(other.budget, len(dataset.splits["train"]), assumed_speed(recipe))
         size = (side, side)
+    if other.objective in UNLABELLED:
+        wanted.setdefault("family", ViT.family)  # a hybrid's convolutions show what is hidden
     if size == (0, 0):
         size = natural_size(pictures, stride)
     found = shipped.fitting(wanted, size) if not any(side % stride for side in size) else None
@@ -145,6 +147,7 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
     """The model to train, new or from weights, fitted to the data set."""
     objective = recipe.objective or ("sigmoid" if dataset.multi_label else "softmax")
     check_objective(recipe, objective, dataset)  # before weights are fetched and pictures are looked at
+    recipe = dataclasses.replace(recipe, objective=objective)
     pictures = look_at(dataset.splits["train"])
     image_size = None if recipe.image_size == (0, 0) else recipe.image_size
     if recipe.init != "none":
@@ -175,7 +178,6 @@ def prepare_model(recipe: Recipe, dataset: Dataset) -> Prepared:
         model=family_fields,
         image_size=model.image_size,
         preprocessing=preprocessing,
-        objective=objective,
     )
     return Prepared(model, decided, origin, pictures.small)
 
@@ -202,7 +204,7 @@ def _from_weights(recipe: Recipe, dataset: Dataset, image_size: tuple[int, int] 
     patch_size, hidden_head = recipe.model.get("patch_size"), recipe.model.get("hidden_head", False)
     model, changes = adapt(
         model,
-        labels=dataset.classes,
+        labels=() if recipe.objective in UNLABELLED else dataset.classes,
         image_size=image_size,
         patch_size=None if patch_size is None else config.coerce(patch_size, int, "model.patch_size"),
         in_channels=_channels(recipe),

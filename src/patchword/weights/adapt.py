@@ -42,10 +42,10 @@ def adapt(
 ) -> tuple[Model, list[str]]:
     """The model with all that was asked for, and a sentence for each thing that had to be done; `model` itself may change.
 
-    `labels` decides the number of classes; a head that already names the same labels in the same order is kept. A new head
-    is one zero-initialised linear layer, and stands on the pre-training head's tanh layer only if `hidden_head` says so.
-    Position embeddings go to another grid by `resampling` (`models/position.py`). Another patch keeps the image size unless
-    that is given, too. Raises `UsageError` for what the model cannot become.
+    `labels` decides the number of classes (no label: no head); a head that already names the same labels in the same order
+    is kept. A new head is one zero-initialised linear layer, and stands on the pre-training head's tanh layer only if
+    `hidden_head` says so. Position embeddings go to another grid by `resampling` (`models/position.py`). Another patch keeps
+    the image size unless that is given, too. Raises `UsageError` for what the model cannot become.
     """
     if resampling not in get_args(Resampling):
         raise UsageError(f"resampling={resampling!r} is not known; {nearest(resampling, get_args(Resampling))}")
@@ -66,13 +66,20 @@ def adapt(
     if hidden_head and not has_layer:
         raise UsageError(f"hidden_head keeps the tanh layer of a pre-training head, which {model.name} does not have")
     wanted = len(labels) if labels is not None else num_classes
-    if wanted is not None and (wanted != model.num_classes or (labels is not None and labels != model.labels)):
-        changes.append(f"new zero-initialised head for {wanted} classes (it had {model.num_classes})")
-        model.replace_head(wanted, labels)
-        if wanted and has_layer:
+    names = labels or None
+    if wanted is not None and (wanted != model.num_classes or (labels is not None and names != model.labels)):
+        there = model.num_classes
+        changes.append(
+            f"new zero-initialised head for {wanted} classes (it had {there})"
+            if wanted
+            else f"the head for {there} classes is left out"
+        )
+        model.replace_head(wanted, names)
+        for_task = labels is not None or wanted > 0
+        if for_task and has_layer:
             what = "kept under the new head" if hidden_head else "dropped"
             changes.append(f"the pre-training head's tanh layer {what}")
-        if wanted and isinstance(model, ViT) and not hidden_head:
+        if for_task and isinstance(model, ViT) and not hidden_head:
             model.pre_logits, model.config = None, dataclasses.replace(model.config, hidden_head=False)
     return model, changes
 
