@@ -950,6 +950,7 @@ def test_a_budget_of_less_than_a_step_is_refused(pictures: Path, tmp_path: Path)
     """What the sentence says would be enough is enough for one step, and for no second one."""
     with pytest.raises(UsageError, match="a budget of 1e-10 PFLOP is less than one step of ViT-At/8 on 10 pic") as said:
         run(tiny(pictures, budget={"pflop": 1e-10}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     enough = float(str(said.value).split("; ")[1].split()[0])
     folder = run(tiny(pictures, budget={"pflop": enough}), tmp_path / "out")
     assert json.loads((folder / "result.json").read_text())["steps"] == 1

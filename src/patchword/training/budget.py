@@ -30,14 +30,9 @@ def fix_steps(
     the budget is a time. Raises `UsageError` where there is no budget, one of less FLOPs than a step, or a time of which a
     single look at validation would take more than half.
     """
+    check_a_step(recipe, model_name, flops_per_image)
     budget, batch_size = recipe.budget, recipe.batch_size
     steps = steps_for(budget, len(dataset.splits["train"]), batch_size, flops_per_image)
-    if steps == 0:
-        step = flops_per_image * batch_size / 1e15
-        raise UsageError(
-            f"a budget of {budget.pflop:g} PFLOP is less than one step of {model_name} on {batch_size} pictures; "
-            f"{rounded_up(step):.2g} or more, a smaller model or a smaller batch_size would be right"
-        )
     look = _passes_per_look(recipe, dataset)
     if steps is None:
         if not budget.minutes:
@@ -71,6 +66,17 @@ def fix_steps(
             checkpoint, every_steps=checkpoint.every_steps or max(1, steps // _TIMES_LOOKED)
         ),
     )
+
+
+def check_a_step(recipe: Recipe, model_name: str, flops_per_image: float) -> None:
+    """Raise `UsageError` where the budget is of less FLOPs than a step of training takes."""
+    budget, batch_size = recipe.budget, recipe.batch_size
+    if steps_for(budget, batch_size, batch_size, flops_per_image) == 0:
+        step = flops_per_image * batch_size / 1e15
+        raise UsageError(
+            f"a budget of {budget.pflop:g} PFLOP is less than one step of {model_name} on {batch_size} pictures; "
+            f"{rounded_up(step):.2g} or more, a smaller model or a smaller batch_size would be right"
+        )
 
 
 def steps_for(budget: Budget, pictures: int, batch_size: int, flops_per_image: float) -> int | None:

@@ -180,6 +180,8 @@ class Run:
         model.recompute = prepared.recipe.compute.recompute
         self.cost = counted(prepared.recipe, model, self.objective)
         self.recipe = machine.decide_machine(stored or prepared.recipe, model, self.cost, dataset, world)
+        if stored is None:  # now, so that what is refused decodes nothing and leaves no folder
+            budget.check_a_step(self.recipe, model.name, self.train_flops_per_image)
         self.sharded = machine.shards(self.recipe, self.cost, world)
         self.model = model if self.sharded else model.to(self.recipe.device)
         self.objective.to(self.recipe.device)
