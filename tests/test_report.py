@@ -292,6 +292,16 @@ def test_the_result_is_the_first_sentence(tmp_path: Path) -> None:
     assert sentence(read(run)).endswith("The interval does not exclude that it has learned nothing.")
 
 
+def test_a_teacher_and_the_pictures_without_labels_are_told_of(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    edit(run / "result.json", teacher={"weights": "runs/first", "unlabelled": "more", "pictures": 0})
+    page = read(run)
+    assert "taught by runs/first" in page.text
+    assert "without a label" not in page.text
+    edit(run / "result.json", teacher={"weights": "runs/first", "unlabelled": "more", "pictures": 1})
+    assert "Of train, 1 picture from more is without a label: what the teacher says counts." in read(run).text
+
+
 def test_the_first_sentence_with_several_labels(tmp_path: Path) -> None:
     run = write_run(tmp_path, GARMENTS[:7], labels=True, n=503)
     edit(run / "result.json", value=0.712, value_ci95=[0.683, 0.741])

@@ -28,6 +28,7 @@ def result_of(
         "model": run.model.name,
         "params": run.cost.params,
         "init": run.prepared.origin,
+        **({"teacher": _teacher(run)} if recipe.teacher.weights else {}),
         "train_images": len(dataset.splits["train"]) - len(state.unreadable),
         "steps": state.step,
         "seconds": round(state.seconds, 3),
@@ -55,6 +56,16 @@ def result_of(
             ],
         },
         **circumstances(torch.device(recipe.device)),
+    }
+
+
+def _teacher(run: "Run") -> dict[str, Any]:
+    """Who answered beside the labels, and for how many training pictures, of `unlabelled`, where there is none."""
+    teacher = run.recipe.teacher
+    return {
+        "weights": teacher.weights,
+        "unlabelled": teacher.unlabelled,
+        "pictures": int((run.dataset.splits["train"].labels < 0).sum()),
     }
 
 
