@@ -292,6 +292,18 @@ def test_the_result_is_the_first_sentence(tmp_path: Path) -> None:
     assert sentence(read(run)).endswith("The interval does not exclude that it has learned nothing.")
 
 
+def test_what_may_be_less_than_nothing_has_a_minus_and_stays_on_its_strip(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    edit(run / "evaluation.json", majority=None)
+    edit(run / "result.json", metric="explained_variance", value=-0.021, value_ci95=[-0.026, 0.015])
+    page = read(run)
+    assert sentence(page).endswith(
+        "an explained variance of −2.1 % on 372 test pictures (95 % interval −2.6 to 1.5 %)."
+    )
+    styles = [style for style in page.values("style") if "left:" in style]
+    assert styles == ["left:0.00%;right:98.50%", "left:0.00%"]
+
+
 def test_a_teacher_and_the_pictures_without_labels_are_told_of(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     edit(run / "result.json", teacher={"weights": "runs/first", "unlabelled": "more", "pictures": 0})
@@ -610,6 +622,8 @@ def test_a_long_curve_is_thinned() -> None:
     [
         (page.percent(0.6129), "61.3 %"),
         (page.percent(None), "–"),
+        (page.percent(-0.0214), "−2.1 %"),
+        (page.percent(-0.0004), "0.0 %"),
         (page.number(5526346), "5,526,346"),
         (page.decimal(0.04166), "0.042"),
         (page.decimal(None), "–"),

@@ -55,10 +55,11 @@ def number(value: float | None) -> str:
 
 
 def percent(value: float | None, decimals: int = 1, unit: bool = True) -> str:
-    """A share 0…1 in percent: 61.3 %; a dash where there is none."""
+    """A share, or what may be less than nothing, in percent: 61.3 %, −2.1 %; a dash where there is none."""
     if value is None:
         return "–"
-    return f"{100 * value:.{decimals}f}" + (f"{THIN}%" if unit else "")
+    # Adding zero makes 0.0 of what rounds to −0.0.
+    return f"{round(100 * value, decimals) + 0.0:.{decimals}f}".replace("-", "−") + (f"{THIN}%" if unit else "")
 
 
 def points(value: float | None, decimals: int = 1) -> str:

@@ -128,7 +128,8 @@ def _headline(result: Fields, data: Fields, evaluation: Fields, planned: int | N
     between = Markup("")
     if interval:
         low, high = page.percent(interval[0], unit=False), page.percent(interval[1])
-        between = Markup(" (95{}% interval <span>{}–{}</span>)").format(page.THIN, low, high)
+        dash = "–" if interval[0] >= 0 else " to "
+        between = Markup(" (95{}% interval <span>{}{}{}</span>)").format(page.THIN, low, dash, high)
     if result["metric"] not in (None, "accuracy"):
         precision = result["metric"] == "mean_average_precision"
         over = f" over {page.count(len(data['classes']), 'label')}" if precision and data["classes"] else ""

@@ -95,7 +95,8 @@ def result_sentence(folder: Path) -> str:
         if result["metric"] == "accuracy"
         else f"{result['metric'].replace('_', ' ')} {100 * result['value']:.2f} % on {result['n']:,} {result['split']} pictures"
     )
+    between = f"{low:.2f}–{high:.2f}" if low >= 0 else f"{low:.2f} to {high:.2f}"
     return (
-        f"{result['model']} at {height}×{width}: {what} (95 % interval {low:.2f}–{high:.2f}), "
+        f"{result['model']} at {height}×{width}: {what} (95 % interval {between}), "
         f"{result['seconds']:.0f} s of training"
     )
