@@ -111,9 +111,17 @@ def test_a_sound_set_of_grey_pictures(tmp_path: Path) -> None:
     assert report.memory == pytest.approx(2 * sum(5 * (7 + number) for number in range(10)), rel=0.1)
     assert len(report.mean) == len(report.std) == 1
     text = report.to_text()
-    assert "all 5×7 px" not in text
+    assert "all 5" not in text
     assert text.endswith("nothing stands in the way of training")
     assert "grey (1 channel)" in text
+
+
+@pytest.mark.parametrize(("side", "told"), [(7, "all 7×7 px; "), (5, "all 5 px wide, 7 px high; ")])
+def test_one_size_of_all_is_told_without_a_doubt_which_side_is_which(side: int, told: str, tmp_path: Path) -> None:
+    for number in range(10):
+        for name in ("ant", "bee"):
+            write(tmp_path / "set" / name / f"{number}.png", side, 7, number)
+    assert told in check(tmp_path / "set").to_text()
 
 
 def test_without_decoding_only_headers_are_read(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

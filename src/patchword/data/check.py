@@ -128,7 +128,8 @@ class Report:
             height, width, aspect = split.heights, split.widths, split.aspects
             of = "" if split.looked_at + len(split.bad) == split.count else f" (of {split.looked_at:,} looked at)"
             if split.shapes == 1:
-                sizes = f"all {width[1]}×{height[1]} px"
+                one = f"{width[1]}×{height[1]} px"
+                sizes = f"all {one if width == height else f'{width[1]} px wide, {height[1]} px high'}"
             else:
                 sizes = (
                     f"width {width[0]}–{width[2]}, height {height[0]}–{height[2]} px (median {width[1]}×{height[1]}), "
