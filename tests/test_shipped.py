@@ -12,6 +12,7 @@ from PIL import Image
 
 import patchword as pw
 from conftest import write_pictures
+from patchword import cli
 from patchword.core.errors import UsageError
 from patchword.data.sources import open_data
 from patchword.models.names import create_model
@@ -122,6 +123,13 @@ def test_auto_takes_nothing_where_nothing_fits(wish: dict[str, object], ours: Pa
     """
     run = pw.train(str(small_pictures), steps=1, out=str(ours / "run"), **wish)  # pyright: ignore[reportArgumentType]
     assert json.loads((run / "result.json").read_text())["init"] == "none"
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_the_help_of_train_names_what_is_shipped(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["train", "--help"])
+    assert f"shipped:{name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("objective", UNLABELLED)

@@ -42,15 +42,15 @@ def train(
     Args:
         data: A folder of class folders, a table (CSV, TSV, Parquet), a folder of Parquet files, a named set, or formula:….
         model: A name of `patchword models`, such as ViT-Ti/16.
-        init: auto (the default without a recipe), none (from nothing), or weights: a run or model folder, Google's .npz, timm's,
-            transformers', hf://ORG/NAME.
+        init: auto (the default without a recipe), none (from nothing), or weights: a run or model folder, shipped:small-hybrid or
+            shipped:small-plain (they come with patchword), Google's .npz, timm's, transformers', hf://ORG/NAME.
         image_size: The side, or height x width, of the model's input in pixels.
         minutes: Train for so many minutes; the number of steps is fixed before the first.
         epochs: Train for so many passes over the training pictures.
         steps: Train for so many updates.
         pflop: Train for so many 10^15 FLOPs.
         seed: Of the initial weights, the order of the pictures and all their variation.
-        recipe: A preset (hybrid, scratch, finetune, plain-vit, paper-imagenet, paper-finetune, ...) or a TOML file.
+        recipe: A preset (hybrid, scratch, finetune, speedrun/hybrid-0.02, noisy-student, ...) or a TOML file.
         set: Change a field of the recipe, such as optimizer.lr=0.001; may be given several times.
         out: The run folder; runs/DATA-MODEL-SEED if not given.
         restart: Move what the run folder holds aside and begin anew.

@@ -230,8 +230,8 @@ class Recipe:
     head, and the others must be what the weights say."""
     init: str = "none"
     """Where the weights come from: `none`; `auto`, those that come with the package where architecture and size fit, else the
-    hub's for a named model if they are at hand, else none; a run or model folder; or weights of others as `load_model` takes
-    them."""
+    hub's for a named model if they are at hand, else none; `shipped:small-hybrid` or `shipped:small-plain`, these wherever; a
+    run or model folder; or weights of others as `load_model` takes them."""
     zero_init_residual: bool = False
     """Let every block of a new encoder begin as the identity: the last layers of attention and of MLP are zero, but for the
     attention by which a class token first sees the picture."""
