@@ -302,6 +302,8 @@ def test_what_may_be_less_than_nothing_has_a_minus_and_stays_on_its_strip(tmp_pa
     )
     styles = [style for style in page.values("style") if "left:" in style]
     assert styles == ["left:0.00%;right:98.50%", "left:0.00%"]
+    curve = figures.metric_curve([(1, -0.24), (8, -0.02)], [(1, 30.0), (8, 31.0)])
+    assert re.findall(r">(.20 %)<", curve) == ["−20 %"]
 
 
 def test_a_teacher_and_the_pictures_without_labels_are_told_of(tmp_path: Path) -> None:

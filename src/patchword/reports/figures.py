@@ -270,7 +270,7 @@ def _whole_ticks(panel: "Axes", last: int) -> None:
 def percent_axis(panel: "Axes") -> None:
     from matplotlib.ticker import FuncFormatter
 
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g} %"))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g} %".replace("-", "−")))
 
 
 def _line(axes: "Axes", points: Points, colour: str, dots: bool = False) -> None:
