@@ -29,8 +29,8 @@ from patchword.models.names import create_model
 from patchword.models.position import sincos
 from patchword.models.vit import ViT
 from patchword.reports.run import write_report
+from patchword.training import loop, start, teacher, unlabelled
 from patchword.training import recipe as recipes
-from patchword.training import start, teacher, unlabelled
 from patchword.training.objectives import (
     UNLABELLED,
     Distillation,
@@ -734,6 +734,17 @@ def test_a_student_goes_on_with_the_same_unlabelled_pictures_only(
     assert json.loads((tmp_path / "out/result.json").read_text())["resumed_from"] == [5]
 
 
+def test_pictures_without_labels_that_cannot_be_read_are_looked_for_where_they_came_from(pictures: Path) -> None:
+    """'data check' of the labelled ones would find nothing wrong."""
+    train = open_data(pictures).splits["train"]
+    for labels, right in (
+        (train.labels, "'patchword data check' lists them"),
+        (np.full(len(train), -1), "teacher.unlabelled without them is right"),
+    ):
+        with pytest.raises(DataError, match=rf"{train.name(1)} is empty\); {right}$"):
+            loop.check_bad({1: "is empty"}, Split(train.items, labels, train.rows))
+
+
 def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tmp_path: Path) -> None:
     others, rng = tmp_path / "others", np.random.default_rng(0)
     for folder in (others / split / name for split in ("train", "test") for name in ("oak", "fir")):
@@ -747,7 +758,9 @@ def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tm
     several = load_model(taught)
     several.multi_label = True
     save_model(several, tmp_path / "several")
-    with pytest.raises(DataError, match="was trained on several labels a picture; one that names a single class"):
+    with pytest.raises(
+        DataError, match=r"says yes or no to each label \(objective=sigmoid\); one that names a single class"
+    ):
         run(tiny(pictures, teacher={"weights": str(tmp_path / "several")}), tmp_path / "out3")
     with pytest.raises(
         UsageError, match="a teacher answers with one class a picture, for objective=softmax, not sigmoid"

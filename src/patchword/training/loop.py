@@ -362,7 +362,9 @@ def check_bad(bad: dict[int, str], split: Split) -> None:
     """Stop when more than one in a hundred training pictures cannot be read."""
     if len(bad) > MOST_BAD * len(split):
         index, reason = next(iter(bad.items()))
+        labelled = split.labels.ndim > 1 or split.labels[index] >= 0
+        right = "'patchword data check' lists them" if labelled else "teacher.unlabelled without them is right"
         raise DataError(
             f"{len(bad)} of {len(split)} training pictures cannot be read, more than {MOST_BAD:.0%} "
-            f"({split.name(index)} {reason}); 'patchword data check' lists them"
+            f"({split.name(index)} {reason}); {right}"
         )

@@ -25,7 +25,8 @@ def load_teacher(teacher: Teacher, classes: tuple[str, ...]) -> Model:
         model = load_model(teacher.weights)
     if model.multi_label:
         raise DataError(
-            f"teacher {teacher.weights} was trained on several labels a picture; one that names a single class would be right"
+            f"teacher {teacher.weights} says yes or no to each label (objective=sigmoid); one that names a single class "
+            "(objective=softmax) would be right"
         )
     if model.labels is None or set(model.labels) != set(classes):
         theirs = "none that are named" if model.labels is None else ", ".join(model.labels[:5])
