@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+import patchword
 from conftest import write_pictures
 from patchword.core import config
 from patchword.core.errors import FaultError, UsageError
@@ -27,7 +29,8 @@ from patchword.data.duplicates import Duplicates
 from patchword.data.loader import Batch
 from patchword.data.mixing import erase, mix
 from patchword.data.sources import open_data
-from patchword.evaluation.predict import evaluating
+from patchword.evaluation.answers import read_answers
+from patchword.evaluation.predict import Looking, evaluating, predict
 from patchword.models.contract import Model
 from patchword.models.layers import Dropout
 from patchword.models.names import create_model
@@ -42,7 +45,7 @@ from patchword.training.recipe import Recipe, Regularization
 from patchword.training.run import run
 from patchword.training.step import train_step
 from patchword.weights.folder import read_tensors
-from patchword.weights.io import load_model
+from patchword.weights.io import load_model, save_model
 
 TINY = {"name": "ViT-At/2", "depth": 2, "embed_dim": 8, "num_heads": 2, "mlp_dim": 12}
 SGD = {"optimizer": {"name": "sgd", "lr": 0.3}}
@@ -514,6 +517,38 @@ def test_the_average_is_what_is_measured_and_what_is_left(
         assert not same(held, read_tensors(checkpoint / "model.safetensors"))
     assert same(measured[3][1], measured[2][1])
     assert same(weights(folder), measured[2][1])
+
+
+def test_a_mirrored_look_is_the_mean_of_a_picture_and_its_mirror_image(data: Path, tmp_path: Path) -> None:
+    """Left and right changed by Pillow, picture by picture: in `predict`, at the end of a run, and in `evaluate --mirror`."""
+    torch.manual_seed(0)
+    model = create_model(**plain(data).model, num_classes=2, image_size=8).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    model.labels = ("ant", "bee")
+    model.preprocessing = replace(model.preprocessing, resize="stretch", crop_fraction=1.0)
+    files = [data / f"test/{label}/{number:03d}.png" for label in ("ant", "bee") for number in range(3)]
+    pictures: list[Image.Image] = [Image.open(file) for file in files]
+    mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
+    with torch.inference_mode():
+        straight, turned = model(model.preprocess(pictures)), model(model.preprocess(mirrored))
+    assert (straight - turned).abs().min() > 1e-3
+    split, how = open_data(data).splits["test"], Looking(batch_size=5, threads=1)
+    np.testing.assert_allclose(predict(model, split, how).logits, straight.numpy(), rtol=1e-4, atol=1e-5)
+    expected = (straight + turned) / 2
+    np.testing.assert_allclose(predict(model, split, how, mirror=True).logits, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+    save_model(model, tmp_path / "model")
+    still = {"init": str(tmp_path / "model"), "optimizer": {"lr": 0.0}, "budget": {"steps": 1}}
+    losses = {}
+    for mirror, logits in ((False, straight), (True, expected)):
+        folder = run(plain(data, **still, evaluation={"mirror": mirror}), tmp_path / f"run-{mirror}")
+        confidence = read_answers(folder / "predictions.csv").confidence
+        np.testing.assert_allclose(confidence, logits.softmax(1).max(1).values.numpy(), rtol=1e-3)
+        losses[mirror] = patchword.evaluate(folder, data, mirror=mirror)["loss"]
+        labels = torch.tensor([0, 0, 0, 1, 1, 1])
+        assert losses[mirror] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert losses[True] != pytest.approx(losses[False], rel=1e-3)
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [5]), (3, [3, 4, 5])])
