@@ -93,6 +93,11 @@ def test_half_of_the_patches_are_corrupted_as_in_bert() -> None:
     places = torch.arange(36)
     assert not (others[:, :, 0] == places).any()
     assert torch.bincount(others.flatten(), minlength=36).min() > 250
+    # No place is spared, and which other patch it is has nothing to do with what else becomes of the patch.
+    assert torch.bincount(corrupted.flatten(), minlength=36).min() > 150
+    another = fates[:, :, 0] == 2
+    steps = (others[:, :, 0] - places) % 36
+    assert torch.bincount(steps[another], minlength=36)[1:].min() > 5
 
 
 def test_a_head_that_knows_nothing_has_the_loss_of_chance_and_one_that_knows_is_right() -> None:
