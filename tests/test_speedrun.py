@@ -3,12 +3,17 @@
 A run of its own is `ONLY=hybrid BUDGET=0.001 make speedrun`.
 """
 
+import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import formulas, page, speedrun, transfer, trials, unlabelled, wishes
+import torch
+from bench import formulas, limit, page, speedrun, transfer, trials, unlabelled, wishes
+from bench.transfer import RECIPE
+from torch.utils.flop_counter import FlopCounterMode
 
 from patchword.core import config
 from patchword.core.errors import DataError, UsageError
@@ -223,3 +228,186 @@ def test_what_is_wrong_is_said_in_a_sentence_and_no_table_is_written(
     assert said[0] == "ONLY=plan is not known; did you mean 'plain'?"
     assert said[1].startswith("ONLY=hybrid is not known; ")
     assert trials.PAGE.read_bytes() == before
+
+
+def finished(folder: Path, **figures: Any) -> Path:
+    """A run folder with nothing in it but figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps({"status": "finished", **figures}))
+    return folder
+
+
+def test_a_speedrun_spends_its_budget_on_cifar10_and_says_what_came_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From nothing, with nothing left out; FLOPs over seconds, and the better of the limits before and after."""
+    asked: dict[str, recipes.Recipe] = {}
+
+    def ran(recipe: recipes.Recipe, folder: Path, **_: Any) -> Path:
+        asked[folder.name] = recipe
+        return finished(folder, accuracy=0.625, train_flops=6 * 10**12, seconds=48.0, steps=7)
+
+    limits = iter([3e9, 5e9, 7e9, 2e9])
+    monkeypatch.setattr(speedrun, "run", ran)
+    monkeypatch.setattr(speedrun, "roofline", lambda: next(limits))
+    for name, value in (("OUT", str(tmp_path)), ("BUDGET", "0.07"), ("SEEDS", "2"), ("ONLY", "plain")):
+        monkeypatch.setenv(name, value)
+    speedrun.main()
+    assert list(asked) == ["plain-0.07-0", "plain-0.07-1"]
+    for seed, recipe in enumerate(asked.values()):
+        told = (recipe.name, recipe.data, recipe.init, recipe.seed, recipe.train_images, recipe.loading.duplicates)
+        assert told == ("speedrun/plain-0.1", "cifar10", "none", seed, 0, "no")
+        assert recipe.budget == recipes.Budget(pflop=0.07)
+    figures = {"accuracy": 0.625, "train_flops": 6 * 10**12, "seconds": 48.0, "gflops_per_second": 125.0}
+    assert json.loads((tmp_path / "speedrun.json").read_text()) == [
+        {"system": "plain", "budget": 0.07, "seed": seed, **figures, "roofline": limit}
+        for seed, limit in enumerate((5.0, 7.0))
+    ]
+
+
+def test_the_limit_is_the_flops_of_a_product_over_its_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight products, the fifth of which takes a quarter of a second and the others half of one, as torch counts them."""
+    product = torch.rand(7, 5), torch.rand(5, 11)
+    with FlopCounterMode(display=False) as counter:
+        monkeypatch.setattr(limit, "_seconds", lambda step: (step(), 1.0)[1])
+        monkeypatch.setattr(torch, "rand", lambda *shape: [torch.empty(shape[1:], device="meta")] * shape[0])
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        step = limit.gemm()
+        before = counter.get_total_flops()
+        step()
+        assert counter.get_total_flops() - before == limit.GEMM_FLOPS
+    monkeypatch.undo()
+    ticks = itertools.accumulate(itertools.chain([0.0], *([0.25 if number == 4 else 0.5, 3.0] for number in range(8))))
+    monkeypatch.setattr(limit.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(limit, "gemm", lambda: lambda: torch.mm(*product))
+    assert limit.roofline() == 4 * limit.GEMM_FLOPS
+
+
+def test_all_starts_of_a_row_take_the_same_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many at 32 px as BUDGET says, elsewhere in proportion to the pixels; the table has mean and range of the seeds."""
+    asked: dict[str, dict[str, Any]] = {}
+
+    def tuned(folder: Path, data: str, init: str, side: int, changes: dict[str, Any]) -> float:
+        asked[folder.name] = {"data": data, "init": init, "side": side, **changes}
+        return {"none": 0.5, "shipped:small-hybrid": 0.75}.get(init, 0.625) + 0.01 * changes["seed"]
+
+    before: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(transfer, "pretrain", lambda *asked: (before.append(asked), asked[0])[1])
+    monkeypatch.setattr(transfer, "tune", tuned)
+    monkeypatch.setattr(transfer, "sets", lambda: {"clothing": "place"})
+    monkeypatch.setattr(transfer, "CELLS", {"clothing": ((32, 500), (48, 0))})
+    published: list[str] = []
+    monkeypatch.setattr(transfer, "put", lambda *said: published.append(said[2]))
+    for name, value in (("OUT", str(tmp_path)), ("BUDGET", "0.004"), ("SEEDS", "2")):
+        monkeypatch.setenv(name, value)
+    transfer.main()
+    assert before == [(tmp_path / "formula", "fractals-1000x100", 0.04)]
+    starts = {"nothing": "none", "formula": str(tmp_path / "formula"), "formula-CIFAR-10": "shipped:small-hybrid"}
+    assert asked == {
+        f"{side}-{shown}-{start}-{seed}": {
+            "data": "place",
+            "init": init,
+            "side": side,
+            "seed": seed,
+            "train_images": pictures,
+            "budget": {"pflop": pytest.approx(pflop)},
+        }
+        for side, pictures, shown, pflop in ((32, 500, "500", 0.004), (48, 0, "all", 0.009))
+        for seed in range(2)
+        for start, init in starts.items()
+    }
+    assert published[0].splitlines()[4:] == [
+        f"| clothing, {side} px | {shown} | 50.5 (50.0–51.0) | 63.0 (62.5–63.5) | 75.5 (75.0–76.0) |"
+        for side, shown in ((32, "500"), (48, "all"))
+    ]
+
+
+def test_from_nothing_begins_the_model_of_the_pre_training_at_its_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All else is as from weights, so that a row differs in its start alone."""
+    asked: list[recipes.Recipe] = []
+
+    def ran(recipe: recipes.Recipe, folder: Path, **_: Any) -> Path:
+        asked.append(recipe)
+        return finished(folder, accuracy=0.375)
+
+    monkeypatch.setattr(transfer, "run", ran)
+    for init in ("none", "shipped:small-hybrid"):
+        assert transfer.tune(tmp_path / init[:4], "data", init, 40, {"train_images": 7}) == 0.375
+    nothing, weights = asked
+    base = recipes.load(RECIPE)
+    assert (nothing.model, nothing.zero_init_residual) == (base.model, True)
+    assert (nothing.optimizer.matrix_lr, weights.optimizer.matrix_lr) == (0.02, 0.01)
+    same = {"init": weights.init, "model": weights.model, "zero_init_residual": False, "optimizer": weights.optimizer}
+    assert dataclasses.replace(nothing, **same) == weights
+    assert (weights.image_size, weights.train_images, weights.name) == ((40, 40), 7, "finetune/muon")
+
+
+def test_what_has_labels_alone_gets_all_flops_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked objectives come first, once for all seeds, with no label; then the same training as from labels alone."""
+    study = unlabelled.Study(out=tmp_path, labelled=700, budget=0.002, pretrain=0.03)
+    asked: dict[str, recipes.Recipe] = {}
+
+    def ran(recipe: recipes.Recipe, folder: Path, **_: Any) -> Path:
+        asked[folder.name] = recipe
+        return folder
+
+    monkeypatch.setattr(unlabelled, "run", ran)
+    for model, methods in unlabelled.METHODS.items():
+        for method in methods:
+            study.run(model, method, 3)
+    told = {
+        name: (recipe.objective, recipe.init, recipe.train_images, recipe.seed, round(recipe.budget.pflop, 9))
+        for name, recipe in asked.items()
+    }
+    assert told == {
+        "plain-labels-alone-3": ("", "none", 700, 3, 0.002),
+        "plain-labels-alone-for-all-FLOPs-3": ("", "none", 700, 3, 0.032),
+        "plain-masked-patch": ("masked-patch", "none", 0, 0, 0.03),
+        "plain-masked-patches-then-labels-3": ("", str(tmp_path / "plain-masked-patch"), 700, 3, 0.002),
+        "plain-masked-autoencoder": ("masked-autoencoder", "none", 0, 0, 0.03),
+        "plain-masked-auto-encoder-then-labels-3": ("", str(tmp_path / "plain-masked-autoencoder"), 700, 3, 0.002),
+        "hybrid-labels-alone-3": ("", "none", 700, 3, 0.002),
+        "hybrid-labels-alone-for-all-FLOPs-3": ("", "none", 700, 3, 0.032),
+        "hybrid-Noisy-Student-3": ("", "none", 700, 3, 0.032),
+    }
+    plain, masked = (asked[f"plain-{name}-3"] for name in ("labels-alone", "masked-patches-then-labels"))
+    assert dataclasses.replace(masked, init="none") == plain
+
+
+def test_the_figures_of_a_trial_by_hand(tmp_path: Path) -> None:
+    """The last look; looks at each picture; FLOPs of a picture times the pictures a second of the fastest quarter."""
+    finished(tmp_path, steps=45, train_images=1000, train_flops=45 * 200 * 3e9)
+    (tmp_path / "recipe.toml").write_text(recipes.load("speedrun/plain-0.02", {"batch_size": 200}).to_toml())
+    records: list[dict[str, Any]] = [
+        {"kind": "train", "images_per_second": rate} for rate in (10.0, 50.0, 20.0, 40.0, 30.0)
+    ]
+    records.insert(2, {"kind": "validation", "accuracy": 0.25})
+    records.append({"kind": "validation", "accuracy": 0.75})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert trials.figures(tmp_path) == {"accuracy": 0.75, "epochs": 9.0, "gflops": pytest.approx(120.0)}
+
+
+def test_a_trial_in_two_parts_spends_no_more_than_one_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, recipes.Recipe] = {}
+
+    def ran(recipe: recipes.Recipe, folder: Path, **_: Any) -> Path:
+        asked[folder.name] = recipe
+        return finished(folder)
+
+    monkeypatch.setattr(trials, "run", ran)
+    monkeypatch.setattr(trials, "figures", lambda _: {"accuracy": 0.5, "epochs": 1.0, "gflops": 1.0})
+    monkeypatch.setattr(trials, "put", lambda *_: None)
+    for name, value in (("OUT", str(tmp_path)), ("BUDGET", "0.03"), ("ONLY", "hybrid;a third of it at 24 pixels")):
+        monkeypatch.setenv(name, value)
+    trials.main()
+    whole, first, rest = asked.values()
+    assert [recipe.budget.pflop for recipe in (whole, first, rest)] == pytest.approx([0.03, 0.01, 0.02])
+    assert [recipe.validation_share for recipe in (whole, first, rest)] == [0.1] * 3
+    assert [recipe.image_size for recipe in (whole, first, rest)] == [(0, 0), (24, 24), (32, 32)]
+    assert [recipe.init for recipe in (whole, first, rest)] == [
+        "none",
+        "none",
+        str(tmp_path / "a-third-of-it-at-24-pixels-0.03-first"),
+    ]
