@@ -304,6 +304,18 @@ def test_identity_knows_the_head_the_preprocessing_and_the_labels(model: Model, 
     assert memory.identity(model, split) not in seen
 
 
+def test_identity_knows_what_the_same_weights_are_used_for() -> None:
+    """Another number of heads, another GELU and turned queries have the same tensors, and say something else."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"embed_dim": 24, "depth": 1, "mlp_dim": 20, "pool": "gap", "position": "none"}
+    changes: list[dict[str, Any]] = [{"num_heads": 2}, {"num_heads": 3}, {"gelu": "erf"}, {"position": "rope"}]
+    models = [create_model("ViT-At/8", 3, 16, **{**sizes, "num_heads": 2, **change}) for change in changes]
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+    assert len({memory.identity(model) for model in models}) == 4
+    assert memory.identity(copy.deepcopy(models[0])) == memory.identity(models[0])
+
+
 # All of them on a data set
 
 
