@@ -60,7 +60,10 @@ class Ahead(NamedTuple):
 
 
 def with_rate(recipe: Recipe, factor: float) -> Recipe:
-    """The recipe with all its learning rates so many times as high, to four figures."""
+    """The recipe with its learning rates so many times as high, to four figures.
+
+    Not that of kernels, which is a share of their length.
+    """
     optimizer = recipe.optimizer
     rates = {name: float(f"{factor * getattr(optimizer, name):.4g}") for name in ("lr", "matrix_lr")}
     return dataclasses.replace(recipe, optimizer=dataclasses.replace(optimizer, **rates))
