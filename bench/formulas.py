@@ -6,14 +6,12 @@ validation: what is chosen here is not to be chosen on test. ONLY=name,name (all
 ordinary run folder: what is done is not done again. The table goes to docs/pretraining.md.
 """
 
-import datetime
 import os
 from pathlib import Path
 
-from bench.page import folder_of, put, table
+from bench.page import day, finished, folder_of, put, table
 from bench.transfer import PAGE, pretrain, sets, tune
 from bench.wishes import answered, names, number
-from patchword.core import files
 
 MARK = "formulas"
 BUDGETS = (0.0005, 0.002)
@@ -50,14 +48,14 @@ def main() -> None:
     rows = []
     for name in (NOTHING, *ATTEMPTS):
         folder, init = out / folder_of(name), "none"
-        if name in only or finished(folder):
+        if name in only or all(finished(cell) for cell, *_ in cells(folder)):
             if name != NOTHING:
                 data, changes = ATTEMPTS[name]
                 init = str(pretrain(folder, data, before, *changes, "evaluation.mirror=false"))
             values = [tuned(cell, place, init, budget) for cell, place, budget in cells(folder)]
             rows.append((name, values))
             print(line(*rows[-1]), flush=True)
-    publish(rows, before)
+    publish(rows, before, day(out))
 
 
 def cells(folder: Path) -> list[tuple[Path, str, float]]:
@@ -67,12 +65,6 @@ def cells(folder: Path) -> list[tuple[Path, str, float]]:
         for data, place in sets().items()
         for budget in BUDGETS
     ]
-
-
-def finished(folder: Path) -> bool:
-    """Whether all columns of an attempt are there, so that it stays in the table whatever is asked for."""
-    results = [cell / "result.json" for cell, *_ in cells(folder)]
-    return all(path.is_file() and files.read_json(path)["status"] == "finished" for path in results)
 
 
 def tuned(folder: Path, data: str, init: str, budget: float) -> float:
@@ -93,11 +85,11 @@ def line(name: str, values: list[float]) -> str:
     return f"| {name} | {what} | {' | '.join(f'{100 * value:.2f}' for value in values)} |"
 
 
-def publish(rows: list[tuple[str, list[float]]], before: float) -> None:
+def publish(rows: list[tuple[str, list[float]]], before: float, day: str) -> None:
     """Put the table into the page."""
     columns = [f"{data}, {budget:g}" for data in sets() for budget in BUDGETS]
     head = (
-        f"`make formula-study` of {datetime.date.today():%Y-%m-%d}: accuracy on validation in %, 1,000 pictures at 64 px, "
+        f"`make formula-study` of {day}: accuracy on validation in %, 1,000 pictures at 64 px, "
         f"one seed; {before:g} PFLOP of pre-training each, and the budget of the column of tuning:\n\n"
     )
     put(PAGE, MARK, head + table(("before", "on what", *columns), (line(*row) for row in rows)))

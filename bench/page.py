@@ -1,5 +1,6 @@
 """A table that a command prints goes to the page that shows it, between two marks."""
 
+import datetime
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,17 @@ def mean_and_range(values: Sequence[float], digits: int) -> str:
 def folder_of(name: str) -> str:
     """The name of a trial as that of its folder."""
     return name.replace(", ", "-").replace(" ", "-")
+
+
+def finished(run: Path) -> bool:
+    """Whether a run folder holds a run that came to its end."""
+    return (run / "result.json").is_file() and files.read_json(run / "result.json")["status"] == "finished"
+
+
+def day(out: Path) -> str:
+    """The day on which the last of the runs below a folder came to its end; today, where there is none."""
+    days = [files.read_json(path)["date"][:10] for path in out.rglob("result.json") if finished(path.parent)]
+    return max(days, default=f"{datetime.date.today():%Y-%m-%d}")
 
 
 def put(page: Path, mark: str, text: str) -> None:

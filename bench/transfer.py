@@ -7,12 +7,11 @@ much more as there are more pixels; so all have as many steps. Each run is an or
 done is not done again. The table goes to docs/pretraining.md.
 """
 
-import datetime
 import os
 from pathlib import Path
 from typing import Any
 
-from bench.page import folder_of, mean_and_range, put, table
+from bench.page import day, folder_of, mean_and_range, put, table
 from bench.wishes import answered, number, whole
 from patchword.core import config, files
 from patchword.core.progress import say
@@ -50,7 +49,7 @@ def main() -> None:
                     found.setdefault(start, []).append(tune(folder, place, init, side, changes))
             rows.append((data, side, pictures, found))
             print(line(*rows[-1]), flush=True)
-    publish(rows, seeds, budget)
+    publish(rows, seeds, budget, day(out))
 
 
 def sets() -> dict[str, str]:
@@ -98,10 +97,10 @@ def line(data: str, side: int, pictures: int, found: dict[str, list[float]]) -> 
     return "| " + " | ".join(cells) + " |"
 
 
-def publish(rows: list[tuple[str, int, int, dict[str, list[float]]]], seeds: int, budget: float) -> None:
+def publish(rows: list[tuple[str, int, int, dict[str, list[float]]]], seeds: int, budget: float, day: str) -> None:
     """Put the table into the page."""
     head = (
-        f"`make transfer-study` of {datetime.date.today():%Y-%m-%d}: accuracy on test in %, mean and range of {seeds} seeds, "
+        f"`make transfer-study` of {day}: accuracy on test in %, mean and range of {seeds} seeds, "
         f"{budget:g} PFLOP each at 32 px, elsewhere in proportion to the pixels:\n\n"
     )
     put(PAGE, MARK, head + table(("data", "training pictures", *STARTS), (line(*row) for row in rows)))

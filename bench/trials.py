@@ -5,7 +5,6 @@ ONLY=name,name (all if not given), OUT=runs/trials. Each trial is an ordinary ru
 table goes to docs/pretraining.md.
 """
 
-import datetime
 import json
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.page import folder_of, put, table
+from bench.page import day, finished, folder_of, put, table
 from bench.wishes import answered, names, number
 from patchword.core import config, files
 from patchword.reports.run import write_report
@@ -79,16 +78,18 @@ def main() -> None:
     rows = []
     for name, (base, changes) in TRIALS.items():
         folder = out / f"{folder_of(name)}-{budget:g}"
-        if name in only or (folder / "result.json").is_file():
-            if share := FIRST.get(name):
-                first = folder.with_name(f"{folder.name}-first")
+        if name in only or finished(folder):
+            first, share = folder.with_name(f"{folder.name}-first"), FIRST.get(name)
+            if share:
                 train(first, base, changes, share * budget)
                 train(folder, base, [f'init="{first}"', "image_size=[32,32]"], (1 - share) * budget)
             else:
                 train(folder, base, changes, budget)
-            rows.append((name, changes, figures(folder)))
+            parts = [figures(part) for part in ([first, folder] if share else [folder])]
+            epochs = sum(part["epochs"] for part in parts)
+            rows.append((name, changes, {**parts[-1], "epochs": epochs}))
             print(line(*rows[-1]), flush=True)
-    publish(rows, budget)
+    publish(rows, budget, day(out))
 
 
 def train(folder: Path, base: str, changes: list[str], budget: float) -> None:
@@ -126,10 +127,10 @@ def line(name: str, changes: list[str], found: dict[str, Any]) -> str:
     return f"| {name} | {changed} | {100 * found['accuracy']:.2f} | {found['epochs']:.1f} | {found['gflops']:.0f} |"
 
 
-def publish(rows: list[tuple[str, list[str], dict[str, Any]]], budget: float) -> None:
+def publish(rows: list[tuple[str, list[str], dict[str, Any]]], budget: float, day: str) -> None:
     """Put the table into the page."""
     head = (
-        f"`make trials` of {datetime.date.today():%Y-%m-%d}: accuracy in % on 5,000 pictures of train that are not learned from, "
+        f"`make trials` of {day}: accuracy in % on 5,000 pictures of train that are not learned from, "
         f"one seed, {budget:g} PFLOP each; GFLOP/s is that of the fastest quarter of the steps:\n\n"
     )
     columns = ("trial", "changed", "accuracy", "epochs", "GFLOP/s")

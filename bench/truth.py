@@ -5,7 +5,6 @@ The models are those that come with the package, one that has learned to name sh
 not done again. All figures go to OUT/truth.json, the tables to docs/explain.md.
 """
 
-import datetime
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import patchword as pw
-from bench.page import put, table
+from bench.page import day, put, table
 from bench.transfer import sets
 from bench.wishes import answered
 from patchword.core import files
@@ -73,7 +72,7 @@ def main() -> None:
             rows.append((name, Choice(kind).words, figures))
             print(name, *(f"{each.name} {each.value:.2f}" for each in figures), flush=True)
     files.write_json(out / "truth.json", [told(*row) for row in rows])
-    publish(rows)
+    publish(rows, day(out))
 
 
 def trained(out: Path, name: str, data: str) -> Path:
@@ -105,11 +104,9 @@ def told(name: str, words: str, figures: Sequence[Figure]) -> dict[str, Any]:
     return {"model": name, "map": words, "figures": [figure.to_dict() for figure in figures]}
 
 
-def publish(rows: Sequence[tuple[str, str, list[Figure]]]) -> None:
+def publish(rows: Sequence[tuple[str, str, list[Figure]]], day: str) -> None:
     """Put the tables into the page."""
-    text = (
-        f"`make truth-study` of {datetime.date.today():%Y-%m-%d}, n = {PICTURES}; bold is what beats every control:\n\n"
-    )
+    text = f"`make truth-study` of {day}, n = {PICTURES}; bold is what beats every control:\n\n"
     for pair in TABLES:
         first = {figure.name: figure for figure in rows[0][2]}
         heads = [head for name in pair for head in (name, *first[name].rivals)]

@@ -6,13 +6,12 @@ then trained as what has labels alone, for BUDGET=0.002; Noisy Student spends al
 control that has labels alone for as long. The table goes to docs/pretraining.md.
 """
 
-import datetime
 import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bench.page import folder_of, mean_and_range, put, table
+from bench.page import day, folder_of, mean_and_range, put, table
 from bench.wishes import answered, number, whole
 from patchword.core import config, files
 from patchword.data.sources import open_data
@@ -107,7 +106,7 @@ class Study:
     def publish(self, rows: list[tuple[str, str, list[float]]], seeds: int) -> None:
         """Put the table into the page, and what the heads of masked training find."""
         text = (
-            f"`make unlabelled-study` of {datetime.date.today():%Y-%m-%d}: accuracy on CIFAR-10's test pictures in % with "
+            f"`make unlabelled-study` of {day(self.out)}: accuracy on CIFAR-10's test pictures in % with "
             f"{self.labelled:,} labels, mean and range of {seeds} seeds; {self.budget:g} PFLOP with labels, {self.pretrain:g} "
             "without:\n\n"
         )

@@ -4,6 +4,7 @@ A run of its own is `ONLY=hybrid BUDGET=0.001 make speedrun`.
 """
 
 import dataclasses
+import datetime
 import itertools
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from bench import formulas, limit, page, speedrun, transfer, trials, unlabelled,
 from bench.transfer import RECIPE
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchword.core import config
+from patchword.core import config, files
 from patchword.core.errors import DataError, UsageError
 from patchword.data.formula import parse_formula
 from patchword.models.cost import cost
@@ -94,9 +95,11 @@ def test_the_table_of_trials_goes_between_its_marks(tmp_path: Path, monkeypatch:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- trials -->\nold\n<!-- /trials -->\nafter\n")
     monkeypatch.setattr(trials, "PAGE", page)
-    trials.publish([("cosine", ["schedule.decay=cosine"], {"accuracy": 0.5, "epochs": 3.0, "gflops": 7.0})], 0.5)
+    trials.publish(
+        [("cosine", ["schedule.decay=cosine"], {"accuracy": 0.5, "epochs": 3.0, "gflops": 7.0})], 0.5, "2026-02-03"
+    )
     text = page.read_text()
-    assert text.startswith("before\n<!-- trials -->\n`make trials` of ")
+    assert text.startswith("before\n<!-- trials -->\n`make trials` of 2026-02-03: ")
     assert "| cosine | `schedule.decay=cosine` | 50.00 | 3.0 | 7 |" in text
     assert "old" not in text
     assert text.endswith("<!-- /trials -->\nafter\n")
@@ -141,7 +144,9 @@ def test_what_was_attempted_before_stays_in_the_table(tmp_path: Path, monkeypatc
     cells = [tmp_path / f"shapes-digits-{budget:g}" for budget in formulas.BUDGETS]
     for cell in cells:
         cell.mkdir()
-        (cell / "result.json").write_text('{"status": "finished", "accuracy": 0.25}')
+        (cell / "result.json").write_text(
+            '{"status": "finished", "accuracy": 0.25, "date": "2026-02-03T04:05:06+00:00"}'
+        )
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setenv("ONLY", "fractals")
     monkeypatch.setattr(formulas, "sets", lambda: {"digits": "digits"})
@@ -151,9 +156,39 @@ def test_what_was_attempted_before_stays_in_the_table(tmp_path: Path, monkeypatc
     monkeypatch.setattr(formulas, "put", lambda *said: published.append(said[2]))
     formulas.main()
     assert [line.split(" | ")[0] for line in published[0].splitlines()[4:]] == ["| fractals", "| shapes"]
+    assert published[0].startswith("`make formula-study` of 2026-02-03: ")
     (cells[-1] / "result.json").write_text('{"status": "running"}')
     formulas.main()
     assert [line.split(" | ")[0] for line in published[1].splitlines()[4:]] == ["| fractals"]
+
+
+def test_a_table_has_the_day_of_its_last_run(tmp_path: Path) -> None:
+    """However often it is printed again; what is not at its end does not count."""
+    assert page.day(tmp_path) == f"{datetime.date.today():%Y-%m-%d}"
+    for name, status, date in (
+        ("a", "finished", "2026-02-03"),
+        ("b/c", "finished", "2026-02-05"),
+        ("d", "running", "2026-02-07"),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        files.write_json(tmp_path / name / "result.json", {"status": status, "date": f"{date}T04:05:06+00:00"})
+    assert page.day(tmp_path) == "2026-02-05"
+    assert [page.finished(tmp_path / name) for name in ("a", "d", "e")] == [True, False, False]
+
+
+def test_a_trial_that_nobody_asks_for_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, status in (("hybrid", "finished"), ("cosine", "running")):
+        folder = tmp_path / f"{name}-0.03"
+        folder.mkdir()
+        files.write_json(folder / "result.json", {"status": status, "date": "2026-02-03"})
+    asked: list[str] = []
+    monkeypatch.setattr(trials, "train", lambda folder, *_: asked.append(folder.name))
+    monkeypatch.setattr(trials, "figures", lambda _: {"accuracy": 0.5, "epochs": 1.0, "gflops": 1.0})
+    monkeypatch.setattr(trials, "put", lambda *_: None)
+    for name, value in (("OUT", str(tmp_path)), ("BUDGET", "0.03"), ("ONLY", "no shifts")):
+        monkeypatch.setenv(name, value)
+    trials.main()
+    assert asked == ["hybrid-0.03", "no-shifts-0.03"]
 
 
 def test_a_student_has_the_noise_of_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +209,7 @@ def test_the_table_of_what_has_no_labels_says_what_the_masked_ones_find(
     """Beside the commonest colour where colours are named, and alone where patches are painted."""
     study = unlabelled.Study(out=tmp_path, labelled=1000, budget=0.002, pretrain=0.03)
     for objective, metric in (("masked-patch", "masked_accuracy"), ("masked-autoencoder", "explained_variance")):
-        (tmp_path / objective).mkdir()
-        result = {"metric": metric, "value": 0.25, "value_ci95": [0.2, 0.3125]}
-        (tmp_path / objective / "result.json").write_text(json.dumps(result))
+        finished(tmp_path / objective, metric=metric, value=0.25, value_ci95=[0.2, 0.3125])
     monkeypatch.setattr(study, "without_labels", lambda _, objective: tmp_path / objective)
     monkeypatch.setattr(unlabelled, "load_model", lambda folder: folder.name)
     monkeypatch.setattr(unlabelled, "commonest", {"masked-patch": 0.0569}.__getitem__)
@@ -233,7 +266,9 @@ def test_what_is_wrong_is_said_in_a_sentence_and_no_table_is_written(
 def finished(folder: Path, **figures: Any) -> Path:
     """A run folder with nothing in it but figures."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps({"status": "finished", **figures}))
+    (folder / "result.json").write_text(
+        json.dumps({"status": "finished", "date": "2026-02-03T04:05:06+00:00", **figures})
+    )
     return folder
 
 
@@ -398,10 +433,13 @@ def test_a_trial_in_two_parts_spends_no_more_than_one_in_one(tmp_path: Path, mon
 
     monkeypatch.setattr(trials, "run", ran)
     monkeypatch.setattr(trials, "figures", lambda _: {"accuracy": 0.5, "epochs": 1.0, "gflops": 1.0})
-    monkeypatch.setattr(trials, "put", lambda *_: None)
+    lines: list[str] = []
+    monkeypatch.setattr(trials, "put", lambda *said: lines.extend(said[2].splitlines()[4:]))
     for name, value in (("OUT", str(tmp_path)), ("BUDGET", "0.03"), ("ONLY", "hybrid;a third of it at 24 pixels")):
         monkeypatch.setenv(name, value)
     trials.main()
+    # Two parts of as many epochs each are twice as many.
+    assert [line.split(" | ")[-2] for line in lines] == ["1.0", "2.0"]
     whole, first, rest = asked.values()
     assert [recipe.budget.pflop for recipe in (whole, first, rest)] == pytest.approx([0.03, 0.01, 0.02])
     assert [recipe.validation_share for recipe in (whole, first, rest)] == [0.1] * 3
