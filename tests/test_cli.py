@@ -114,6 +114,7 @@ WRONG = [
     (["train", "DATA", "--init", "small-plain"], 2, "does not exist; shipped:small-plain comes with patchword"),
     (["evaluate", "shipped", "DATA"], 2, "not exist; shipped:small-hybrid, shipped:small-plain would be right"),
     (["train", "nowhere", "--steps", "1"], 3, "nowhere is neither a path that exists nor a named data set"),
+    (["data", "check", "fractals-10x7@9"], 3, "nor a named data set; did you mean 'formula:fractals-10x7@9'?"),
     (["evaluate", "nowhere", "DATA"], 2, "nowhere holds no model"),
     (["data", "check", "nowhere"], 3, "nowhere is neither"),
     (["models", "ViX*"], 2, "no model matches 'ViX*'"),

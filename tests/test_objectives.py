@@ -750,6 +750,25 @@ def test_pictures_without_labels_that_cannot_be_read_are_looked_for_where_they_c
             loop.check_bad({1: "is empty"}, Split(train.items, labels, train.rows))
 
 
+def test_a_recipe_means_the_same_in_any_folder(
+    taught: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights, teacher and pictures lie where they lay when it was written."""
+    places = {"taught": taught, "photos": pictures, "loose": pictures / "test"}
+    for name, place in places.items():
+        (tmp_path / name).symlink_to(place)
+    monkeypatch.chdir(tmp_path)
+    teacher = {"weights": "taught", "unlabelled": "loose"}
+    keep = {"budget": {"steps": 1}, "loading": {"duplicates": "no"}}
+    first = run(tiny(Path("photos"), init="./taught", teacher=teacher, **keep), tmp_path / "first")
+    again = recipes.load(str(first / "recipe.toml"))
+    said = (again.data, again.init, again.teacher.weights, again.teacher.unlabelled)
+    assert said == tuple(str(places[name]) for name in ("photos", "taught", "taught", "loose"))
+    (tmp_path / "none").mkdir()
+    second = run(tiny(Path("photos"), init="none", budget={"steps": 1}), tmp_path / "second")
+    assert recipes.load(str(second / "recipe.toml")).init == "none"
+
+
 def test_a_teacher_that_does_not_fit_is_refused(taught: Path, pictures: Path, tmp_path: Path) -> None:
     others, rng = tmp_path / "others", np.random.default_rng(0)
     for folder in (others / split / name for split in ("train", "test") for name in ("oak", "fir")):

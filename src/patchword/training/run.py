@@ -122,8 +122,7 @@ def settle(
         return world.decide(lambda: start.published_weights(model, None if restart else folder / RECIPE))
 
     recipe, note = start.decide_start(recipe, with_weights, dataset, published)
-    if there.exists():  # a named set keeps its name, a path works from anywhere
-        recipe = dataclasses.replace(recipe, data=str(there.resolve()))
+    recipe = from_anywhere(recipe)
     if recipe.batch_size > (there_are := len(dataset.splits["train"])):
         say(
             f"note: a batch of {recipe.batch_size:,} would hold pictures twice; it is {there_are:,}, as many as there are"
@@ -143,6 +142,20 @@ def settle(
 
         world.decide(check_teacher)  # now, so that one which cannot be taken leaves no folder
     return recipe, with_unlabelled(opened, recipe), prepared, note
+
+
+def from_anywhere(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths, so that it means the same in any folder; what is named and lies nowhere keeps its name."""
+
+    def whole(place: str) -> str:
+        there = files.at_home(place)
+        return str(there.resolve()) if place and there.exists() else place
+
+    teacher = dataclasses.replace(
+        recipe.teacher, weights=whole(recipe.teacher.weights), unlabelled=whole(recipe.teacher.unlabelled)
+    )
+    init = recipe.init if recipe.init in ("none", "auto") else whole(recipe.init)
+    return dataclasses.replace(recipe, data=whole(recipe.data), init=init, teacher=teacher)
 
 
 def counted(recipe: Recipe, model: Model, objective: Objective) -> Cost:

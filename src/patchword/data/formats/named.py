@@ -13,6 +13,7 @@ from patchword.core.files import at_home, new_directory
 from patchword.data.arrays import DIGITS
 from patchword.data.assemble import Found, Part
 from patchword.data.dataset import Arrays
+from patchword.data.formula import PREFIX, parse_formula
 
 _SYSTEM = (Path("/usr/share/datasets"), Path("/usr/local/share/datasets"))
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"
@@ -102,7 +103,11 @@ def _unknown(name: str) -> str:
     local = [
         entry.name for place in data_folders() if place.is_dir() for entry in sorted(place.iterdir()) if entry.is_dir()
     ]
-    guess = nearest(name, dict.fromkeys([*NAMES, *local, *beside]))
+    try:
+        parse_formula(f"{PREFIX}{name}")
+        guess = f"did you mean '{PREFIX}{name}'?"
+    except (DataError, UsageError):
+        guess = nearest(name, dict.fromkeys([*NAMES, *local, *beside]))
     known = guess if guess.startswith("did") else "named sets are " + ", ".join(dict.fromkeys([*NAMES, *local]))
     return f"{name} is neither a path that exists nor a named data set; {known}"
 
