@@ -7,22 +7,15 @@ control that has labels alone for as long. The table goes to docs/pretraining.md
 """
 
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from bench.page import day, folder_of, mean_and_range, put, table
 from bench.wishes import answered, number, whole
 from patchword.core import config, files
-from patchword.data.sources import open_data
-from patchword.evaluation.predict import Looking, look_at_all
-from patchword.models.contract import Model
-from patchword.models.vit import ViT
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
-from patchword.training.objectives.masked_patch import mean_colours
 from patchword.training.run import run
-from patchword.weights.io import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, MARK = ROOT / "docs/pretraining.md", "unlabelled"
@@ -117,22 +110,10 @@ class Study:
             low, high = (100 * value for value in result["value_ci95"])
             text += f"`{objective}`: {result['metric']} {100 * result['value']:.2f} % ({low:.2f}–{high:.2f}) on test"
             if objective == "masked-patch":
-                text += f"; {100 * commonest(load_model(folder)):.2f} % is what naming the commonest colour finds"
+                guessed = files.read_json(folder / "evaluation.json")["majority"]
+                text += f"; {100 * guessed:.2f} % is what naming the commonest colour finds"
             text += ".\n"
         put(PAGE, MARK, text)
-
-
-def commonest(model: Model) -> float:
-    """The share of patches of the test pictures whose colour is the one that most have: what guessing finds."""
-    assert isinstance(model, ViT)
-    counts: Counter[int] = Counter()
-    look_at_all(
-        model,
-        open_data("cifar10").splits["test"],
-        lambda _, images: counts.update(mean_colours(model, images).flatten().tolist()),
-        Looking(threads=1),  # `look` adds to one counter
-    )
-    return counts.most_common(1)[0][1] / counts.total()
 
 
 def line(model: str, method: str, values: list[float]) -> str:

@@ -3,9 +3,11 @@
 import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,7 @@ from conftest import write_pictures
 from patchword.core import files
 from patchword.core.errors import DataError, PatchwordError, StoppedError, UsageError
 from patchword.data.dataset import Arrays, Dataset, Split
+from patchword.data.decoding.decode import decode
 from patchword.data.sources import open_data
 from patchword.evaluation import memory
 from patchword.evaluation.predict import Looking
@@ -358,6 +361,8 @@ def test_a_run_without_labels_learns_resumes_and_can_be_built_upon(
     page = write_report(whole).read_text("utf-8")
     assert f"reaches a{'n' if metric[0] == 'e' else ''} {metric.replace('_', ' ')} of <strong>" in page
     assert "names <strong>" not in page
+    guessing = "naming always the colour of a patch that is most frequent among them would give"
+    assert (guessing in page, ">guessing</span>" in page) == (objective == "masked-patch",) * 2
     model = load_model(whole)
     assert (model.num_classes, model.labels) == (0, None)
     stop_after(5, monkeypatch)
@@ -464,6 +469,27 @@ def test_what_is_measured_without_labels_by_hand(
     low, high = figures.mean() - half, figures.mean() + half
     assert found["value_ci95"] == pytest.approx([max(least, low), min(1.0, high)], rel=1e-5, abs=1e-6)
     assert (low < 0, high > 1) == (power == 40 and not turned, turned)
+
+
+@pytest.mark.parametrize("batch_size", [3, 7])
+def test_what_guessing_finds_is_the_share_of_the_commonest_colour(batch_size: int, tmp_path: Path) -> None:
+    """Of all patches of the pictures that can be read, counted one by one."""
+    write_pictures(tmp_path / "test", ("ant", "bee"), 5)
+    write_pictures(tmp_path / "train", ("ant", "bee"), 1, seed=1)
+    (tmp_path / "test/ant/002.png").write_bytes(b"broken")
+    split, model = open_data(tmp_path).splits["test"], small()
+    found = unlabelled.measure(MaskedPatch(model), model, split, Looking(batch_size=batch_size, threads=1))
+    counts: Counter[tuple[int, ...]] = Counter()
+    for index in set(range(10)) - {2}:
+        picture = model.preprocessing.fit(decode(split.read(index), 3)).astype(np.float64) / 255
+        height, width = (side // cells for side, cells in zip(picture.shape[:2], model.grid, strict=True))
+        for row, column in itertools.product(*map(range, model.grid)):
+            patch = picture[row * height : (row + 1) * height, column * width : (column + 1) * width]
+            counts[tuple((patch.mean(axis=(0, 1)) * 8).astype(int).clip(max=7))] += 1
+    assert counts.total() == 9 * model.grid[0] * model.grid[1]
+    # A patch may stand on the border of two colours.
+    assert found["majority"] == pytest.approx(max(counts.values()) / counts.total(), abs=1.5 / counts.total())
+    assert "majority" not in unlabelled.measure(Drawing(1, False, 0.0), model, split, Looking(threads=1))
 
 
 def test_a_share_has_an_interval_of_shares() -> None:

@@ -210,9 +210,8 @@ def test_the_table_of_what_has_no_labels_says_what_the_masked_ones_find(
     study = unlabelled.Study(out=tmp_path, labelled=1000, budget=0.002, pretrain=0.03)
     for objective, metric in (("masked-patch", "masked_accuracy"), ("masked-autoencoder", "explained_variance")):
         finished(tmp_path / objective, metric=metric, value=0.25, value_ci95=[0.2, 0.3125])
+        files.write_json(tmp_path / objective / "evaluation.json", {"majority": 0.0569})
     monkeypatch.setattr(study, "without_labels", lambda _, objective: tmp_path / objective)
-    monkeypatch.setattr(unlabelled, "load_model", lambda folder: folder.name)
-    monkeypatch.setattr(unlabelled, "commonest", {"masked-patch": 0.0569}.__getitem__)
     published: list[str] = []
     monkeypatch.setattr(unlabelled, "put", lambda *said: published.append(said[2]))
     study.publish([("plain", unlabelled.ALONE, [0.5, 0.625, 0.75])], 3)

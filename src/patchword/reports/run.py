@@ -133,14 +133,18 @@ def _headline(result: Fields, data: Fields, evaluation: Fields, planned: int | N
     if result["metric"] not in (None, "accuracy"):
         precision = result["metric"] == "mean_average_precision"
         over = f" over {page.count(len(data['classes']), 'label')}" if precision and data["classes"] else ""
-        sentence = Markup("{} reaches {} of <strong>{}</strong>{} on {}{}.")
+        sentence = Markup("{} reaches {} of <strong>{}</strong>{} on {}{}")
         reached = f"{'an' if result['metric'][0] in 'aeiou' else 'a'} {result['metric'].replace('_', ' ')}"
-        return sentence.format(subject, reached, page.percent(value), over, tested, between)
-    sentence = Markup("{} names <strong>{}</strong> of {} right{}")
-    sentence = sentence.format(subject, page.percent(value), tested, between)
+        sentence, thing = (
+            sentence.format(subject, reached, page.percent(value), over, tested, between),
+            "colour of a patch",
+        )
+    else:
+        sentence = Markup("{} names <strong>{}</strong> of {} right{}")
+        sentence, thing = sentence.format(subject, page.percent(value), tested, between), "class"
     if majority is None:
         return sentence + "."
-    sentence += f"; naming always the class that is most frequent among them would give {page.percent(majority)}."
+    sentence += f"; naming always the {thing} that is most frequent among them would give {page.percent(majority)}."
     if interval and interval[0] <= majority:
         sentence += " The interval does not exclude that it has learned nothing."
     return sentence

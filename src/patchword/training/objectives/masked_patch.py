@@ -36,7 +36,8 @@ class MaskedPatch(Unlabelled):
                 f"{model.image_size[1]} has one; a smaller patch or a larger image_size would be right"
             )
         self.word = nn.Parameter(torch.empty(model.num_features))
-        self.head = nn.Linear(model.num_features, 2 ** (_BITS * model.in_channels))
+        self.choices = 2 ** (_BITS * model.in_channels)
+        self.head = nn.Linear(model.num_features, self.choices)
         nn.init.normal_(self.word, std=0.02)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -55,6 +56,11 @@ class MaskedPatch(Unlabelled):
         logits, answers = self.head(asked), colours.gather(1, corrupted)
         losses = F.cross_entropy(logits.flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
         return losses.mean(1), (logits.argmax(2) == answers).float().mean(1)
+
+    def answers(self, model: Model, images: Tensor) -> Tensor:
+        """The colours of all patches, int64 B×N."""
+        assert isinstance(model, ViT)
+        return mean_colours(model, images)
 
 
 def mean_colours(model: ViT, images: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class Objective(nn.Module, ABC):
     """The name of the figure that `measure` gives, the higher the better; empty where predictions of labels are measured."""
     least: ClassVar[float] = -math.inf
     """The least that this figure can be; the most is 1."""
+    choices: int = 0
+    """Of how many answers one is right for a patch; 0 where none is (see `answers`)."""
     class_weights: Tensor | None
     """K: what the loss of a picture of each class is multiplied by; None: all losses count alike."""
 
@@ -53,6 +55,10 @@ class Objective(nn.Module, ABC):
     def measure(self, model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
         """Losses B and figures B of images that nobody has labelled."""
         raise NotImplementedError(type(self).__name__)
+
+    def answers(self, model: Model, images: Tensor) -> Tensor | None:
+        """Which of the `choices` is right for each patch of normalised images, int64 B×N; None where there are none."""
+        return None
 
     def on_meta(self) -> Callable[[Model, Tensor], object]:
         """`measure` for a model on the meta device, to be counted."""
