@@ -1,6 +1,8 @@
 """A store holds exactly the decoded pictures, under their indices, and says which ones it could not have."""
 
 import io
+import multiprocessing
+import os
 import threading
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from PIL import Image
 from patchword.data import store as module
 from patchword.data.dataset import Arrays, Files, Names, Split
 from patchword.data.decoding.decode import DecodeError, decode
+from patchword.data.formula import Drawn
+from patchword.data.sources import open_data
 from patchword.data.store import Store, estimated_bytes, in_order, worthwhile_threads
 
 
@@ -44,6 +48,29 @@ def test_every_picture_in_its_own_size(
     assert store.nbytes == sum(store.pixels(index).size for index in range(83))
     with pytest.raises(ValueError, match="several shapes"):
         store.stacked()
+
+
+def test_pictures_of_formulas_are_drawn_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as in one, in order; what drawing raises arrives here."""
+    split = open_data("formula:shapes-3x47@11x17").splits["train"]
+    few = Store.fill(split, 1, 2)
+    monkeypatch.setattr(module, "_WORTH_PROCESSES", 3 * 47)
+    store = Store.fill(split, 1, 2)
+    assert store.same_shape == (11, 17, 1)
+    assert (store.stacked() == few.stacked()).all()
+    assert store.content == few.content
+    by_whom = [os.getpid()]
+    monkeypatch.setattr(Drawn, "read", lambda *_: np.frombuffer(os.getpid().to_bytes(24), np.uint8).reshape(2, 4, 3))
+    for workers, drawers in ((1, 1), (2, 2)):
+        pixels = Store.fill(split, 3, workers).stacked()
+        found = {int.from_bytes(each.tobytes()) for each in pixels}
+        assert (len(found), by_whom[0] in found) == (drawers, workers == 1)
+    monkeypatch.setattr(Drawn, "read", lambda _, row: (_ for _ in ()).throw(DecodeError(f"is number {row}")))
+    assert Store.fill(split, 3, 2).bad == {row: f"is number {row}" for row in range(3 * 47)}
+    monkeypatch.setattr(Drawn, "read", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        Store.fill(split, 3, 2)
+    assert multiprocessing.active_children() == []
 
 
 def test_equal_shapes_are_one_array_without_a_copy(tmp_path: Path) -> None:

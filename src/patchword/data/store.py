@@ -1,11 +1,13 @@
 """A whole split decoded once: flat uint8 memory with offsets, every picture in its own size."""
 
+import functools
 import hashlib
+import multiprocessing
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -13,6 +15,10 @@ from patchword.core.errors import FaultError
 from patchword.core.picture import DecodeError
 from patchword.data.dataset import Split
 from patchword.data.decoding.decode import decode, header
+from patchword.data.formula import Drawn
+
+if TYPE_CHECKING:
+    from patchword.data.feed import Stop
 
 MEMORY_SHARE = 0.25
 """Decoded pictures are kept in memory when all splits take at most this share of what is free."""
@@ -20,12 +26,16 @@ MOST_BAD = 0.01
 """A larger share of bad pictures stops a training run."""
 
 Result = TypeVar("Result")
+_Picture = tuple[int, np.ndarray | str]
+"""The checksum of a picture's file, 0 if there is none, and uint8 H×W×C, or why it could not be had."""
 
 _TASK_BYTES = 2**22  # decoded at a time by one thread: far above the cost of handing it over, far below memory
 _TASK_PICTURES = 64
 # Decoding smaller pictures (about 150 px a side) is mostly Python, where threads only get in each other's way (measured:
 # 2 threads decode JPEGs of 32 px at 0.5 to 0.9 times the speed of one, of 224 px at 1.1 to 2.1 times).
 _WORTH_THREADS = 2**16
+# Drawing is Python, too, where two threads have half the speed of one and two processes twice; they take a second to begin.
+_WORTH_PROCESSES = 2**11
 
 
 class Store:
@@ -56,23 +66,13 @@ class Store:
     ) -> "Store":
         """Decode every picture of `split` in up to `workers` threads (Pillow decodes outside the interpreter's lock).
 
-        Takes the memory of the pictures and some 10 MB more for each thread. `on_progress` gets (done, total).
+        Pictures of formulas are drawn in as many processes. Takes the memory of the pictures and some 10 MB more for each
+        thread. `on_progress` gets (done, total).
         """
         n = len(split)
         expected = estimated_bytes(split, channels=channels)
         task = max(1, min(_TASK_PICTURES, _TASK_BYTES * n // max(1, expected)))
-        threads = worthwhile_threads(split, workers)
-
         checksums = np.zeros(n, np.uint32)
-
-        def picture(index: int) -> np.ndarray | str:
-            try:
-                content = split.read(index)
-                checksums[index] = zlib.crc32(content if isinstance(content, bytes) else content.tobytes())
-                return decode(content, channels)
-            except DecodeError as error:
-                return error.reason
-
         offsets = np.zeros(n, np.int64)
         sizes = np.zeros((n, 2), np.int64)
         bad: dict[int, str] = {}
@@ -80,8 +80,9 @@ class Store:
             # Pages are taken only when they are written: a generous guess costs nothing.
             memory = np.empty(expected + expected // 4 + 1, np.uint8)
             end = 0
-            for start, pictures in in_order(n, picture, threads, task):
-                for index, pixels in enumerate(pictures, start):
+            for start, pictures in _decoded(split, channels, workers, task):
+                for index, (checksum, pixels) in enumerate(pictures, start):
+                    checksums[index] = checksum
                     if isinstance(pixels, str):
                         bad[index] = pixels
                         continue
@@ -145,6 +146,40 @@ class Store:
         if self.same_shape is None or self.bad:
             raise ValueError("pictures of several shapes, or without some, are no single array")
         return self._memory.reshape(len(self), *self.same_shape)
+
+
+def _decoded(split: Split, channels: int, workers: int, task: int) -> Iterator[tuple[int, list[_Picture]]]:
+    """The pictures of a split in order, `task` of them at a time: (first index, pictures)."""
+    picture = functools.partial(_picture, split, channels)
+    if (
+        workers == 1
+        or len(split) < _WORTH_PROCESSES
+        or not isinstance(split.items, Drawn)
+        or multiprocessing.get_start_method() != "fork"  # others would run the user's script again
+    ):
+        yield from in_order(len(split), picture, worthwhile_threads(split, workers), task)
+        return
+    from patchword.data.feed import Feed
+
+    def draw(start: int, stop: "Stop") -> list[_Picture]:
+        return [picture(index) for index in range(start, min(start + task, len(split))) if not stop.is_set()]
+
+    starts = range(0, len(split), task)
+    feed = Feed(draw, starts, workers)
+    try:
+        yield from zip(starts, feed, strict=True)
+    finally:
+        feed.close()
+
+
+def _picture(split: Split, channels: int, index: int) -> _Picture:
+    checksum = 0
+    try:
+        content = split.read(index)
+        checksum = zlib.crc32(content if isinstance(content, bytes) else content.tobytes())
+        return checksum, decode(content, channels)
+    except DecodeError as error:
+        return checksum, error.reason
 
 
 def estimated_bytes(split: Split, sample: int = 256, *, channels: int = 3) -> int:
