@@ -306,6 +306,12 @@ def _killed_at(call: int, step: int, stop: Stop) -> int:
     return step
 
 
+def test_more_workers_than_cores_begin_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many is the user's choice, who would read two lines of torch's."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert list(Feed(lambda step, _: 3 * step, range(5), workers=2)) == [0, 3, 6, 9, 12]
+
+
 def test_a_worker_killed_while_it_looks_whether_to_stop_takes_nobody_along() -> None:
     feeds = [Feed(functools.partial(_killed_at, call), range(3), workers=1) for call in range(1, 13)]
     ends: list[object] = []

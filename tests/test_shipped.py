@@ -177,7 +177,7 @@ def test_auto_sees_small_pictures_whole_and_larger_ones_as_the_budget_says(
     data = tmp_path / "pictures"
     for split, count in (("train", 8), ("test", 1)):
         write_pictures(data / split, ("ant", "bee"), count, side)
-    wish = {"data": str(data), "init": "auto", "budget": budget}
+    wish = {"data": str(data), "init": "auto", "budget": budget, "threads": 2}
     scratch, finetune = (recipes.load(name, wish) for name in ("scratch", "finetune"))
     asked: list[str] = []
 

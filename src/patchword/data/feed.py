@@ -183,7 +183,7 @@ class _Processes:
                 multiprocessing_context=_Context(multiprocessing.get_context()),
                 generator=torch.Generator(),  # else starting processes would advance the model's random numbers
             )
-        self.results: Iterator[Any] | None = iter(loader)
+            self.results: Iterator[Any] | None = iter(loader)
         self.processes = [process for process in multiprocessing.active_children() if process not in before]
 
     def take(self) -> Any:
