@@ -135,13 +135,12 @@ def _headline(result: Fields, data: Fields, evaluation: Fields, planned: int | N
         over = f" over {page.count(len(data['classes']), 'label')}" if precision and data["classes"] else ""
         sentence = Markup("{} reaches {} of <strong>{}</strong>{} on {}{}")
         reached = f"{'an' if result['metric'][0] in 'aeiou' else 'a'} {result['metric'].replace('_', ' ')}"
-        sentence, thing = (
-            sentence.format(subject, reached, page.percent(value), over, tested, between),
-            "colour of a patch",
-        )
+        sentence = sentence.format(subject, reached, page.percent(value), over, tested, between)
+        thing = "colour of a patch"
     else:
         sentence = Markup("{} names <strong>{}</strong> of {} right{}")
-        sentence, thing = sentence.format(subject, page.percent(value), tested, between), "class"
+        sentence = sentence.format(subject, page.percent(value), tested, between)
+        thing = "class"
     if majority is None:
         return sentence + "."
     sentence += f"; naming always the {thing} that is most frequent among them would give {page.percent(majority)}."
