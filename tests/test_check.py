@@ -159,6 +159,22 @@ def test_progress_counts_every_picture(photos: Path) -> None:
     assert seen == sorted(seen)
 
 
+def test_pictures_without_labels(photos: Path, tmp_path: Path) -> None:
+    for number in range(7):
+        write(tmp_path / "loose" / "deep" / f"{number}.png", 9, 9, (30 * number, 0, 0))
+    with pytest.raises(DataError, match="--no-labels"):
+        check(tmp_path / "loose" / "deep")
+    report = check(tmp_path / "loose" / "deep", labelled=False)
+    text = report.to_text()
+    assert "deep: pictures whose labels do not count\n" in text
+    assert "\npictures " not in text  # the name of their one class
+    assert sum(split.count for split in report.splits.values()) == 7
+    assert report.warnings == []
+
+    told = check(photos, labelled=False).warnings
+    assert [sentence.split(":")[0] for sentence in told] == ["leakage", "bad pictures of train", "bad pictures of test"]
+
+
 def test_a_set_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is empty"):
         check(tmp_path)

@@ -178,7 +178,7 @@ OPTIONS = {
     "compare": "help image-size minutes models out pflop pretrain pretrain-pflop recipe seeds set sizes",
     "paper": "data help minutes out scale seeds",
     "predict": "features help no-features out top",
-    "data check": "decode help no-decode",
+    "data check": "decode help labels no-decode no-labels",
     "data pack": "help quality shard-size side",
     "weights check": "help set",
     "weights convert": "help no-trust-pickle set to trust-pickle",

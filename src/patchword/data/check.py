@@ -57,6 +57,8 @@ class Report:
     dataset: Dataset
     splits: dict[str, SplitReport]
     duplicates: Duplicates
+    labelled: bool
+    """Whether labels count."""
     decoded: bool
     """Whether every picture was decoded, or only headers were read."""
     mean: tuple[float, ...]
@@ -88,7 +90,8 @@ class Report:
         """Everything as lines for a terminal."""
         dataset = self.dataset
         kind = "several labels a picture" if dataset.multi_label else "one label a picture"
-        lines = [f"{dataset.location}: {len(dataset.classes)} classes, {kind}", dataset.split_rule, ""]
+        what = f"{len(dataset.classes)} classes, {kind}" if self.labelled else "pictures whose labels do not count"
+        lines = [f"{dataset.location}: {what}", dataset.split_rule, ""]
         lines += self._table()
         lines += ["", *(line for name, split in self.splits.items() for line in self._pictures(name, split))]
         mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (self.mean, self.std))
@@ -109,7 +112,7 @@ class Report:
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
-        classes = self.dataset.classes
+        classes = self.dataset.classes if self.labelled else ()
         width = max([len(name) for name in classes] + [len("all")])
         lines = [" " * width + "".join(f"{name:>12}" for name in self.splits)]
         shown = classes if len(classes) <= 2 * _NAMED else (*classes[:_NAMED], "…", *classes[-_NAMED:])
@@ -145,13 +148,17 @@ class Report:
 
 
 def check(
-    data: str | os.PathLike[str], *, decode_all: bool = True, on_progress: Callable[[int, int], None] | None = None
+    data: str | os.PathLike[str],
+    *,
+    labelled: bool = True,
+    decode_all: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Open `data` as training would, and look at its pictures: all, decoded; or without `decode_all` headers of a sample.
 
-    Raises `DataError` for what keeps the data set from being opened at all. `on_progress` gets (done, total) pictures.
+    Without `labelled`, labels do not count, and any folder of pictures will do, as for objectives without labels. Raises `DataError` for what keeps the data set from being opened at all. `on_progress` gets (done, total) pictures.
     """
-    dataset = open_data(data)
+    dataset = open_data(data, labelled=labelled)
     chosen = {
         name: _evenly(len(split), len(split) if decode_all else _HEADERS) for name, split in dataset.splits.items()
     }
@@ -174,7 +181,8 @@ def check(
     memory = channels * sum(split.pixels * split.count // max(1, split.looked_at) for split in splits.values())
     mean, std = colour.figures(channels)
     in_memory = memory <= MEMORY_SHARE * available_memory()
-    report = Report(dataset, splits, find_duplicates(dataset), decode_all, mean, std, channels, memory, in_memory)
+    duplicates = find_duplicates(dataset)
+    report = Report(dataset, splits, duplicates, labelled, decode_all, mean, std, channels, memory, in_memory)
     report.warnings = list(_warnings(report))
     if decode_all:
         report.changed = _changed_shards(dataset)
@@ -286,6 +294,8 @@ def _warnings(report: Report) -> Iterator[str]:
             if report.stops_training:
                 consequence = f"more than {100 * MOST_BAD:g} %, so training would stop; mend or remove them"
         yield f"bad pictures of {name}: {len(split.bad):,} of {looked_at:,}; {consequence}"
+    if not report.labelled:
+        return
     if report.duplicates.conflicts:
         (first, place), (second, other) = report.duplicates.conflicts[0].members[:2]
         yield (

@@ -8,11 +8,12 @@ if TYPE_CHECKING:
     from patchword.data.check import Report
 
 
-def check(data: Data, *, decode: bool = True) -> Any:
+def check(data: Data, *, labels: bool = True, decode: bool = True) -> Any:
     """Counts, sizes, bad files, duplicates, leakage, imbalance, and what training would do with the set.
 
     Args:
         data: As for train.
+        labels: Labels count; with --no-labels any folder of pictures will do, as for objective=masked-patch.
         decode: Decode every picture; --no-decode looks at names and headers only.
     """
     from patchword.core.progress import Progress
@@ -24,7 +25,7 @@ def check(data: Data, *, decode: bool = True) -> Any:
             progress.total = total
             progress.update(done)
 
-        return checks.check(data, decode_all=decode, on_progress=progressed)
+        return checks.check(data, labelled=labels, decode_all=decode, on_progress=progressed)
 
 
 def pack(data: Data, shards: Shards, *, side: Whole = None, quality: int = 90, shard_size: int = 256) -> dict[str, Any]:
