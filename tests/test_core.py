@@ -194,6 +194,8 @@ def test_config_builds_nested_and_typed() -> None:
         ({"steps": 3.5}, "steps=3.5 is not of the right type; it takes a whole number"),
         ({"steps": True}, "steps=True is not of the right type"),
         ({"steps": "3"}, "steps='3' is not of the right type"),
+        ({"steps": 2**63}, "steps is too large a number; whole ones have to lie between ±2^63"),
+        ({"steps": -(16**5000)}, "steps is too large a number"),  # of more digits than Python writes
         ({"sides": [1, 2, 3]}, "sides=[1, 2, 3] is not of the right type"),
         ({"inner": {"kind": "dwn"}}, "inner.kind='dwn' is not known; did you mean 'down'?"),
         ({"inner": 5}, "inner must be a table of fields, not 5"),

@@ -59,7 +59,7 @@ def coerce(value: Any, expected: Any, where: str) -> Any:
     elif expected is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MOST:
         return float(value)
     elif type(value) is int and abs(value) >= _MOST:
-        pass
+        raise UsageError(f"{where} is too large a number; whole ones have to lie between ±2^63")
     elif expected is Any or (isinstance(expected, type) and type(value) is expected):
         return value
     raise UsageError(f"{where}={value!r} is not of the right type; it takes {_in_words(expected)}")
