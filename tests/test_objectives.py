@@ -432,6 +432,14 @@ def test_what_does_not_go_with_a_masked_objective_is_refused(
         run(tiny(pictures, objective=objective, **changes), tmp_path / "out")
 
 
+def test_one_picture_teaches_nothing(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "loose", ("ant",), 1)
+    sentence = "loose has 1 training picture, too few to learn from; 2 or more would be right"
+    with pytest.raises(DataError, match=sentence):
+        run(tiny(tmp_path / "loose", objective="masked-patch", regularization={"patch_dropout": 0.0}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 class Drawing(Unlabelled):
     """Its figures are what is drawn for each picture, to the `power`-th, or 1 less that; its losses are told from them."""
 

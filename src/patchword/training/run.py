@@ -123,7 +123,12 @@ def settle(
 
     recipe, note = start.decide_start(recipe, with_weights, dataset, published)
     recipe = from_anywhere(recipe)
-    if recipe.batch_size > (there_are := len(dataset.splits["train"])):
+    if (there_are := len(dataset.splits["train"])) < 2 * world.count:
+        raise DataError(
+            f"{dataset.location} has {there_are} training {'picture' if there_are == 1 else 'pictures'}, too few to learn from"
+            f"{'' if world.count == 1 else f' in {world.count} processes'}; {2 * world.count} or more would be right"
+        )
+    if recipe.batch_size > there_are:
         say(
             f"note: a batch of {recipe.batch_size:,} would hold pictures twice; it is {there_are:,}, as many as there are"
         )
