@@ -9,7 +9,7 @@ ordinary run folder: what is done is not done again. The table goes to docs/pret
 import os
 from pathlib import Path
 
-from bench.page import day, finished, folder_of, put, table
+from bench.page import finished, folder_of, last_day, put, table
 from bench.transfer import PAGE, pretrain, sets, tune
 from bench.wishes import answered, names, number
 
@@ -55,7 +55,7 @@ def main() -> None:
             values = [tuned(cell, place, init, budget) for cell, place, budget in cells(folder)]
             rows.append((name, values))
             print(line(*rows[-1]), flush=True)
-    publish(rows, before, day(out))
+    publish(rows, before, last_day(out))
 
 
 def cells(folder: Path) -> list[tuple[Path, str, float]]:

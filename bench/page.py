@@ -31,7 +31,7 @@ def finished(run: Path) -> bool:
     return (run / "result.json").is_file() and files.read_json(run / "result.json")["status"] == "finished"
 
 
-def day(out: Path) -> str:
+def last_day(out: Path) -> str:
     """The day on which the last of the runs below a folder came to its end; today, where there is none."""
     days = [files.read_json(path)["date"][:10] for path in out.rglob("result.json") if finished(path.parent)]
     return max(days, default=f"{datetime.date.today():%Y-%m-%d}")

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bench.page import day, folder_of, mean_and_range, put, table
+from bench.page import folder_of, last_day, mean_and_range, put, table
 from bench.wishes import answered, number, whole
 from patchword.core import config, files
 from patchword.core.progress import say
@@ -49,7 +49,7 @@ def main() -> None:
                     found.setdefault(start, []).append(tune(folder, place, init, side, changes))
             rows.append((data, side, pictures, found))
             print(line(*rows[-1]), flush=True)
-    publish(rows, seeds, budget, day(out))
+    publish(rows, seeds, budget, last_day(out))
 
 
 def sets() -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.page import day, finished, folder_of, put, table
+from bench.page import finished, folder_of, last_day, put, table
 from bench.wishes import answered, names, number
 from patchword.core import config, files
 from patchword.reports.run import write_report
@@ -89,7 +89,7 @@ def main() -> None:
             epochs = sum(part["epochs"] for part in parts)
             rows.append((name, changes, {**parts[-1], "epochs": epochs}))
             print(line(*rows[-1]), flush=True)
-    publish(rows, budget, day(out))
+    publish(rows, budget, last_day(out))
 
 
 def train(folder: Path, base: str, changes: list[str], budget: float) -> None:

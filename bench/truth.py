@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import patchword as pw
-from bench.page import day, put, table
+from bench.page import last_day, put, table
 from bench.transfer import sets
 from bench.wishes import answered
 from patchword.core import files
@@ -72,7 +72,7 @@ def main() -> None:
             rows.append((name, Choice(kind).words, figures))
             print(name, *(f"{each.name} {each.value:.2f}" for each in figures), flush=True)
     files.write_json(out / "truth.json", [told(*row) for row in rows])
-    publish(rows, day(out))
+    publish(rows, last_day(out))
 
 
 def trained(out: Path, name: str, data: str) -> Path:

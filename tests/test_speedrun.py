@@ -164,7 +164,7 @@ def test_what_was_attempted_before_stays_in_the_table(tmp_path: Path, monkeypatc
 
 def test_a_table_has_the_day_of_its_last_run(tmp_path: Path) -> None:
     """However often it is printed again; what is not at its end does not count."""
-    assert page.day(tmp_path) == f"{datetime.date.today():%Y-%m-%d}"
+    assert page.last_day(tmp_path) == f"{datetime.date.today():%Y-%m-%d}"
     for name, status, date in (
         ("a", "finished", "2026-02-03"),
         ("b/c", "finished", "2026-02-05"),
@@ -172,7 +172,7 @@ def test_a_table_has_the_day_of_its_last_run(tmp_path: Path) -> None:
     ):
         (tmp_path / name).mkdir(parents=True)
         files.write_json(tmp_path / name / "result.json", {"status": status, "date": f"{date}T04:05:06+00:00"})
-    assert page.day(tmp_path) == "2026-02-05"
+    assert page.last_day(tmp_path) == "2026-02-05"
     assert [page.finished(tmp_path / name) for name in ("a", "d", "e")] == [True, False, False]
 
 

@@ -156,7 +156,9 @@ def check(
 ) -> Report:
     """Open `data` as training would, and look at its pictures: all, decoded; or without `decode_all` headers of a sample.
 
-    Without `labelled`, labels do not count, and any folder of pictures will do, as for objectives without labels. Raises `DataError` for what keeps the data set from being opened at all. `on_progress` gets (done, total) pictures.
+    Without `labelled`, labels do not count, and any folder of pictures will do, as for objectives without labels.
+
+    Raises `DataError` for what keeps the data set from being opened at all. `on_progress` gets (done, total) pictures.
     """
     dataset = open_data(data, labelled=labelled)
     chosen = {
