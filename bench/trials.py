@@ -38,6 +38,15 @@ TRIALS: dict[str, tuple[str, list[str]]] = {
             "model.mlp_dim=192",
         ],
     ),
+    "twice the width": (
+        "hybrid",
+        [
+            "model.stem_channels=[32,128,128]",
+            "model.embed_dim=128",
+            "model.num_heads=4",
+            "model.mlp_dim=256",
+        ],
+    ),
     "two blocks": ("hybrid", ["model.depth=2"]),
     "rotary positions": ("hybrid", ["model.position=rope"]),
     "kernels as other matrices": ("hybrid", ["optimizer.kernel_lr=0"]),
@@ -55,7 +64,8 @@ TRIALS: dict[str, tuple[str, list[str]]] = {
     "no label smoothing": ("hybrid", ["regularization.label_smoothing=0.0"]),
     "label smoothing of 0.2": ("hybrid", ["regularization.label_smoothing=0.2"]),
     "average of weights": ("hybrid", ["regularization.average_decay=0.99"]),
-    "a third of it at 24 pixels": ("hybrid", ["image_size=[24,24]"]),
+    "a third of it at 24 pixels": ("hybrid", ["init=FIRST", "image_size=[32,32]"]),
+    "half of it for a teacher": ("hybrid", ["teacher.weights=FIRST"]),
     "plain": ("plain", []),
     "plain, learned positions": ("plain", ["model.position=1d"]),
     "plain, two heads": ("plain", ["model.num_heads=2"]),
@@ -66,9 +76,12 @@ TRIALS: dict[str, tuple[str, list[str]]] = {
     "plain, AdamW alone": ("plain", ["optimizer.name=adamw", "optimizer.lr=3e-3", "optimizer.weight_decay=0.05"]),
     "plain, half of the patches dropped": ("plain", ["regularization.patch_dropout=0.5"]),
 }
-"""Name → whose recipe, and what is changed in it."""
-FIRST = {"a third of it at 24 pixels": 1 / 3}
-"""Trials whose change holds for this share of the budget; the rest goes on from there without it."""
+"""Name → whose recipe, and what is changed in it; FIRST is the run of before."""
+FIRST: dict[str, tuple[float, list[str]]] = {
+    "a third of it at 24 pixels": (1 / 3, ["image_size=[24,24]"]),
+    "half of it for a teacher": (1 / 2, []),
+}
+"""Trials with a run before → its share of the budget, and what is changed in it."""
 
 
 def main() -> None:
@@ -79,15 +92,14 @@ def main() -> None:
     for name, (base, changes) in TRIALS.items():
         folder = out / f"{folder_of(name)}-{budget:g}"
         if name in only or finished(folder):
-            first, share = folder.with_name(f"{folder.name}-first"), FIRST.get(name)
-            if share:
-                train(first, base, changes, share * budget)
-                train(folder, base, [f'init="{first}"', "image_size=[32,32]"], (1 - share) * budget)
-            else:
-                train(folder, base, changes, budget)
-            parts = [figures(part) for part in ([first, folder] if share else [folder])]
-            epochs = sum(part["epochs"] for part in parts)
-            rows.append((name, changes, {**parts[-1], "epochs": epochs}))
+            first, rest, shown, runs = folder.with_name(f"{folder.name}-first"), budget, changes, [folder]
+            if name in FIRST:
+                share, before = FIRST[name]
+                train(first, base, before, share * budget)
+                rest, shown, runs = (1 - share) * budget, [*before, *changes], [first, folder]
+            train(folder, base, [change.replace("FIRST", f'"{first}"') for change in changes], rest)
+            parts = [figures(part) for part in runs]
+            rows.append((name, shown, {**parts[-1], "epochs": sum(part["epochs"] for part in parts)}))
             print(line(*rows[-1]), flush=True)
     publish(rows, budget, last_day(out))
 

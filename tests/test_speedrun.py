@@ -84,7 +84,8 @@ def test_wrong_wishes_are_refused(name: str, value: str, sentence: str, monkeypa
 def test_each_trial_is_a_recipe_and_a_model_and_changes_something(name: str) -> None:
     base, changes = trials.TRIALS[name]
     plain = recipes.load(f"speedrun/{base}-0.02")
-    recipe = recipes.load(f"speedrun/{base}-0.02", config.parse_assignments(changes))
+    _, before = trials.FIRST.get(name, (1.0, []))
+    recipe = recipes.load(f"speedrun/{base}-0.02", config.parse_assignments([*changes, *before]))
     assert (recipe != plain) == bool(changes)
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     model = create_model(recipe.model["name"], 10, 32, **options)
@@ -434,17 +435,31 @@ def test_a_trial_in_two_parts_spends_no_more_than_one_in_one(tmp_path: Path, mon
     monkeypatch.setattr(trials, "figures", lambda _: {"accuracy": 0.5, "epochs": 1.0, "gflops": 1.0})
     lines: list[str] = []
     monkeypatch.setattr(trials, "put", lambda *said: lines.extend(said[2].splitlines()[4:]))
-    for name, value in (("OUT", str(tmp_path)), ("BUDGET", "0.03"), ("ONLY", "hybrid;a third of it at 24 pixels")):
+    for name, value in (
+        ("OUT", str(tmp_path)),
+        ("BUDGET", "0.03"),
+        ("ONLY", "hybrid;a third of it at 24 pixels;half of it for a teacher"),
+    ):
         monkeypatch.setenv(name, value)
     trials.main()
     # Two parts of as many epochs each are twice as many.
-    assert [line.split(" | ")[-2] for line in lines] == ["1.0", "2.0"]
-    whole, first, rest = asked.values()
-    assert [recipe.budget.pflop for recipe in (whole, first, rest)] == pytest.approx([0.03, 0.01, 0.02])
-    assert [recipe.validation_share for recipe in (whole, first, rest)] == [0.1] * 3
-    assert [recipe.image_size for recipe in (whole, first, rest)] == [(0, 0), (24, 24), (32, 32)]
-    assert [recipe.init for recipe in (whole, first, rest)] == [
-        "none",
-        "none",
-        str(tmp_path / "a-third-of-it-at-24-pixels-0.03-first"),
+    assert [line.split(" | ")[-2] for line in lines] == ["1.0", "2.0", "2.0"]
+    assert [line.split(" | ")[1] for line in lines] == [
+        "",
+        "`image_size=[24,24]` `init=FIRST` `image_size=[32,32]`",
+        "`teacher.weights=FIRST`",
     ]
+    assert {name: recipe.budget.pflop for name, recipe in asked.items()} == pytest.approx(
+        {
+            "hybrid-0.03": 0.03,
+            "a-third-of-it-at-24-pixels-0.03-first": 0.01,
+            "a-third-of-it-at-24-pixels-0.03": 0.02,
+            "half-of-it-for-a-teacher-0.03-first": 0.015,
+            "half-of-it-for-a-teacher-0.03": 0.015,
+        }
+    )
+    assert [recipe.validation_share for recipe in asked.values()] == [0.1] * 5
+    assert [recipe.image_size for recipe in asked.values()] == [(0, 0), (24, 24), (32, 32), (0, 0), (0, 0)]
+    small, teacher = (str(tmp_path / name) for name in asked if name.endswith("-first"))
+    assert [recipe.init for recipe in asked.values()] == ["none", "none", small, "none", "none"]
+    assert [recipe.teacher.weights for recipe in asked.values()] == ["", "", "", "", teacher]
