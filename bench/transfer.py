@@ -1,55 +1,85 @@
-"""`make transfer-study`: what pre-training is worth for the small hybrid, on data that it has not seen.
+"""`make transfer-study`: what pre-training is worth for a small model, on data that it has not seen.
 
 From nothing, from pictures of formulas, from those and CIFAR-10 (the weights that come with the package) × the same and a higher
 resolution × 500 and all pictures, and 1,000 at 64 px, × SEEDS=3, on Fashion-MNIST and on DATA=… (a folder;
-$PATCHWORD_DATA/clothing if there is one). All runs of a row take the same FLOPs: BUDGET=0.002 PFLOP at 32 px, and elsewhere as
-much more as there are more pixels; so all have as many steps. Each run is an ordinary run folder below OUT=runs/transfer: what is
-done is not done again. The table goes to docs/pretraining.md.
+$PATCHWORD_DATA/clothing if there is one): so for MODEL=hybrid; for MODEL=plain 1,000 pictures at 64 px alone. All runs of a row
+take the same FLOPs: BUDGET=0.002 PFLOP at 32 px, and elsewhere as much more as there are more pixels; so all have as many steps.
+Each run is an ordinary run folder below OUT=runs/transfer: what is done is not done again. The table goes to docs/pretraining.md.
 """
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.page import folder_of, last_day, mean_and_range, put, table
 from bench.wishes import answered, number, whole
 from patchword.core import config, files
+from patchword.core.errors import UsageError, nearest
 from patchword.core.progress import say
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
 from patchword.training.run import run
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, MARK = ROOT / "docs/pretraining.md", "transfer"
+PAGE = ROOT / "docs/pretraining.md"
 RECIPE = "speedrun/hybrid-0.1"
 STARTS = ("nothing", "formula", "formula, CIFAR-10")
-CELLS = {
-    "fashion-mnist": ((64, 1000), (32, 500), (32, 0), (48, 500), (48, 0)),
-    "clothing": ((64, 1000), (32, 500), (32, 0), (64, 500), (64, 0)),
-}
+Cells = dict[str, tuple[tuple[int, int], ...]]
 """Data set → pixels of a side, and training pictures (0: all)."""
+
+
+class Kind(NamedTuple):
+    """A model that is studied."""
+
+    recipe: str
+    shipped: str
+    cells: Cells
+    mark: str
+    """Of the table in the page."""
+
+
+KINDS = {
+    "hybrid": Kind(
+        RECIPE,
+        "shipped:small-hybrid",
+        {
+            "fashion-mnist": ((64, 1000), (32, 500), (32, 0), (48, 500), (48, 0)),
+            "clothing": ((64, 1000), (32, 500), (32, 0), (64, 500), (64, 0)),
+        },
+        "transfer",
+    ),
+    "plain": Kind(
+        "speedrun/plain-0.1",
+        "shipped:small-plain",
+        {"fashion-mnist": ((64, 1000),), "clothing": ((64, 1000),)},
+        "transfer-plain",
+    ),
+}
 
 
 def main() -> None:
     """Pre-train, fine-tune the grid, print and publish the table."""
     out, seeds = Path(os.environ.get("OUT", "runs/transfer")), whole("SEEDS", 3)
-    budget = number("BUDGET", 0.002)
+    budget, name = number("BUDGET", 0.002), os.environ.get("MODEL") or "hybrid"
+    if name not in KINDS:
+        raise UsageError(f"MODEL={name} is not known; {nearest(name, KINDS)}")
+    kind = KINDS[name]
     # As the one that comes with the package was trained first.
-    formula = pretrain(out / "formula", "fractals-1000x100", 0.04)
-    starts = {"nothing": "none", "formula": str(formula), "formula, CIFAR-10": "shipped:small-hybrid"}
+    formula = pretrain(out / f"{name}-formula", "fractals-1000x100", 0.04, begins=kind.recipe)
+    starts = {"nothing": "none", "formula": str(formula), "formula, CIFAR-10": kind.shipped}
     rows = []
     for data, place in sets().items():
-        for side, pictures in CELLS[data]:
+        for side, pictures in kind.cells[data]:
             found: dict[str, list[float]] = {}
             for seed in range(seeds):
                 for start, init in starts.items():
-                    folder = out / data / f"{side}-{pictures or 'all'}-{folder_of(start)}-{seed}"
+                    folder = out / name / data / f"{side}-{pictures or 'all'}-{folder_of(start)}-{seed}"
                     pflop = budget * (side / 32) ** 2
                     changes = {"seed": seed, "train_images": pictures, "budget": {"pflop": pflop}}
-                    found.setdefault(start, []).append(tune(folder, place, init, side, changes))
+                    found.setdefault(start, []).append(tune(folder, place, init, side, changes, begins=kind.recipe))
             rows.append((data, side, pictures, found))
             print(line(*rows[-1]), flush=True)
-    publish(rows, seeds, budget, last_day(out))
+    publish(name, rows, seeds, budget, last_day(out / name))
 
 
 def sets() -> dict[str, str]:
@@ -61,7 +91,7 @@ def sets() -> dict[str, str]:
     return {"fashion-mnist": "fashion-mnist", **({"clothing": place} if place else {})}
 
 
-def pretrain(folder: Path, data: str, budget: float, *changes: str) -> Path:
+def pretrain(folder: Path, data: str, budget: float, *changes: str, begins: str = RECIPE) -> Path:
     """The run folder of a model that was trained on pictures of formulas, with changes of the recipe."""
     over = {
         "data": f"formula:{data}",
@@ -70,11 +100,11 @@ def pretrain(folder: Path, data: str, budget: float, *changes: str) -> Path:
         "loading": {"duplicates": "no"},
     }
     changed = config.merge(over, config.parse_assignments(list(changes)))
-    return run(recipes.load(RECIPE, changed), folder, publish=write_report)
+    return run(recipes.load(begins, changed), folder, publish=write_report)
 
 
-def tune(folder: Path, data: str, init: str, side: int, changes: dict[str, Any]) -> float:
-    """The accuracy after fine-tuning at `side` pixels; from nothing, with the model and the rates of the pre-training."""
+def tune(folder: Path, data: str, init: str, side: int, changes: dict[str, Any], *, begins: str = RECIPE) -> float:
+    """The accuracy after fine-tuning at `side` pixels; from nothing, with the model and the rates of the recipe `begins`."""
     over: dict[str, Any] = {
         "data": data,
         "init": init,
@@ -83,9 +113,9 @@ def tune(folder: Path, data: str, init: str, side: int, changes: dict[str, Any])
         "loading": {"duplicates": "no"},
     }
     if init == "none":
-        begins = recipes.load(RECIPE)
-        over["model"], over["zero_init_residual"] = begins.model, begins.zero_init_residual
-        over["optimizer"] = {"matrix_lr": begins.optimizer.matrix_lr}
+        before = recipes.load(begins)
+        over["model"], over["zero_init_residual"] = before.model, before.zero_init_residual
+        over["optimizer"] = {"matrix_lr": before.optimizer.matrix_lr}
     run(recipes.load("finetune/muon", config.merge(over, changes)), folder, publish=write_report)
     return files.read_json(folder / "result.json")["accuracy"]
 
@@ -97,13 +127,16 @@ def line(data: str, side: int, pictures: int, found: dict[str, list[float]]) -> 
     return "| " + " | ".join(cells) + " |"
 
 
-def publish(rows: list[tuple[str, int, int, dict[str, list[float]]]], seeds: int, budget: float, day: str) -> None:
+def publish(
+    model: str, rows: list[tuple[str, int, int, dict[str, list[float]]]], seeds: int, budget: float, day: str
+) -> None:
     """Put the table into the page."""
+    command = "make transfer-study" if model == "hybrid" else f"MODEL={model} make transfer-study"
     head = (
-        f"`make transfer-study` of {day}: accuracy on test in %, mean and range of {seeds} seeds, "
+        f"`{command}` of {day}: accuracy on test in %, mean and range of {seeds} seeds, "
         f"{budget:g} PFLOP each at 32 px, elsewhere in proportion to the pixels:\n\n"
     )
-    put(PAGE, MARK, head + table(("data", "training pictures", *STARTS), (line(*row) for row in rows)))
+    put(PAGE, KINDS[model].mark, head + table(("data", "training pictures", *STARTS), (line(*row) for row in rows)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from bench import formulas, limit, page, speedrun, transfer, trials, unlabelled, wishes
-from bench.transfer import RECIPE
 from torch.utils.flop_counter import FlopCounterMode
 
 from patchword.core import config, files
@@ -124,7 +123,7 @@ def test_a_page_without_one_place_for_a_table_stays_as_it_is(text: str, tmp_path
     assert place.read_text() == text
 
 
-@pytest.mark.parametrize("mark", ["formulas", "transfer", "trials", "unlabelled"])
+@pytest.mark.parametrize("mark", ["formulas", "transfer", "transfer-plain", "trials", "unlabelled"])
 def test_the_page_has_a_place_for_every_table(mark: str, tmp_path: Path) -> None:
     place = tmp_path / "page.md"
     place.write_text(trials.PAGE.read_text())
@@ -318,26 +317,30 @@ def test_the_limit_is_the_flops_of_a_product_over_its_shortest_time(monkeypatch:
     assert limit.roofline() == 4 * limit.GEMM_FLOPS
 
 
-def test_all_starts_of_a_row_take_the_same_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", ["hybrid", "plain"])
+def test_all_starts_of_a_row_take_the_same_flops(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many at 32 px as BUDGET says, elsewhere in proportion to the pixels; the table has mean and range of the seeds."""
     asked: dict[str, dict[str, Any]] = {}
 
-    def tuned(folder: Path, data: str, init: str, side: int, changes: dict[str, Any]) -> float:
+    def tuned(folder: Path, data: str, init: str, side: int, changes: dict[str, Any], *, begins: str) -> float:
+        assert begins == f"speedrun/{model}-0.1"
         asked[folder.name] = {"data": data, "init": init, "side": side, **changes}
-        return {"none": 0.5, "shipped:small-hybrid": 0.75}.get(init, 0.625) + 0.01 * changes["seed"]
+        return {"none": 0.5, f"shipped:small-{model}": 0.75}.get(init, 0.625) + 0.01 * changes["seed"]
 
     before: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(transfer, "pretrain", lambda *asked: (before.append(asked), asked[0])[1])
+    monkeypatch.setattr(transfer, "pretrain", lambda *asked, begins: (before.append((*asked, begins)), asked[0])[1])
     monkeypatch.setattr(transfer, "tune", tuned)
     monkeypatch.setattr(transfer, "sets", lambda: {"clothing": "place"})
-    monkeypatch.setattr(transfer, "CELLS", {"clothing": ((32, 500), (48, 0))})
-    published: list[str] = []
-    monkeypatch.setattr(transfer, "put", lambda *said: published.append(said[2]))
-    for name, value in (("OUT", str(tmp_path)), ("BUDGET", "0.004"), ("SEEDS", "2")):
+    kind = transfer.KINDS[model]._replace(cells={"clothing": ((32, 500), (48, 0))})
+    monkeypatch.setitem(transfer.KINDS, model, kind)
+    published: list[tuple[str, str]] = []
+    monkeypatch.setattr(transfer, "put", lambda *said: published.append(said[1:]))
+    for name, value in (("OUT", str(tmp_path)), ("BUDGET", "0.004"), ("SEEDS", "2"), ("MODEL", model)):
         monkeypatch.setenv(name, value)
     transfer.main()
-    assert before == [(tmp_path / "formula", "fractals-1000x100", 0.04)]
-    starts = {"nothing": "none", "formula": str(tmp_path / "formula"), "formula-CIFAR-10": "shipped:small-hybrid"}
+    formula = tmp_path / f"{model}-formula"
+    assert before == [(formula, "fractals-1000x100", 0.04, f"speedrun/{model}-0.1")]
+    starts = {"nothing": "none", "formula": str(formula), "formula-CIFAR-10": f"shipped:small-{model}"}
     assert asked == {
         f"{side}-{shown}-{start}-{seed}": {
             "data": "place",
@@ -351,14 +354,25 @@ def test_all_starts_of_a_row_take_the_same_flops(tmp_path: Path, monkeypatch: py
         for seed in range(2)
         for start, init in starts.items()
     }
-    assert published[0].splitlines()[4:] == [
+    [(mark, text)] = published
+    assert mark == {"hybrid": "transfer", "plain": "transfer-plain"}[model]
+    asks = {"hybrid": "make transfer-study", "plain": "MODEL=plain make transfer-study"}[model]
+    assert text.startswith(f"`{asks}` of ")
+    assert text.splitlines()[4:] == [
         f"| clothing, {side} px | {shown} | 50.5 (50.0–51.0) | 63.0 (62.5–63.5) | 75.5 (75.0–76.0) |"
         for side, shown in ((32, "500"), (48, "all"))
     ]
 
 
+def test_the_model_of_a_transfer_study_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL", "plane")
+    with pytest.raises(UsageError, match="MODEL=plane is not known; did you mean 'plain'?"):
+        transfer.main()
+
+
+@pytest.mark.parametrize("model", ["hybrid", "plain"])
 def test_from_nothing_begins_the_model_of_the_pre_training_at_its_rates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All else is as from weights, so that a row differs in its start alone."""
     asked: list[recipes.Recipe] = []
@@ -368,10 +382,12 @@ def test_from_nothing_begins_the_model_of_the_pre_training_at_its_rates(
         return finished(folder, accuracy=0.375)
 
     monkeypatch.setattr(transfer, "run", ran)
-    for init in ("none", "shipped:small-hybrid"):
-        assert transfer.tune(tmp_path / init[:4], "data", init, 40, {"train_images": 7}) == 0.375
+    recipe = transfer.KINDS[model].recipe
+    for init in ("none", f"shipped:small-{model}"):
+        changes = {"train_images": 7}
+        assert transfer.tune(tmp_path / init[:4], "data", init, 40, changes, begins=recipe) == 0.375
     nothing, weights = asked
-    base = recipes.load(RECIPE)
+    base = recipes.load(recipe)
     assert (nothing.model, nothing.zero_init_residual) == (base.model, True)
     assert (nothing.optimizer.matrix_lr, weights.optimizer.matrix_lr) == (0.02, 0.01)
     same = {"init": weights.init, "model": weights.model, "zero_init_residual": False, "optimizer": weights.optimizer}
