@@ -80,7 +80,7 @@ def choose_model(
         looks = _looks(budget, speed, num_pictures, count.train_flops)
         if why and (looks < least or count.params > _PARAMS_PER_PICTURE * num_pictures):
             break
-        chosen, why = each, f"{count.params / 1e6:.1f} M parameters, about {looks:.0f} looks at each picture"
+        chosen, why = each, f"{count.params / 1e6:.1f} M parameters, about {looks:.1f} looks at each picture"
     height, width = chosen.image_size
     return chosen, (
         f"no --model given: {chosen.name} at {height}×{width} px suits {num_pictures:,} pictures and this budget ({why})"
