@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,8 +114,8 @@ def test_data_sets_that_take_turns_stay_while_there_is_room(
     found: list[str] = []
     fill = shelves.filled
 
-    def filled(name: str, split: Split, channels: int) -> Store:
-        store, here = fill(name, split, channels), next(reversed(shelf._opened))
+    def filled(name: str, split: Split, *rest: Any) -> Store:
+        store, here = fill(name, split, *rest), next(reversed(shelf._opened))
         if name == "train":
             found.append(names[here])
         return store

@@ -31,7 +31,7 @@ from patchword.models import chance
 from patchword.models.chance import Chance
 from patchword.models.cost import cost
 from patchword.models.names import create_model
-from patchword.training import budget, checkpoint, loop, machine, measuring, start
+from patchword.training import budget, checkpoint, loop, machine, measuring, shelf, start
 from patchword.training import recipe as recipes
 from patchword.training.objectives import Objective, Sigmoid, Softmax
 from patchword.training.optimizer import Average, build_optimizer
@@ -53,6 +53,22 @@ from victims import weights_hash
 @pytest.fixture
 def done(pictures: Path, tmp_path: Path) -> Path:
     return run(tiny(pictures), tmp_path / "done")
+
+
+def test_a_signal_while_pictures_are_decoded_stops_there(
+    pictures: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Signalled(shelf.Progress):
+        def update(self, done: int, detail: str = "") -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(shelf, "Progress", Signalled)
+    out = tmp_path / "stopped"
+    with pytest.raises(StoppedError, match="stopped by a signal while decoding train; the same command goes on"):
+        run(tiny(pictures), out)
+    assert json.loads((out / "result.json").read_text())["status"] == "stopped"
+    monkeypatch.undo()
+    assert weights_hash(run(tiny(pictures), out)) == weights_hash(done)
 
 
 def test_run_folder_is_complete(done: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import statistics
+from collections.abc import Callable
 
 import numpy as np
 
@@ -230,7 +231,9 @@ def held_in_memory(recipe: Recipe, dataset: Dataset, channels: int, world: Proce
     return needed <= limit
 
 
-def fill_stores(dataset: Dataset, channels: int, shelf: Shelf | None) -> dict[str, Store]:
-    """The decoded pictures of every split."""
+def fill_stores(
+    dataset: Dataset, channels: int, shelf: Shelf | None, stop: Callable[[], bool] = bool
+) -> dict[str, Store]:
+    """The decoded pictures of every split; raises `StoppedError` when told to stop."""
     fill = filled if shelf is None else shelf.fill
-    return {name: fill(name, split, channels) for name, split in dataset.splits.items()}
+    return {name: fill(name, split, channels, stop) for name, split in dataset.splits.items()}

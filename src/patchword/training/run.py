@@ -240,7 +240,7 @@ class Run:
         recipe, channels = self.recipe, self.model.in_channels
         fits = self.world.decide(lambda: held_in_memory(recipe, self.dataset, channels, self.world, self.shelf))
         if fits:
-            self.stores = fill_stores(self.dataset, channels, self.shelf)
+            self.stores = fill_stores(self.dataset, channels, self.shelf, self.stop)
             loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
             if len({json.dumps(seen) for seen in self.world.gather(self.content)}) > 1:
                 raise DataError(

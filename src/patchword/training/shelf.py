@@ -3,10 +3,12 @@
 A run finds the same pictures, in the same order and with the same hash of their content, as without it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from patchword.core.errors import StoppedError
 from patchword.core.progress import Progress
 from patchword.core.runtime import available_memory, usable_cores
 from patchword.data.dataset import Dataset, Split
@@ -56,20 +58,20 @@ class Shelf:
         places = [self._place(split) for split in dataset.splits.values()]
         return all(place is not None and (place[0], channels) in self._last.stores for place in places)
 
-    def fill(self, name: str, split: Split, channels: int) -> Store:
+    def fill(self, name: str, split: Split, channels: int, stop: Callable[[], bool] = bool) -> Store:
         """The decoded pictures of a split: of all of the opened data set's that it is a part of, where these fit into memory."""
         place = self._place(split)
         if place is None:
-            return filled(name, split, channels)
+            return filled(name, split, channels, stop)
         whole, indices = place
         base, stores = self._last.dataset.splits[whole], self._last.stores
         if (whole, channels) not in stores:
             needed, room = estimated_bytes(base, channels=channels), MEMORY_SHARE * (available_memory() + self._nbytes)
             if needed + self._last.nbytes > room:
-                return filled(name, split, channels)
+                return filled(name, split, channels, stop)
             while needed + self._nbytes > room:
                 next(each for each in self._opened.values() if each.stores).stores.clear()
-            stores[whole, channels] = filled(whole, base, channels)
+            stores[whole, channels] = filled(whole, base, channels, stop)
         return stores[whole, channels].subset(indices)
 
     @property
@@ -99,10 +101,16 @@ class Shelf:
         return None
 
 
-def filled(name: str, split: Split, channels: int) -> Store:
-    """The decoded pictures of one split, with a bar."""
+def filled(name: str, split: Split, channels: int, stop: Callable[[], bool] = bool) -> Store:
+    """The decoded pictures of one split, with a bar; raises `StoppedError` when told to stop."""
     with Progress(f"decoding {name}", len(split)) as progress:
-        return Store.fill(split, channels, usable_cores(), on_progress=lambda done, _: progress.update(done))
+
+        def progressed(done: int, total: int) -> None:
+            progress.update(done)
+            if stop():
+                raise StoppedError(f"stopped by a signal while decoding {name}; the same command goes on")
+
+        return Store.fill(split, channels, usable_cores(), on_progress=progressed)
 
 
 def _rows(split: Split) -> np.ndarray:
