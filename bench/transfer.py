@@ -133,7 +133,7 @@ def publish(
     """Put the table into the page."""
     command = "make transfer-study" if model == "hybrid" else f"MODEL={model} make transfer-study"
     head = (
-        f"`{command}` of {day}: accuracy on test in %, mean and range of {seeds} seeds, "
+        f"`{command}` of {day}: accuracy on test in %, mean and range of {seeds} {'seed' if seeds == 1 else 'seeds'}, "
         f"{budget:g} PFLOP each at 32 px, elsewhere in proportion to the pixels:\n\n"
     )
     put(PAGE, KINDS[model].mark, head + table(("data", "training pictures", *STARTS), (line(*row) for row in rows)))
