@@ -2,7 +2,7 @@
 
 airbench94 (arXiv 2404.00498) reaches 94.0 % on the lossless pictures with 0.36 PFLOP, and is what a small budget of FLOPs buys
 there. Our own rendering of its published architecture and hyper-parameters, with nothing of this library's models or training in
-it: EPOCHS=9.9, about an hour on one core. What it falls short of its 94.0 % is what the compression takes.
+it: EPOCHS=9.9, about an hour on one core. As far as it is right, what it lacks to 94.0 % is what the compression takes.
 """
 
 import itertools

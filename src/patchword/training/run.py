@@ -240,7 +240,13 @@ class Run:
         recipe, channels = self.recipe, self.model.in_channels
         fits = self.world.decide(lambda: held_in_memory(recipe, self.dataset, channels, self.world, self.shelf))
         if fits:
-            self.stores = fill_stores(self.dataset, channels, self.shelf, self.stop)
+            stopped = None
+            try:
+                self.stores = fill_stores(self.dataset, channels, self.shelf, self.stop)
+            except StoppedError as error:
+                stopped = error
+            if self.world.sum(stopped is not None)[0]:  # of several processes one may have been told alone
+                raise stopped or StoppedError("stopped by a signal while decoding; the same command goes on")
             loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
             if len({json.dumps(seen) for seen in self.world.gather(self.content)}) > 1:
                 raise DataError(
