@@ -71,6 +71,15 @@ def test_a_signal_while_pictures_are_decoded_stops_there(
     assert weights_hash(run(tiny(pictures), out)) == weights_hash(done)
 
 
+def test_a_process_stops_after_decoding_where_another_was_told_to(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processes, "sum", lambda _, *values: [value + 1 for value in values])
+    with pytest.raises(StoppedError, match="stopped by a signal while decoding; the same command goes on"):
+        run(tiny(pictures), tmp_path / "stopped")
+    assert json.loads((tmp_path / "stopped/result.json").read_text())["status"] == "stopped"
+
+
 def test_run_folder_is_complete(done: Path) -> None:
     names = {path.name for path in done.iterdir() if not path.name.startswith(".")}
     assert names == {
