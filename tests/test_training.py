@@ -32,6 +32,7 @@ from patchword.models.chance import Chance
 from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.training import budget, checkpoint, loop, machine, measuring, shelf, start
+from patchword.training import pictures as training_pictures
 from patchword.training import recipe as recipes
 from patchword.training.objectives import Objective, Sigmoid, Softmax
 from patchword.training.optimizer import Average, build_optimizer
@@ -480,6 +481,30 @@ def test_memory_is_counted_before_anything_is_tried(
     with pytest.raises(UsageError, match="training would need about .* of memory, of which 100 kB are free"):
         run(tiny(pictures, budget={"minutes": 1.0}, loading={"in_memory": "yes"}), tmp_path / "out")
     assert not (tmp_path / "out/recipe.toml").exists()  # so that the same place takes a smaller one
+
+
+@pytest.mark.parametrize(("steps", "held"), [(2, "no"), (3, "yes")])
+def test_a_large_set_of_which_training_sees_a_part_is_streamed(
+    steps: int,
+    held: str,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where it leaves out as many pictures as are worth it: it learns the same from those that it sees."""
+    recipe = tiny(pictures, batch_size=7, budget={"steps": steps})
+    train = len(open_data(str(pictures)).splits["train"])
+    monkeypatch.setattr(training_pictures, "_WORTH_STREAMING", train - 14)
+    auto = run(
+        dataclasses.replace(recipe, loading=dataclasses.replace(recipe.loading, in_memory="auto")), tmp_path / "a"
+    )
+    assert (f"streamed: the budget is for 14 of the {train} training pictures" in capsys.readouterr().err) is (
+        held == "no"
+    )
+    assert tomllib.loads((auto / "recipe.toml").read_text())["loading"]["in_memory"] == held
+    recipe = dataclasses.replace(recipe, loading=dataclasses.replace(recipe.loading, in_memory="yes"))
+    assert weights_hash(run(recipe, tmp_path / "b")) == weights_hash(auto)
 
 
 def test_the_newest_good_checkpoint_outlives_damaged_ones_beyond_it(tmp_path: Path) -> None:

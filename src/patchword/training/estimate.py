@@ -20,7 +20,7 @@ from patchword.models.cost import exaflops, tpu_core_days
 from patchword.training import checkpoint, loop
 from patchword.training.checkpoint import State
 from patchword.training.objectives import choose
-from patchword.training.pictures import fill_stores, held_in_memory
+from patchword.training.pictures import fill_stores
 from patchword.training.recipe import Recipe
 from patchword.training.run import Run, settle
 from patchword.training.shelf import Shelf
@@ -114,7 +114,7 @@ class _Trial(Run):
 
     def estimated(self, opening: float) -> Estimate:
         whole = self.dataset
-        fits = held_in_memory(self.recipe, whole, self.model.in_channels, self.world, self.shelf)
+        fits = self.fits_memory()
         held = dataclasses.replace(self.recipe.loading, in_memory="yes" if fits else "no")
         self.recipe = dataclasses.replace(self.recipe, loading=held)
         asking = self.pretend_to_ask()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import statistics
 from collections.abc import Callable
 
@@ -27,6 +28,8 @@ from patchword.training.shelf import Shelf, filled
 _CHECK_DUPLICATES_BELOW = 100_000
 _HEADERS = 64
 _NOTICES = 5
+_WORTH_STREAMING = 20_000
+"""Training pictures from which on it is not worth decoding them for a training that does not come to them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,12 +220,26 @@ def fetch(recipe: Recipe) -> None:
     open_data(recipe.data, labelled=recipe.objective not in UNLABELLED)
 
 
-def held_in_memory(recipe: Recipe, dataset: Dataset, channels: int, world: Processes, shelf: Shelf | None) -> bool:
-    """Whether the decoded pictures are held, and not streamed: as the recipe says, or as far as there is room."""
+def held_in_memory(
+    recipe: Recipe,
+    dataset: Dataset,
+    channels: int,
+    world: Processes,
+    shelf: Shelf | None,
+    looked_at: float = math.inf,
+) -> bool:
+    """Whether the decoded pictures are held, and not streamed: as the recipe says, or as far as there is room.
+
+    `looked_at` is how many pictures training will take, where that is known: of a large set a short one needs only these.
+    """
     if recipe.loading.in_memory != "auto":
         return recipe.loading.in_memory == "yes"
     if shelf is not None and shelf.holds(dataset, channels):
         return True
+    train = len(dataset.splits["train"])
+    if shelf is None and train - looked_at >= _WORTH_STREAMING:
+        say(f"pictures are streamed: the budget is for {looked_at:,.0f} of the {train:,} training pictures")
+        return False
     needed = sum(estimated_bytes(split, channels=channels) for split in dataset.splits.values())
     free = available_memory() + (0 if shelf is None else shelf.spare)
     limit = recipe.loading.memory_share * free / world.local_count

@@ -238,7 +238,7 @@ class Run:
     def load_pictures(self) -> None:
         """Decode what is held in memory, and write down whether it is: a later run must see the same pixels."""
         recipe, channels = self.recipe, self.model.in_channels
-        fits = self.world.decide(lambda: held_in_memory(recipe, self.dataset, channels, self.world, self.shelf))
+        fits = self.world.decide(self.fits_memory)
         if fits:
             stopped = None
             try:
@@ -254,6 +254,13 @@ class Run:
                 )
         held = dataclasses.replace(recipe.loading, in_memory="yes" if fits else "no")
         self.recipe = dataclasses.replace(recipe, loading=held)
+
+    def fits_memory(self) -> bool:
+        """Whether the pictures are to be held decoded."""
+        recipe, train = self.recipe, self.dataset.splits["train"]
+        steps = budget.steps_for(recipe.budget, len(train), recipe.batch_size, self.train_flops_per_image)
+        looked_at = math.inf if steps is None else steps * recipe.batch_size
+        return held_in_memory(recipe, self.dataset, self.model.in_channels, self.world, self.shelf, looked_at)
 
     def check_memory(self) -> None:
         """Refuse what would not fit before any of it is tried: on a CPU nothing can be caught afterwards."""

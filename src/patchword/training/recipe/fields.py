@@ -94,8 +94,9 @@ class Loading:
     """How pictures come to the model."""
 
     in_memory: Literal["auto", "yes", "no"] = "auto"
-    """Hold the decoded pictures, or decode them as they come; auto holds what `memory_share` allows. Large JPEGs differ a
-    little: those that are streamed are decoded at 1/2, 1/4 or 1/8 of their size where that is enough for the model."""
+    """Hold the decoded pictures, or decode them as they come; auto holds what `memory_share` allows, but not a large set of
+    which the budget comes to a part. Large JPEGs differ a little: those that are streamed are decoded at 1/2, 1/4 or 1/8 of
+    their size where that is enough for the model."""
     memory_share: float = MEMORY_SHARE
     """Decoded pictures are held when all splits take at most this share of the free memory; else they are streamed."""
     workers: int = -1
