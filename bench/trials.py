@@ -89,19 +89,26 @@ def main() -> None:
     out, budget = Path(os.environ.get("OUT", "runs/trials")), number("BUDGET", 0.02)
     only = names("ONLY", TRIALS)
     rows = []
-    for name, (base, changes) in TRIALS.items():
+    for name in TRIALS:
         folder = out / f"{folder_of(name)}-{budget:g}"
         if name in only or finished(folder):
-            first, rest, shown, runs = folder.with_name(f"{folder.name}-first"), budget, changes, [folder]
-            if name in FIRST:
-                share, before = FIRST[name]
-                train(first, base, before, share * budget)
-                rest, shown, runs = (1 - share) * budget, [*before, *changes], [first, folder]
-            train(folder, base, [change.replace("FIRST", f'"{first}"') for change in changes], rest)
-            parts = [figures(part) for part in runs]
-            rows.append((name, shown, {**parts[-1], "epochs": sum(part["epochs"] for part in parts)}))
+            rows.append((name, *trial(name, folder, budget)))
             print(line(*rows[-1]), flush=True)
     publish(rows, budget, last_day(out))
+
+
+def trial(name: str, folder: Path, budget: float) -> tuple[list[str], dict[str, Any]]:
+    """What was changed in a trial and what came of it; its runs are made if they are not there."""
+    base, changes = TRIALS[name]
+    if name not in FIRST:
+        train(folder, base, changes, budget)
+        return changes, figures(folder)
+    first = folder.with_name(f"{folder.name}-first")
+    share, before = FIRST[name]
+    train(first, base, before, share * budget)
+    train(folder, base, [change.replace("FIRST", f'"{first}"') for change in changes], (1 - share) * budget)
+    found = figures(folder)
+    return [*before, *changes], {**found, "epochs": figures(first)["epochs"] + found["epochs"]}
 
 
 def train(folder: Path, base: str, changes: list[str], budget: float) -> None:
