@@ -65,7 +65,7 @@ def main() -> None:
         raise UsageError(f"MODEL={name} is not known; {nearest(name, KINDS)}")
     kind = KINDS[name]
     # As the one that comes with the package was trained first.
-    formula = pretrain(out / f"{name}-formula", "fractals-1000x100", 0.04, begins=kind.recipe)
+    formula = pretrain(out / f"{name}-formula", "fractals-100x1000", 0.04, begins=kind.recipe)
     starts = {"nothing": "none", "formula": str(formula), "formula, CIFAR-10": kind.shipped}
     rows = []
     for data, place in sets().items():

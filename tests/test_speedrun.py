@@ -339,7 +339,7 @@ def test_all_starts_of_a_row_take_the_same_flops(model: str, tmp_path: Path, mon
         monkeypatch.setenv(name, value)
     transfer.main()
     formula = tmp_path / f"{model}-formula"
-    assert before == [(formula, "fractals-1000x100", 0.04, f"speedrun/{model}-0.1")]
+    assert before == [(formula, "fractals-100x1000", 0.04, f"speedrun/{model}-0.1")]
     starts = {"nothing": "none", "formula": str(formula), "formula-CIFAR-10": f"shipped:small-{model}"}
     assert asked == {
         f"{side}-{shown}-{start}-{seed}": {
