@@ -207,7 +207,7 @@ class Model(nn.Module, ABC):
         return {name for name, parameter in self.named_parameters() if parameter.ndim < 2}
 
     def matrices(self) -> dict[str, int]:
-        """The hidden matrices and kernels, O×…, and how many matrices lie one below the other in each: what Muon is for.
+        """The matrices and kernels, O×…, and how many matrices lie one below the other in each: what Muon is for.
 
         That is all that decays but the last linear layer.
         """

@@ -1,6 +1,7 @@
-"""Muon: momentum whose matrices are made orthogonal, and AdamW for all that is no hidden matrix.
+"""Muon: momentum whose matrices are made orthogonal, and AdamW for all that is no matrix, and for the last layer.
 
-"Muon: An optimizer for hidden layers in neural networks" (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+"Muon: An optimizer for hidden layers in neural networks" (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), which
+leaves the first layer to AdamW, too; here the projection of patches and a stem's first learned kernel are Muon's.
 torch's own does the orthogonalisation in bfloat16, which most CPUs emulate, takes no kernels, and takes queries, keys and
 values, which lie in one weight, for one matrix.
 """
