@@ -677,6 +677,21 @@ def test_a_noisy_student_learns_from_pictures_that_nobody_has_labelled(
     ]
 
 
+def test_a_batch_is_of_all_pictures_that_a_student_learns_from(
+    taught: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six have a label and seven have none: twelve fit into a batch, sixteen do not."""
+    flat = write_pictures(tmp_path / "flat", ("any",), 7, seed=100)
+    teaching = {"weights": str(taught), "unlabelled": str(flat)}
+    for asked, batch_size in ((12, 12), (16, 13)):
+        capsys.readouterr()
+        recipe = tiny(pictures, teacher=teaching, train_images=6, batch_size=asked, budget={"steps": 1})
+        folder = run(recipe, tmp_path / f"run-{asked}")
+        assert recipes.load(str(folder / "recipe.toml")).batch_size == batch_size
+        note = "note: a batch of 16 would hold pictures twice; it is 13, as many as there are"
+        assert (note in capsys.readouterr().err) == (asked > batch_size)
+
+
 def test_unlabelled_pictures_that_all_have_labels_are_refused_unless_copies_are_wanted(
     taught: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -128,11 +128,6 @@ def settle(
             f"{dataset.location} has {there_are} training {'picture' if there_are == 1 else 'pictures'}, too few to learn from"
             f"{'' if world.count == 1 else f' in {world.count} processes'}; {2 * world.count} or more would be right"
         )
-    if recipe.batch_size > there_are:
-        say(
-            f"note: a batch of {recipe.batch_size:,} would hold pictures twice; it is {there_are:,}, as many as there are"
-        )
-        recipe = dataclasses.replace(recipe, batch_size=there_are)
     if recipe.batch_size < 2 * world.count:
         raise UsageError(
             f"batch_size={recipe.batch_size} is too small "
@@ -146,7 +141,14 @@ def settle(
             load_teacher(recipe.teacher, dataset.classes)
 
         world.decide(check_teacher)  # now, so that one which cannot be taken leaves no folder
-    return recipe, with_unlabelled(opened, recipe), prepared, note
+    opened = with_unlabelled(opened, recipe)
+    if recipe.batch_size > (there_are := len(opened.dataset.splits["train"])):
+        say(
+            f"note: a batch of {recipe.batch_size:,} would hold pictures twice; it is {there_are:,}, as many as there are"
+        )
+        recipe, decided = (dataclasses.replace(each, batch_size=there_are) for each in (recipe, prepared.recipe))
+        prepared = dataclasses.replace(prepared, recipe=decided)
+    return recipe, opened, prepared, note
 
 
 def from_anywhere(recipe: Recipe) -> Recipe:
