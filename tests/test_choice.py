@@ -7,11 +7,14 @@ import pytest
 import torch
 
 import patchword as pw
+from patchword.core.errors import DataError
+from patchword.data.sources import open_data
 from patchword.models.cost import cost
 from patchword.models.names import create_model
 from patchword.training import choice
 from patchword.training import recipe as recipes
 from patchword.training.choice import assumed_speed, choose_model, choose_side
+from patchword.training.pictures import look_at
 from patchword.training.recipe import Budget, Recipe
 from patchword.training.start import preset_from_nothing
 
@@ -105,3 +108,13 @@ def test_a_hybrid_learns_where_nothing_is_named(pictures: Path, tmp_path: Path) 
     assert (recipe.name, recipe.optimizer.name, recipe.image_size) == ("hybrid", "muon", (16, 16))
     assert (recipe.model["embed_dim"], recipe.model["stem_channels"]) == (64, [16, 64, 64])
     assert pw.train(str(pictures), init="none", steps=2, out=str(tmp_path / "run")) == folder
+
+
+def test_pictures_of_which_none_can_be_read_are_counted_as_they_are(pictures: Path) -> None:
+    for picture in (pictures / "train").rglob("*.png"):
+        if picture.stem < "002":
+            picture.write_bytes(b"no picture")
+        else:
+            picture.unlink()
+    with pytest.raises(DataError, match=r"none of 6 training pictures can be read \(.*/000.png is the first\)"):
+        look_at(open_data(str(pictures)).splits["train"])

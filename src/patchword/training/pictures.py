@@ -192,7 +192,8 @@ def _with_images(dataset: Dataset, count: int, seed: int) -> Dataset:
 def look_at(split: Split) -> Pictures:
     """The typical shape and colour, from the headers of an evenly spread sample."""
     shapes, grey = [], []
-    for index in np.linspace(0, len(split) - 1, min(_HEADERS, len(split))).astype(int):
+    rows = np.linspace(0, len(split) - 1, min(_HEADERS, len(split))).astype(int)
+    for index in rows:
         try:
             height, width, is_grey = header(split.read(int(index)))
         except DecodeError:
@@ -201,7 +202,7 @@ def look_at(split: Split) -> Pictures:
         grey.append(is_grey)
     if not shapes:
         raise DataError(
-            f"none of {_HEADERS} training pictures can be read ({split.name(0)} is the first); 'patchword data check' lists why"
+            f"none of {len(rows)} training pictures can be read ({split.name(0)} is the first); 'patchword data check' lists why"
         )
     heights, widths = zip(*shapes, strict=True)
     return Pictures(
