@@ -6,7 +6,6 @@ peers differ in their recipes alone; all count three forward passes for each pic
 on the full test set, with mirrored pictures.
 """
 
-import json
 import math
 import os
 import statistics
@@ -98,8 +97,7 @@ def _row(system: str, budget: float, seed: int, result: dict[str, Any], peak: fl
 def _merged(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of before, and these in the place of those of other runs; one that was there keeps the roofline of its day."""
     found = {
-        (row["system"], row["budget"], row["seed"]): row
-        for row in (json.loads(path.read_text()) if path.exists() else [])
+        (row["system"], row["budget"], row["seed"]): row for row in (files.read_json(path) if path.exists() else [])
     }
     for row in rows:
         key = (row["system"], row["budget"], row["seed"])

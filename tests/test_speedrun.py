@@ -54,6 +54,9 @@ def test_rows_of_before_stay_and_those_of_another_run_are_replaced(tmp_path: Pat
     path.write_text(json.dumps([row(), row("plain"), row(seed=1)]))
     merged = speedrun._merged(path, [row(roofline=7.0), row(seed=1, accuracy=0.75), row("new")])
     assert merged == [row(), row("plain"), row(seed=1, accuracy=0.75), row("new")]
+    path.write_text("[")
+    with pytest.raises(DataError, match="speedrun.json is not valid JSON"):
+        speedrun._merged(path, [row()])
 
 
 def test_the_table_says_mean_range_and_share(capsys: pytest.CaptureFixture[str]) -> None:
