@@ -99,8 +99,6 @@ def with_unlabelled(opened: Opened, recipe: Recipe) -> Opened:
     if not recipe.teacher.unlabelled:
         return opened
     dataset = opened.dataset
-    if dataset.multi_label:
-        raise UsageError(f"teacher.unlabelled needs one label a picture; {dataset.location} has several")
     with blamed(f"teacher.unlabelled={recipe.teacher.unlabelled}"):
         more = open_data(recipe.teacher.unlabelled, labelled=False)
     extra = more.whole() if more.carved else more.splits["train"]  # the others are there to measure on
