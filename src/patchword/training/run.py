@@ -197,7 +197,6 @@ class Run:
         self.dataset = dataset = opened.dataset
         model = prepared.model
         self.objective: Objective = choose.make_objective(prepared.recipe, model, dataset, None)
-        model.recompute = prepared.recipe.compute.recompute
         self.cost = counted(prepared.recipe, model, self.objective)
         self.recipe = machine.decide_machine(stored or prepared.recipe, model, self.cost, dataset, world)
         if stored is None:  # now, so that what is refused decodes nothing and leaves no folder
