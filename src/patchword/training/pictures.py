@@ -145,13 +145,13 @@ def _with_validation(dataset: Dataset, share: float) -> Dataset:
     if "validation" in splits:
         splits["test"] = splits.pop("validation")
     train = splits["train"]
-    chosen = first_of(train.keys(), train.labels, round(share * len(train)))
-    rest = np.setdiff1d(np.arange(len(train)), chosen)
-    if not len(chosen) or not len(rest):
+    aside = first_of(train.keys(), train.labels, round(share * len(train)))
+    rest = np.setdiff1d(np.arange(len(train)), aside)
+    if not len(aside) or not len(rest):
         raise UsageError(
             f"validation_share={share} of {len(train):,} pictures leaves none on one side; another share is right"
         )
-    splits = {**splits, "train": train.subset(rest), "validation": train.subset(chosen)}
+    splits = {**splits, "train": train.subset(rest), "validation": train.subset(aside)}
     return dataclasses.replace(dataset, splits=splits)
 
 
