@@ -29,6 +29,8 @@ WHITENING_EPOCHS = 3
 """For so long the whitening's bias learns."""
 SHIFT, EVERY = 2, 5
 """Pixels that pictures are moved by at most; steps between two looks ahead."""
+TRIANGLE = ((0.0, 0.23, 1.0), (0.2, 1.0, 0.07))
+"""Shares of the steps, and of the rate."""
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
 
 
@@ -122,7 +124,7 @@ def fit(net: Net, images: Tensor, labels: Tensor, epochs: float) -> int:
     ]
     optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
     total = math.ceil(len(images) // BATCH * epochs)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(np.interp(step / total, *_TRIANGLE)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(np.interp(step / total, *TRIANGLE)))
     slow = {name: value.clone() for name, value in net.state_dict().items() if value.is_floating_point()}
     mirrored = torch.rand(len(images)) < 0.5
     padded = F.pad(images, (SHIFT,) * 4, "reflect")
@@ -157,10 +159,6 @@ def _batches(count: int) -> Iterator[tuple[int, Tensor]]:
     for epoch in itertools.count():
         for ids in torch.randperm(count)[: count // BATCH * BATCH].split(BATCH):
             yield epoch, ids
-
-
-_TRIANGLE = ((0.0, 0.23, 1.0), (0.2, 1.0, 0.07))
-"""Shares of the steps, and of the rate."""
 
 
 def look_ahead(net: Net, slow: dict[str, Tensor], keep: float) -> None:

@@ -66,7 +66,7 @@ def main() -> None:
     kind = KINDS[name]
     # As the one that comes with the package was trained first.
     formula = pretrain(out / f"{name}-formula", "fractals-100x1000", 0.04, begins=kind.recipe)
-    starts = {"nothing": "none", "formula": str(formula), "formula, CIFAR-10": kind.shipped}
+    starts = dict(zip(STARTS, ("none", str(formula), kind.shipped), strict=True))
     rows = []
     for data, place in sets().items():
         for side, pictures in kind.cells[data]:

@@ -23,11 +23,12 @@ MODELS = {"plain": "speedrun/plain-0.02", "hybrid": "speedrun/hybrid-0.02"}
 ALONE, LONGER, STUDENT = "labels alone", "labels alone, for all FLOPs", "Noisy Student"
 MASKED = {"masked patches, then labels": "masked-patch", "masked auto-encoder, then labels": "masked-autoencoder"}
 """Name → objective."""
-NOISE = {
+OF_THE_PRESET = {
     "augment": ("randaugment_layers", "randaugment_magnitude"),
     "regularization": ("dropout", "stochastic_depth", "label_smoothing"),
+    "teacher": ("share", "confidence"),
 }
-"""What makes a student of `noisy-student` a noisy one."""
+"""What makes a student of `noisy-student` a noisy one, and how far it believes its teacher."""
 METHODS = {"plain": (ALONE, LONGER, *MASKED), "hybrid": (ALONE, LONGER, STUDENT)}
 """Masks need patches; a student the better teacher."""
 
@@ -66,17 +67,12 @@ class Study:
         elif method != ALONE:
             over["budget"] = {"pflop": self.budget + self.pretrain}
         if method == STUDENT:
-            over["teacher"] = {
-                "weights": str(self.run(model, ALONE, seed)),
-                "unlabelled": "cifar10",
-                "share": 0.0,
-                "confidence": 0.3,
-            }
             over["loading"] = {"duplicates": "yes"}  # those with labels are among all of CIFAR-10's
-            # The noise of the preset; the batches are the larger ones of the recipe, as most pictures are new.
+            # The batches are the larger ones of the recipe, as most pictures are new.
             noisy = recipes.load("noisy-student")
-            for section, fields in NOISE.items():
+            for section, fields in OF_THE_PRESET.items():
                 over[section] = {field: getattr(getattr(noisy, section), field) for field in fields}
+            over["teacher"] |= {"weights": str(self.run(model, ALONE, seed)), "unlabelled": "cifar10"}
         else:
             over["batch_size"] = 64
         return self.train(f"{model}-{method}-{seed}", model, over)
