@@ -4,8 +4,8 @@
 
 KIND is `fractals` or `shapes`; without a size pictures are 32×32; without a seed it is 0. Picture i of class c depends on the
 seed, c, i and the size, and on nothing else: `fractals-1000x100` contains `fractals-1000x10` and `fractals-100x100`, as the
-paper's subsets of JFT do theirs. PICTURES counts those of train, of each class; a tenth as many more make validation, and as
-many test.
+paper's subsets of JFT do theirs. PICTURES counts those of train, of each class. Validation has a tenth as many, at most
+10,000 of all classes together but one of each; so has test.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ SIDES = range(8, 1025)
 
 _EXAMPLE = "formula:fractals-1000x100 or formula:shapes-100x50@64,seed=3 would be right"
 _HELD_OUT = 10_000
+"""Pictures of validation, and of test, at most, unless there are more classes."""
 # Where the numbers of pictures begin: each range is longer than any set, so that no picture of one is ever one of another.
 _FIRST = {"train": 0, "validation": 2**33, "test": 2**34}
 

@@ -161,7 +161,7 @@ class Passes:
         self.crew.__exit__(*exception)
 
     def _shares(self, parts: Sequence[Part]) -> list[Callable[[], float]]:
-        """One job a replica: every so-manieth part."""
+        """One job a replica: of R of them, replica r has parts r, r + R, r + 2R, …"""
 
         def work(replica: int) -> float:
             return sum(

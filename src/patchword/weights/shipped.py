@@ -8,6 +8,7 @@ from typing import Any
 
 from patchword.core import files
 from patchword.core.errors import UsageError, nearest
+from patchword.weights.folder import DESCRIPTION
 
 FOLDER = Path(__file__).parent / "shipped"
 PREFIX = "shipped:"
@@ -37,7 +38,7 @@ def fitting(wanted: dict[str, Any], image_size: tuple[int, int]) -> str | None:
     if max(image_size) > LARGEST_SIDE:
         return None
     for name in names():
-        there = files.read_json(FOLDER / name / "model.json")["architecture"]
+        there = files.read_json(FOLDER / name / DESCRIPTION)["architecture"]
         if all(there.get(field) == _plain(value) for field, value in wanted.items()):
             return name
     return None

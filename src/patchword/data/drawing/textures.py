@@ -20,6 +20,7 @@ Pixel = float | np.ndarray
 """The size of a pixel in periods, one for all points or one for each."""
 
 _SIDE = 16
+_LAST = _SIDE - 1
 LATTICE = _SIDE**2
 """Random numbers that noise is made of."""
 GROUND_DRAWS = LATTICE + 20
@@ -76,8 +77,8 @@ def noise(u: Points, v: Points, lattice: np.ndarray) -> Points:
     left, top = np.floor(u), np.floor(v)
     x, y = u - left, v - top
     x, y = x * x * (3 - 2 * x), y * y * (3 - 2 * y)
-    column, row = left.astype(np.int64) & 15, top.astype(np.int64) & 15
-    after, below = (column + 1) & 15, ((row + 1) & 15) * _SIDE
+    column, row = left.astype(np.int64) & _LAST, top.astype(np.int64) & _LAST
+    after, below = (column + 1) & _LAST, ((row + 1) & _LAST) * _SIDE
     row = row * _SIDE
     if u.ndim == 2 and u.shape[0] == 1 and v.shape[1] == 1:  # a grid along the axes: columns are mixed once a row
         values = lattice.reshape(_SIDE, _SIDE)
