@@ -35,6 +35,13 @@ def test_the_table_of_rooms_names_files_that_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_every_tool_and_every_bench_has_its_place_in_the_architecture() -> None:
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    benches = {file.name for file in (ROOT / "bench").glob("*.py")} - {"__init__.py"}
+    tools = {f"tools/{file.name}" for file in (ROOT / "tools").iterdir() if file.is_file()}
+    assert [name for name in sorted(benches | tools) if f"`{name}`" not in page] == []
+
+
 def test_the_loop_that_restarts_goes_on_after_signals_alone(tmp_path: Path) -> None:
     page = (ROOT / "docs/reliability.md").read_text("utf-8")
     [loop] = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
