@@ -100,7 +100,7 @@ class Model(nn.Module, ABC):
 
         `dropout` of a ViT is after every dense layer but queries, keys and values, and after adding positions (Table 3), of
         a convolutional network before the head. Branches are dropped more and more often from the first, never, to the
-        last, at the rate of `stochastic_depth`.
+        last, at the rate of `stochastic_depth`; a single one is the first.
         """
         dropping = [module for module in self.modules() if isinstance(module, Dropout | StochasticDepth)]
         for stream, module in enumerate(dropping):

@@ -10,7 +10,7 @@ from patchword.data.dataset import Dataset
 from patchword.training.objectives import UNLABELLED
 from patchword.training.recipe import Budget, Recipe
 
-_TIMES_LOOKED = 10
+TIMES_LOOKED = 10
 _LOOKING = 0.2
 """The share of the forward passes that looks may take at most, where more than one is had."""
 _MOST_LOOKING = 0.5
@@ -62,9 +62,7 @@ def fix_steps(
             every_steps=evaluation.every_steps or math.ceil(steps / looks),
             batch_size=evaluation.batch_size or 2 * recipe.micro_batch,
         ),
-        checkpoint=dataclasses.replace(
-            checkpoint, every_steps=checkpoint.every_steps or max(1, steps // _TIMES_LOOKED)
-        ),
+        checkpoint=dataclasses.replace(checkpoint, every_steps=checkpoint.every_steps or max(1, steps // TIMES_LOOKED)),
     )
 
 
@@ -115,7 +113,7 @@ def _passes_per_look(recipe: Recipe, dataset: Dataset) -> int:
 
 def _looks(passes: float, look: int) -> int:
     """How often to look in a training of so many forward passes, `look` at a time: ten times, but for a fifth of it at most."""
-    return max(1, min(_TIMES_LOOKED, int(_LOOKING * passes / look))) if look else _TIMES_LOOKED
+    return max(1, min(TIMES_LOOKED, int(_LOOKING * passes / look))) if look else TIMES_LOOKED
 
 
 def rounded_up(value: float) -> float:

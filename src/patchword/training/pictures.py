@@ -20,6 +20,7 @@ from patchword.data.join import together
 from patchword.data.sources import open_data
 from patchword.data.splits import first_of
 from patchword.data.store import Store, estimated_bytes
+from patchword.training.budget import TIMES_LOOKED
 from patchword.training.choice import SMALL_PICTURE, whole_patches
 from patchword.training.objectives import UNLABELLED
 from patchword.training.recipe import Recipe
@@ -29,7 +30,7 @@ _CHECK_DUPLICATES_BELOW = 100_000
 _HEADERS = 64
 _NOTICES = 5
 _WORTH_STREAMING = 20_000
-"""Training pictures from which on it is not worth decoding them for a training that does not come to them."""
+"""So many training pictures are not worth being decoded for a training that does not come to them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +237,8 @@ def held_in_memory(
     if shelf is not None and shelf.holds(dataset, channels):
         return True
     train = len(dataset.splits["train"])
-    if shelf is None and train - looked_at >= _WORTH_STREAMING:
+    again = TIMES_LOOKED * len(dataset.splits.get("validation", ()))  # streamed, those are decoded at each look
+    if shelf is None and train - looked_at >= max(_WORTH_STREAMING, again):
         say(f"pictures are streamed: the budget is for {looked_at:,.0f} of the {train:,} training pictures")
         return False
     needed = sum(estimated_bytes(split, channels=channels) for split in dataset.splits.values())
