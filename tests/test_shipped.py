@@ -226,7 +226,7 @@ def test_a_copy_of_the_packages_weights_is_fine_tuned_as_they_are(name: str) -> 
         "{",
         "[1]",
         '{"provenance": 3}',
-        *(f'{{"provenance": {{"recipe": {it}}}}}' for it in ('"gone/x"', "[3]", '"x.toml"')),
+        *(f'{{"provenance": {{"optimizer": {it}}}}}' for it in ('"gone"', "[3]", '["muon"]')),
     ],
 )
 def test_a_damaged_description_does_not_stop_the_choice_of_a_preset(description: str, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from patchword.training.choice import HYBRID_STRIDE, SMALL_PICTURE, assumed_spee
 from patchword.training.objectives import UNLABELLED, start_at_prior
 from patchword.training.objectives.choose import check_objective, label_counts
 from patchword.training.pictures import Pictures, look_at, natural_size
-from patchword.training.recipe import Recipe, load, presets
+from patchword.training.recipe import Recipe, load
 from patchword.training.run_folder import RECIPE
 from patchword.training.tune import tune
 from patchword.weights import hub, shipped
@@ -111,12 +111,7 @@ def _optimizer_of(place: Path) -> str | None:
     ours = own_folder(place)
     description = None if ours is None else files.read_json(ours / DESCRIPTION)
     said = description.get("provenance") if isinstance(description, dict) else None
-    if not isinstance(said, dict):
-        return None
-    if isinstance(said.get("optimizer"), str):
-        return said["optimizer"]
-    # Models of before, and those that come with the package, name their recipe alone.
-    return load(said["recipe"]).optimizer.name if said.get("recipe") in presets() else None
+    return said.get("optimizer") if isinstance(said, dict) else None
 
 
 def published_weights(model: str, stored: Path | None) -> str | None:
