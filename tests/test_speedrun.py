@@ -103,6 +103,7 @@ def test_the_table_of_trials_goes_between_its_marks(tmp_path: Path, monkeypatch:
     )
     text = page.read_text()
     assert text.startswith("before\n<!-- trials -->\n`make trials` of 2026-02-03: ")
+    assert "one seed, 0.5 PFLOP each; GFLOP/s" in text
     assert "| cosine | `schedule.decay=cosine` | 50.00 | 3.0 | 7 |" in text
     assert "old" not in text
     assert text.endswith("<!-- /trials -->\nafter\n")
@@ -163,6 +164,44 @@ def test_what_was_attempted_before_stays_in_the_table(tmp_path: Path, monkeypatc
     (cells[-1] / "result.json").write_text('{"status": "running"}')
     formulas.main()
     assert [line.split(" | ")[0] for line in published[1].splitlines()[4:]] == ["| fractals"]
+
+
+def test_an_attempt_learns_formulas_and_is_tuned_on_a_thousand_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what it changes in the recipe, and measured on validation, of which Fashion-MNIST has none of its own."""
+    before: list[tuple[Any, ...]] = []
+    after: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(formulas, "pretrain", lambda *asked: (before.append(asked), asked[0])[1])
+    monkeypatch.setattr(formulas, "tune", lambda *asked: (after.append(asked), 0.5)[1])
+    monkeypatch.setattr(formulas, "sets", lambda: {"fashion-mnist": "fashion-mnist", "clothing": "place"})
+    published: list[str] = []
+    monkeypatch.setattr(formulas, "put", lambda *said: published.append(said[2]))
+    for name, value in (("OUT", str(tmp_path)), ("PRETRAIN", "0.03"), ("ONLY", "parts of shapes;nothing")):
+        monkeypatch.setenv(name, value)
+    formulas.main()
+    folder, part = tmp_path / "parts-of-shapes", ("augment.crop=random-resized", "augment.crop_area=[0.3,1.0]")
+    assert before == [(folder, "shapes-256x400", 0.03, *part, "evaluation.mirror=false")]
+    assert after == [
+        (
+            tmp_path / f"{name}-{data}-{budget}",
+            place,
+            init,
+            64,
+            {
+                "train_images": 1000,
+                "budget": {"pflop": budget},
+                "validation_share": share,
+                "evaluation": {"final": "validation", "mirror": True},
+            },
+        )
+        for name, init in (("nothing", "none"), ("parts-of-shapes", str(folder)))
+        for data, place, share in (("fashion-mnist", "fashion-mnist", 0.05), ("clothing", "place", 0.0))
+        for budget in (0.0005, 0.002)
+    ]
+    [head, _, columns, *_] = published[0].splitlines()
+    assert "0.03 PFLOP of pre-training each" in head
+    assert columns.endswith("| fashion-mnist, 0.0005 | fashion-mnist, 0.002 | clothing, 0.0005 | clothing, 0.002 |")
 
 
 def test_a_table_has_the_day_of_its_last_run(tmp_path: Path) -> None:
@@ -275,9 +314,12 @@ def finished(folder: Path, **figures: Any) -> Path:
 
 
 def test_a_speedrun_spends_its_budget_on_cifar10_and_says_what_came_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From nothing, with nothing left out; FLOPs over seconds, and the better of the limits before and after."""
+    """From nothing, with nothing left out; FLOPs over seconds, and the better of the limits before and after.
+
+    What another budget came to stays in the file and is not in the table.
+    """
     asked: dict[str, recipes.Recipe] = {}
 
     def ran(recipe: recipes.Recipe, folder: Path, **_: Any) -> Path:
@@ -285,6 +327,7 @@ def test_a_speedrun_spends_its_budget_on_cifar10_and_says_what_came_of_it(
         return finished(folder, accuracy=0.625, train_flops=6 * 10**12, seconds=48.0, steps=7)
 
     limits = iter([3e9, 5e9, 7e9, 2e9])
+    files.write_json(tmp_path / "speedrun.json", [row()])
     monkeypatch.setattr(speedrun, "run", ran)
     monkeypatch.setattr(speedrun, "roofline", lambda: next(limits))
     for name, value in (("OUT", str(tmp_path)), ("BUDGET", "0.07"), ("SEEDS", "2"), ("ONLY", "plain")):
@@ -296,10 +339,11 @@ def test_a_speedrun_spends_its_budget_on_cifar10_and_says_what_came_of_it(
         assert told == ("speedrun/plain-0.1", "cifar10", "none", seed, 0, "no")
         assert recipe.budget == recipes.Budget(pflop=0.07)
     figures = {"accuracy": 0.625, "train_flops": 6 * 10**12, "seconds": 48.0, "gflops_per_second": 125.0}
-    assert json.loads((tmp_path / "speedrun.json").read_text()) == [
+    assert json.loads((tmp_path / "speedrun.json").read_text()) == [row()] + [
         {"system": "plain", "budget": 0.07, "seed": seed, **figures, "roofline": limit}
         for seed, limit in enumerate((5.0, 7.0))
     ]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["system", "plain"]
 
 
 def test_the_limit_is_the_flops_of_a_product_over_its_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,6 +440,36 @@ def test_from_nothing_begins_the_model_of_the_pre_training_at_its_rates(
     same = {"init": weights.init, "model": weights.model, "zero_init_residual": False, "optimizer": weights.optimizer}
     assert dataclasses.replace(nothing, **same) == weights
     assert (weights.image_size, weights.train_images, weights.name) == ((40, 40), 7, "finetune/muon")
+    assert (weights.data, weights.loading.duplicates) == ("data", "no")
+    assert weights.preprocessing == {"resize": "stretch", "crop_fraction": 1.0}
+
+
+def test_formulas_are_learned_from_nothing_for_their_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the recipe that is asked for, with the changes that are and no others."""
+    asked: list[recipes.Recipe] = []
+    monkeypatch.setattr(transfer, "run", lambda recipe, folder, **_: (asked.append(recipe), folder)[1])
+    changes = ("augment.cutmix=0.75", "evaluation.mirror=false")
+    assert transfer.pretrain(tmp_path, "shapes-7x5", 0.003, *changes, begins="speedrun/plain-0.1") == tmp_path
+    base = recipes.load("speedrun/plain-0.1", {"augment": {"cutmix": 0.75}, "evaluation": {"mirror": False}})
+    wanted = {"data": "formula:shapes-7x5", "budget": recipes.Budget(pflop=0.003)}
+    loading = dataclasses.replace(base.loading, duplicates="no")
+    assert asked == [dataclasses.replace(base, **wanted, loading=loading)]
+    assert base.init == "none"
+
+
+def test_clothes_are_studied_where_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that DATA names, else those beside the other sets; Fashion-MNIST always."""
+    monkeypatch.delenv("DATA", raising=False)
+    monkeypatch.setenv("PATCHWORD_DATA", str(tmp_path))
+    assert transfer.sets() == {"fashion-mnist": "fashion-mnist"}
+    assert "the study is made on Fashion-MNIST alone" in capsys.readouterr().err
+    (tmp_path / "clothing").mkdir()
+    assert transfer.sets() == {"fashion-mnist": "fashion-mnist", "clothing": str(tmp_path / "clothing")}
+    monkeypatch.setenv("DATA", "mine")
+    assert transfer.sets() == {"fashion-mnist": "fashion-mnist", "clothing": "mine"}
+    assert not capsys.readouterr().err
 
 
 def test_what_has_labels_alone_gets_all_flops_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,6 +500,17 @@ def test_what_has_labels_alone_gets_all_flops_too(tmp_path: Path, monkeypatch: p
         "hybrid-labels-alone-for-all-FLOPs-3": ("", "none", 700, 3, 0.032),
         "hybrid-Noisy-Student-3": ("", "none", 700, 3, 0.032),
     }
+    # Batches are small where a thousand pictures are all there is; what has a label is left out of what has none.
+    others = {"plain-masked-patch", "plain-masked-autoencoder", "hybrid-Noisy-Student-3"}
+    assert {name for name, recipe in asked.items() if recipe.batch_size == 256} == others
+    assert {recipe.batch_size for name, recipe in asked.items() if name not in others} == {64}
+    student = asked.pop("hybrid-Noisy-Student-3")
+    assert student.teacher == recipes.Teacher(
+        weights=str(tmp_path / "hybrid-labels-alone-3"), unlabelled="cifar10", share=0.0, confidence=0.3
+    )
+    assert student.loading.duplicates == "yes"
+    assert {(recipe.loading.duplicates, recipe.teacher.weights) for recipe in asked.values()} == {("no", "")}
+    assert {recipe.data for recipe in (student, *asked.values())} == {"cifar10"}
     plain, masked = (asked[f"plain-{name}-3"] for name in ("labels-alone", "masked-patches-then-labels"))
     assert dataclasses.replace(masked, init="none") == plain
 
@@ -441,6 +526,26 @@ def test_the_figures_of_a_trial_by_hand(tmp_path: Path) -> None:
     records.append({"kind": "validation", "accuracy": 0.75})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert trials.figures(tmp_path) == {"accuracy": 0.75, "epochs": 9.0, "gflops": pytest.approx(120.0)}
+
+
+def test_a_trial_is_the_preset_of_its_kind_but_for_what_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at the tenth of train that is set aside when it is done, and not before."""
+    asked: list[recipes.Recipe] = []
+    monkeypatch.setattr(trials, "run", lambda recipe, *_, **__: asked.append(recipe))
+    for base in ("hybrid", "plain"):
+        trials.train(tmp_path / base, base, ["batch_size=7"], 0.03)
+        preset = recipes.load(f"speedrun/{base}-0.02")
+        assert asked.pop() == dataclasses.replace(
+            preset,
+            data="cifar10",
+            validation_share=0.1,
+            batch_size=7,
+            budget=recipes.Budget(pflop=0.03),
+            evaluation=dataclasses.replace(preset.evaluation, every_steps=10**9),
+            loading=dataclasses.replace(preset.loading, duplicates="no"),
+        )
 
 
 def test_a_trial_in_two_parts_spends_no_more_than_one_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
