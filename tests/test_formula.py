@@ -48,6 +48,17 @@ def test_the_bytes_of_pictures_are_pinned(of: tuple[str, int, int, int, tuple[in
     assert digest(*of) == PINNED[of]
 
 
+@pytest.mark.parametrize(
+    ("kind", "step", "expected"), [("fractals", 331, "90c5062608f2c1de"), ("shapes", 13, "db572e01e23517fc")]
+)
+def test_the_bytes_of_many_classes_are_pinned(kind: str, step: int, expected: str) -> None:
+    """What few pictures do not come to: which systems are fit for a picture, each shape, pattern and number of objects."""
+    drawn = hashlib.sha256()
+    for label in range(0, KINDS[kind].most_classes, step):
+        drawn.update(KINDS[kind].picture(2, label, label % 7, (16, 16)).tobytes())
+    assert drawn.hexdigest()[:16] == expected
+
+
 def test_another_process_and_another_order_give_the_same_bytes() -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests'); from test_formula import PINNED, digest; "
