@@ -49,6 +49,32 @@ def test_peers_have_the_published_sizes(file: str, params: float, mac: float) ->
     assert counted.forward_flops / 2 == pytest.approx(mac, rel=0.11)
 
 
+PEERS: dict[str, tuple[float, ...]] = {
+    "better-plain-vit": (1024, 1e-3, 0.1, 1.0, 0.089, 10.0, 0.2, 0.0, 0.0, 0.0, 0.0),
+    "cct-2-3x2": (128, 6e-4, 0.06, 0.0, 0.05, 9.0, 0.8, 1.0, 0.0, 0.1, 0.1),
+    "deit-ti-4": (512, 5e-4, 0.05, 0.0, 0.0167, 9.0, 0.8, 1.0, 0.25, 0.1, 0.1),
+    "vit-lite-7-4": (128, 6e-4, 0.06, 0.0, 0.05, 9.0, 0.8, 1.0, 0.0, 0.1, 0.1),
+}
+"""Batch, rate, decay, clipping, warm-up, RandAugment's magnitude, MixUp, CutMix, erasing, label smoothing, stochastic depth:
+a second copy of the hyper-parameters that the files say where they come from."""
+
+
+@pytest.mark.parametrize("file", sorted(path.stem for path in speedrun.PEERS.glob("*.toml")))
+def test_peers_train_as_published(file: str) -> None:
+    """By AdamW with a cosine, moved by CIFAR's four pixels, and measured with mirror images as ours are."""
+    recipe = recipes.load(str(speedrun.PEERS / f"{file}.toml"))
+    optimizer, augment, regular = recipe.optimizer, recipe.augment, recipe.regularization
+    assert PEERS[file] == (
+        *(recipe.batch_size, optimizer.lr, optimizer.weight_decay, optimizer.clip_norm, recipe.schedule.warmup),
+        *(augment.randaugment_magnitude, augment.mixup, augment.cutmix, augment.erasing),
+        *(regular.label_smoothing, regular.stochastic_depth),
+    )
+    assert (optimizer.name, optimizer.betas, recipe.schedule.decay) == ("adamw", (0.9, 0.999), "cosine")
+    assert (augment.crop, augment.shift_pixels, augment.flip, augment.randaugment_layers) == ("shift", 4, True, 2)
+    assert recipe.evaluation.mirror
+    assert (recipe.init, recipe.zero_init_residual, regular.dropout, regular.average_decay) == ("none", False, 0.0, 0.0)
+
+
 def test_rows_of_before_stay_and_those_of_another_run_are_replaced(tmp_path: Path) -> None:
     path = tmp_path / "speedrun.json"
     path.write_text(json.dumps([row(), row("plain"), row(seed=1)]))
