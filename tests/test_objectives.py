@@ -208,6 +208,7 @@ def test_masked_patches_are_predicted_as_the_paper_says_picture_by_picture() -> 
     with drawing_from(Chance(11)):
         corrupted, fates, others = masked_patch._draw(clean)
     assert {1, 2} <= set(fates.unique().tolist())
+    assert corrupted.shape == (5, 18)  # half of 35, rounded
     for picture in range(5):
         words = clean[picture].clone()
         for place in corrupted[picture].tolist():
