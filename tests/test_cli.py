@@ -314,5 +314,7 @@ def test_classes_without_names_are_the_data_sets_in_order(
     assert "does not name its classes; they are taken for the data set's" in capsys.readouterr().err
     with pytest.raises(UsageError, match="does not name its 5 classes, and .* has 3"):
         patchword.evaluate(load_model(trained, num_classes=5), pictures)
+    with pytest.raises(UsageError, match="has no head, so it names nothing; --probe or --few-shot"):
+        patchword.evaluate(load_model(trained, num_classes=0), pictures)
     with pytest.raises(UsageError, match="has no head, so it names nothing"):
         patchword.predict(load_model(trained, num_classes=0), next((pictures / "test" / "ant").iterdir()))

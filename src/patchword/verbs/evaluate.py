@@ -92,6 +92,8 @@ def _open(model: "Model", data: "Data", asked: bool) -> "tuple[Dataset, bool]":
         if model.labels is not None or model.num_classes != len(dataset.classes):
             say(f"note: the classes of {data} are not those of {model.name}: only its features are measured")
             return dataset, False
+    elif model.num_classes == 0:
+        raise UsageError(f"{model.name} has no head, so it names nothing; --probe or --few-shot measures its features")
     else:
         dataset = open_data(data, classes=model.labels)
     if model.labels is None:
