@@ -167,6 +167,7 @@ def test_pictures_without_labels(photos: Path, tmp_path: Path) -> None:
     report = check(tmp_path / "loose" / "deep", labelled=False)
     text = report.to_text()
     assert "deep: pictures whose labels do not count\n" in text
+    assert "10 % test, chosen by a hash" in text  # and not within every class: there is none
     assert "\npictures " not in text  # the name of their one class
     assert sum(split.count for split in report.splits.values()) == 7
     assert report.warnings == []

@@ -82,13 +82,14 @@ def assemble(found: Found, classes: tuple[str, ...] | None, *, labelled: bool = 
     notices = found.notices + _without_pictures(found, used, classes)
     carved = found.carved or list(splits) == ["train"]
     rule = splitting.rule(splits)
+    by_hash = splitting.CARVED if len(classes) > 1 else splitting.CARVED_UNSORTED
     if found.carved:
-        rule = splitting.CARVED if len(splits) > 1 else splitting.TOO_FEW
+        rule = by_hash if len(splits) > 1 else splitting.TOO_FEW
     elif carved:
         whole = splits["train"]
         chosen = splitting.carve(whole.keys(), whole.labels)
         splits = {split: whole.subset(rows) for split, rows in chosen.items()}
-        rule = splitting.CARVED if len(splits) > 1 else splitting.TOO_FEW
+        rule = by_hash if len(splits) > 1 else splitting.TOO_FEW
     return Dataset(found.name, str(where), classes, multi_label, splits, rule, tuple(notices), carved)
 
 

@@ -30,6 +30,11 @@ CARVED = (
     "The data set comes without splits: 80 % train, 10 % validation, 10 % test within every class, "
     "chosen by a hash of each picture's name, so always the same."
 )
+CARVED_UNSORTED = (
+    "The data set comes without splits: 80 % train, 10 % validation, 10 % test, "
+    "chosen by a hash of each picture's name, so always the same."
+)
+"""Of pictures without labels."""
 TOO_FEW = (
     "The data set comes without splits and no class has the 5 pictures that holding some out takes: all are train."
 )
