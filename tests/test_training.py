@@ -1062,14 +1062,24 @@ def test_several_labels_train_with_sigmoid(pictures: Path, tmp_path: Path) -> No
         run(tiny(pictures / "table.csv", objective="softmax"), tmp_path / "wrong")
 
 
-def test_bad_pictures_are_listed_and_counted(pictures: Path, tmp_path: Path) -> None:
-    """In memory: left out of training and listed; in the test split: counted as wrong."""
+def test_bad_pictures_are_listed_and_counted(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In memory: told before the first step; left out of training and listed; in the test split: counted as wrong."""
     for i in range(60):  # enough good ones that a single bad one is below one in a hundred
         source = Image.open(pictures / "train/bee/000.png").rotate(6 * i)
         source.save(pictures / f"train/ant/more{i}.png")
     (pictures / "train/ant/bad.png").write_bytes((pictures / "train/ant/000.png").read_bytes()[:90])
     (pictures / "test/cat/empty.png").write_bytes(b"")
+    for name in ("ant/000.png", "bee/001.png"):
+        (pictures / "validation" / name).write_bytes(b"no picture")
     folder = run(tiny(pictures), tmp_path / "memory")
+    said = capsys.readouterr().err
+    assert "note: 1 of 133 pictures of train cannot be read and is left out (train/ant/bad.png " in said
+    assert (
+        "note: 2 of 15 pictures of validation cannot be read and are counted as wrong (validation/ant/000.png " in said
+    )
+    assert "note: 1 of 22 pictures of test cannot be read and is counted as wrong (test/cat/empty.png " in said
     result = json.loads((folder / "result.json").read_text())
     assert [bad["name"] for bad in result["data"]["unreadable"]] == ["train/ant/bad.png"]
     assert (result["n"], result["train_images"]) == (22, 132)

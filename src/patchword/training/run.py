@@ -33,6 +33,7 @@ from patchword.training.pictures import (
     held_in_memory,
     open_training_data,
     tell_notices,
+    tell_unreadable,
     with_unlabelled,
 )
 from patchword.training.recipe import Recipe, loads
@@ -249,6 +250,9 @@ class Run:
             if self.world.sum(stopped is not None)[0]:  # of several processes one may have been told alone
                 raise stopped or StoppedError("stopped by a signal while decoding; the same command goes on")
             loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
+            if self.shelf is None:
+                for name, store in self.stores.items():
+                    tell_unreadable(name, self.dataset.splits[name], store.bad)
             if len({json.dumps(seen) for seen in self.world.gather(self.content)}) > 1:
                 raise DataError(
                     f"{self.dataset.location} was read differently by two processes; all must see the same files"
