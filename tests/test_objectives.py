@@ -870,8 +870,12 @@ def test_no_objective_brings_a_teacher_and_several_labels_together(objective: st
 @pytest.mark.parametrize(
     ("preset", "fields", "sentence"),
     [
-        ("noisy-student", {}, "teacher.share=0.0 needs a teacher; --set teacher.weights=RUN (and teacher.unlabelled="),
-        ("scratch", {"confidence": 0.9}, "teacher.confidence=0.9 needs a teacher"),
+        (
+            "noisy-student",
+            {},
+            "recipe noisy-student with teacher.share=0.0 needs a teacher; --set teacher.weights=RUN (and teacher.",
+        ),
+        ("scratch", {"confidence": 0.9}, "recipe scratch with teacher.confidence=0.9 needs a teacher"),
         ("noisy-student", {"weights": "x"}, "asked about nothing that counts; teacher.unlabelled=PICTURES or"),
         ("noisy-student", {"weights": "x", "share": 0.5}, ""),
         ("noisy-student", {"weights": "x", "unlabelled": "y"}, ""),

@@ -290,6 +290,10 @@ def test_the_result_is_the_first_sentence(tmp_path: Path) -> None:
     assert "runs/x (ViT-Ti/16 at 28x28; position embedding resampled 7x7 -> 14x14)" in page.text
     edit(run / "evaluation.json", majority=0.562)
     assert sentence(read(run)).endswith("The interval does not exclude that it has learned nothing.")
+    edit(run / "evaluation.json", majority=0.661)
+    assert sentence(read(run)).endswith("66.1 %. The interval does not exclude that it has learned nothing.")
+    edit(run / "evaluation.json", majority=0.662)
+    assert sentence(read(run)).endswith("66.2 %. That is more, beyond chance.")
 
 
 def test_what_may_be_less_than_nothing_has_a_minus_and_stays_on_its_strip(tmp_path: Path) -> None:

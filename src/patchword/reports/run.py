@@ -144,7 +144,9 @@ def _headline(result: Fields, data: Fields, evaluation: Fields, planned: int | N
     if majority is None:
         return sentence + "."
     sentence += f"; naming always the {thing} that is most frequent among them would give {page.percent(majority)}."
-    if interval and interval[0] <= majority:
+    if interval and interval[1] < majority:
+        sentence += " That is more, beyond chance."
+    elif interval and interval[0] <= majority:
         sentence += " The interval does not exclude that it has learned nothing."
     return sentence
 

@@ -40,17 +40,18 @@ def check_objective(recipe: Recipe, objective: str, dataset: Dataset) -> None:
                 "balance.sampling needs a label for every picture; teacher.unlabelled has none, 0 is right"
             )
     if recipe.teacher != Teacher():
-        _check_teacher(recipe.teacher, objective)
+        _check_teacher(recipe, objective)
 
 
-def _check_teacher(teacher: Teacher, objective: str) -> None:
+def _check_teacher(recipe: Recipe, objective: str) -> None:
     """Raise `UsageError` where what is said of a teacher would count for nothing."""
+    teacher = recipe.teacher
     if objective != "softmax":
         raise UsageError(f"a teacher answers with one class a picture, for objective=softmax, not {objective}")
     if not teacher.weights:
         field, value = next(item for item in vars(teacher).items() if item[1] != getattr(Teacher(), item[0]))
         raise UsageError(
-            f"teacher.{field}={value} needs a teacher; "
+            f"recipe {recipe.name} with teacher.{field}={value} needs a teacher; "
             "--set teacher.weights=RUN (and teacher.unlabelled=PICTURES) gives one"
         )
     if not teacher.share and not teacher.unlabelled:
