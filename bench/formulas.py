@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.page import finished, folder_of, last_day, put, table
 from bench.transfer import PAGE, pretrain, sets, tune
-from bench.wishes import answered, names, number
+from bench.wishes import answered, names, number, typed
 
 MARK = "formulas"
 BUDGETS = (0.0005, 0.002)
@@ -92,7 +92,7 @@ def publish(rows: list[tuple[str, list[float]]], before: float, day: str) -> Non
     """Put the table into the page."""
     columns = [f"{data}, {budget:g}" for data in sets() for budget in BUDGETS]
     head = (
-        f"`make formula-study` of {day}: accuracy on validation in %, 1,000 pictures at 64 px, "
+        f"`{typed('make formula-study', 'PRETRAIN')}` of {day}: accuracy on validation in %, 1,000 pictures at 64 px, "
         f"one seed; {before:g} PFLOP of pre-training each, and the budget of the column of tuning:\n\n"
     )
     put(PAGE, MARK, head + table(("before", "on what", *columns), (line(*row) for row in rows)))

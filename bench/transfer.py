@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.page import folder_of, last_day, mean_and_range, put, table
-from bench.wishes import answered, number, whole
+from bench.wishes import answered, number, typed, whole
 from patchword.core import config, files
 from patchword.core.errors import UsageError, nearest
 from patchword.core.progress import say
@@ -131,9 +131,9 @@ def publish(
     model: str, rows: list[tuple[str, int, int, dict[str, list[float]]]], seeds: int, budget: float, day: str
 ) -> None:
     """Put the table into the page."""
-    command = "make transfer-study" if model == "hybrid" else f"MODEL={model} make transfer-study"
     head = (
-        f"`{command}` of {day}: accuracy on test in %, mean and range of {seeds} {'seed' if seeds == 1 else 'seeds'}, "
+        f"`{typed('make transfer-study', 'MODEL', 'SEEDS', 'BUDGET')}` of {day}: accuracy on test in %, "
+        f"mean and range of {seeds} {'seed' if seeds == 1 else 'seeds'}, "
         f"{budget:g} PFLOP each at 32 px, elsewhere in proportion to the pixels:\n\n"
     )
     put(PAGE, KINDS[model].mark, head + table(("data", "training pictures", *STARTS), (line(*row) for row in rows)))

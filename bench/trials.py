@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.page import finished, folder_of, last_day, put, table
-from bench.wishes import answered, names, number
+from bench.wishes import answered, names, number, typed
 from patchword.core import config, files
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
@@ -149,7 +149,7 @@ def line(name: str, changes: list[str], found: dict[str, Any]) -> str:
 def publish(rows: list[tuple[str, list[str], dict[str, Any]]], budget: float, day: str) -> None:
     """Put the table into the page."""
     head = (
-        f"`make trials` of {day}: accuracy in % on 5,000 pictures of train that are not learned from, "
+        f"`{typed('make trials', 'BUDGET')}` of {day}: accuracy in % on 5,000 pictures of train that are not learned from, "
         f"one seed, {budget:g} PFLOP each; GFLOP/s is that of the fastest quarter of the steps:\n\n"
     )
     columns = ("trial", "changed", "accuracy", "epochs", "GFLOP/s")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.page import folder_of, last_day, mean_and_range, put, table
-from bench.wishes import answered, number, whole
+from bench.wishes import answered, number, typed, whole
 from patchword.core import config, files
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
@@ -95,7 +95,8 @@ class Study:
     def publish(self, rows: list[tuple[str, str, list[float]]], seeds: int) -> None:
         """Put the table into the page, and what the heads of masked training find."""
         text = (
-            f"`make unlabelled-study` of {last_day(self.out)}: accuracy on CIFAR-10's test pictures in % with "
+            f"`{typed('make unlabelled-study', 'LABELLED', 'SEEDS', 'BUDGET', 'PRETRAIN')}` of {last_day(self.out)}: "
+            "accuracy on CIFAR-10's test pictures in % with "
             f"{self.labelled:,} labels, mean and range of {seeds} seeds; {self.budget:g} PFLOP with labels, {self.pretrain:g} "
             "without:\n\n"
         )

@@ -45,6 +45,11 @@ def names(name: str, known: Collection[str]) -> list[str]:
     return found or list(known)
 
 
+def typed(target: str, *wishes: str) -> str:
+    """The command with those of its wishes that there are, as it is typed: `SEEDS=1 make transfer-study`."""
+    return " ".join([*(f"{name}={os.environ[name]}" for name in wishes if os.environ.get(name)), target])
+
+
 def answered(main: Callable[[], object]) -> None:
     """Run `main`; what is wrong is said in its sentence, and the process ends with its code, as the command line does."""
     try:

@@ -124,6 +124,7 @@ def test_the_table_of_trials_goes_between_its_marks(tmp_path: Path, monkeypatch:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- trials -->\nold\n<!-- /trials -->\nafter\n")
     monkeypatch.setattr(trials, "PAGE", page)
+    monkeypatch.setenv("BUDGET", "")
     trials.publish(
         [("cosine", ["schedule.decay=cosine"], {"accuracy": 0.5, "epochs": 3.0, "gflops": 7.0})], 0.5, "2026-02-03"
     )
@@ -429,8 +430,7 @@ def test_all_starts_of_a_row_take_the_same_flops(model: str, tmp_path: Path, mon
     }
     [(mark, text)] = published
     assert mark == {"hybrid": "transfer", "plain": "transfer-plain"}[model]
-    asks = {"hybrid": "make transfer-study", "plain": "MODEL=plain make transfer-study"}[model]
-    assert text.startswith(f"`{asks}` of ")
+    assert text.startswith(f"`MODEL={model} SEEDS=2 BUDGET=0.004 make transfer-study` of ")
     assert text.splitlines()[4:] == [
         f"| clothing, {side} px | {shown} | 50.5 (50.0–51.0) | 63.0 (62.5–63.5) | 75.5 (75.0–76.0) |"
         for side, shown in ((32, "500"), (48, "all"))
