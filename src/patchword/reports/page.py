@@ -132,10 +132,9 @@ def moment(date: str) -> str:
     return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def middle_cut(name: str, longest: int = 32) -> str:
-    """A name of at most so many signs: what is cut out of a longer one is its middle, so that the ending stays."""
-    end = longest // 2
-    return name if len(name) <= longest else f"{name[: longest - end - 1]}…{name[-end:]}"
+def middle_cut(name: str) -> str:
+    """A name that fits on a line below a picture: what is cut out of a longer one is its middle, so that the ending stays."""
+    return name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}"
 
 
 def _three_figures(value: float) -> str:
