@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.page import put, table
+from bench.page import ROOT, put, table
 from bench.transfer import sets
 from bench.wishes import answered, whole
 from patchword.core import config, files
@@ -21,7 +21,6 @@ from patchword.training import recipe as recipes
 from patchword.training.estimate import estimate
 from patchword.training.run import run
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE, MARK = ROOT / "docs/evaluation.md", "estimates"
 MODELS: list[tuple[str, int, dict[str, Any]]] = [
     ("ViT-Fe/8", 64, {}),

@@ -9,6 +9,9 @@ from patchword.core import files
 from patchword.core.errors import DataError
 from patchword.core.progress import say
 
+ROOT = Path(__file__).resolve().parents[1]
+"""Of the repository."""
+
 
 def table(columns: Sequence[str], rows: Iterable[str]) -> str:
     """A table in Markdown, of rows that are lines already."""

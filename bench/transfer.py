@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.page import folder_of, last_day, mean_and_range, put, table
+from bench.page import ROOT, folder_of, last_day, mean_and_range, put, table
 from bench.wishes import answered, number, typed, whole
 from patchword.core import config, files
 from patchword.core.errors import UsageError, nearest
@@ -20,7 +20,6 @@ from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
 from patchword.training.run import run
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/pretraining.md"
 RECIPE = "speedrun/hybrid-0.1"
 STARTS = ("nothing", "formula", "formula, CIFAR-10")

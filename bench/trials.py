@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.page import finished, folder_of, last_day, put, table
+from bench.page import ROOT, finished, folder_of, last_day, put, table
 from bench.wishes import answered, names, number, typed
 from patchword.core import config, files
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
 from patchword.training.run import run
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE, MARK = ROOT / "docs/pretraining.md", "trials"
 
 TRIALS: dict[str, tuple[str, list[str]]] = {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import patchword as pw
-from bench.page import last_day, put, table
+from bench.page import ROOT, last_day, put, table
 from bench.transfer import sets
 from bench.wishes import answered
 from patchword.core import files
@@ -27,7 +27,6 @@ from patchword.models.contract import Model
 from patchword.reports.page import decimal
 from patchword.weights.io import load_model
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE, MARK = ROOT / "docs/explain.md", "truth"
 PICTURES = 64
 TABLES = (("energy", "pointing"), ("deletion", "insertion"), ("flip", "shift"))

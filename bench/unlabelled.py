@@ -10,14 +10,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bench.page import folder_of, last_day, mean_and_range, put, table
+from bench.page import ROOT, folder_of, last_day, mean_and_range, put, table
 from bench.wishes import answered, number, typed, whole
 from patchword.core import config, files
 from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
 from patchword.training.run import run
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE, MARK = ROOT / "docs/pretraining.md", "unlabelled"
 MODELS = {"plain": "speedrun/plain-0.02", "hybrid": "speedrun/hybrid-0.02"}
 ALONE, LONGER, STUDENT = "labels alone", "labels alone, for all FLOPs", "Noisy Student"
