@@ -671,7 +671,9 @@ def test_a_noisy_student_learns_from_pictures_that_nobody_has_labelled(
     assert said in capsys.readouterr().err
     assert seen == {"flat": 72 + 7, "sure": 72, "folders": 72 + 8}
     told = json.loads((tmp_path / "run-flat/result.json").read_text())
-    assert told["teacher"] == {"weights": str(taught), "unlabelled": str(flat), "pictures": 7}
+    assert told["teacher"] == {"weights": str(taught), "unlabelled": str(flat), "pictures": 7, "unsure": 0}
+    sure = json.loads((tmp_path / "run-sure/result.json").read_text())["teacher"]
+    assert (sure["pictures"], sure["unsure"]) == (0, 7)
     notices = told["data"]["notices"]
     assert [notice["sentence"] for notice in notices if notice["kind"] == "leak"] == [
         "unlabelled: left out, for train, validation or test have them, too: 3 (first: copy.png)"

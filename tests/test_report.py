@@ -318,6 +318,9 @@ def test_a_teacher_and_the_pictures_without_labels_are_told_of(tmp_path: Path) -
     assert "without a label" not in page.text
     edit(run / "result.json", teacher={"weights": "runs/first", "unlabelled": "more", "pictures": 1})
     assert "Of train, 1 picture from more is without a label: what the teacher says counts." in read(run).text
+    assert "too unsure" not in read(run).text
+    edit(run / "result.json", teacher={"weights": "runs/first", "unlabelled": "more", "pictures": 2, "unsure": 1043})
+    assert "what the teacher says counts. Of 1,043 more it was too unsure: they are left out." in read(run).text
 
 
 def test_the_first_sentence_with_several_labels(tmp_path: Path) -> None:

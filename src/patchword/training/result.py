@@ -60,12 +60,16 @@ def result_of(
 
 
 def _teacher(run: "Run") -> dict[str, Any]:
-    """Who answered beside the labels, and for how many training pictures, of `unlabelled`, where there is none."""
+    """Who answered beside the labels, for how many training pictures, of `unlabelled`, where there is none, and of how many it
+    was too unsure.
+    """
     teacher = run.recipe.teacher
+    asked, left = (int((each.splits["train"].labels < 0).sum()) for each in (run.opened.dataset, run.dataset))
     return {
         "weights": teacher.weights,
         "unlabelled": teacher.unlabelled,
-        "pictures": int((run.dataset.splits["train"].labels < 0).sum()),
+        "pictures": left,
+        "unsure": asked - left,
     }
 
 
