@@ -11,6 +11,7 @@ from patchword.training.objectives import UNLABELLED
 from patchword.training.recipe import Budget, Recipe
 
 TIMES_LOOKED = 10
+"""Looks at validation in a run, at most, and its checkpoints, where the recipe leaves them open."""
 _LOOKING = 0.2
 """The share of the forward passes that looks may take at most, where more than one is had."""
 _MOST_LOOKING = 0.5

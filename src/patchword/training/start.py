@@ -111,7 +111,8 @@ def _optimizer_of(place: Path) -> str | None:
     ours = own_folder(place)
     description = None if ours is None else files.read_json(ours / DESCRIPTION)
     said = description.get("provenance") if isinstance(description, dict) else None
-    return said.get("optimizer") if isinstance(said, dict) else None
+    optimizer = said.get("optimizer") if isinstance(said, dict) else None
+    return optimizer if isinstance(optimizer, str) else None
 
 
 def published_weights(model: str, stored: Path | None) -> str | None:
