@@ -1087,6 +1087,10 @@ def test_bad_pictures_are_listed_and_counted(
     assert [bad["name"] for bad in evaluation["unreadable"]] == ["test/cat/empty.png"]
     assert sum(map(sum, evaluation["confusion"])) == 21
 
+    unmixed = {"augment": {"mixup": 0.0, "cutmix": 0.0}, "regularization": {"patch_dropout": 0.0}}
+    run(tiny(pictures, objective="masked-patch", **unmixed), tmp_path / "masked")  # which measures what it can see
+    assert "2 of 15 pictures of validation cannot be read and are left out" in capsys.readouterr().err
+
     streamed = run(tiny(pictures, loading={"memory_share": 0.0, "workers": 0}), tmp_path / "streamed")
     result = json.loads((streamed / "result.json").read_text())
     assert [bad["name"] for bad in result["data"]["unreadable"]] == ["train/ant/bad.png"]

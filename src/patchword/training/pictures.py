@@ -92,14 +92,13 @@ def tell_notices(dataset: Dataset) -> None:
         say(f"note: and {len(dataset.notices) - _NOTICES} more; 'patchword data check' lists them")
 
 
-def tell_unreadable(name: str, split: Split, bad: dict[int, str]) -> None:
-    """A line on the pictures of a split that cannot be read, where there are some; `bad` has the reason of each."""
+def tell_unreadable(name: str, split: Split, bad: dict[int, str], fate: str) -> None:
+    """A line on the pictures of a split that cannot be read, where there are some: why, by `bad`, and what becomes of them."""
     if not bad:
         return
     index, reason = next(iter(bad.items()))
-    what = "left out" if name == "train" else "counted as wrong"
     say(
-        f"note: {len(bad):,} of {len(split):,} pictures of {name} cannot be read and {'is' if len(bad) == 1 else 'are'} {what} "
+        f"note: {len(bad):,} of {len(split):,} pictures of {name} cannot be read and {'is' if len(bad) == 1 else 'are'} {fate} "
         f"({split.name(index)} {reason})"
     )
 

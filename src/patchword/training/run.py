@@ -252,7 +252,8 @@ class Run:
             loop.check_bad(self.stores["train"].bad, self.dataset.splits["train"])
             if self.shelf is None:
                 for name, store in self.stores.items():
-                    tell_unreadable(name, self.dataset.splits[name], store.bad)
+                    fate = "left out" if name == "train" or self.objective.metric else "counted as wrong"
+                    tell_unreadable(name, self.dataset.splits[name], store.bad, fate)
             if len({json.dumps(seen) for seen in self.world.gather(self.content)}) > 1:
                 raise DataError(
                     f"{self.dataset.location} was read differently by two processes; all must see the same files"
