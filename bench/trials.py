@@ -1,11 +1,12 @@
 """`make trials`: one thing changed at a time in the recipe for a small budget.
 
-Accuracy is measured on a tenth of train that is not learned from; the test split is not looked at for it. BUDGET=0.02 (PFLOP),
-ONLY=name,name (all if not given), OUT=runs/trials. Each trial is an ordinary run folder: what is done is not done again. The
-table goes to docs/pretraining.md.
+Accuracy is measured on a tenth of train that is not learned from; the test split is not looked at for it. BUDGET=0.02 (PFLOP;
+there are trials for 0.02 and 0.1, another budget has those of the nearer), ONLY=name,name (all if not given), OUT=runs/trials.
+Each trial is an ordinary run folder: what is done is not done again. The tables go to docs/pretraining.md.
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -19,66 +20,115 @@ from patchword.reports.run import write_report
 from patchword.training import recipe as recipes
 from patchword.training.run import run
 
-PAGE, MARK = ROOT / "docs/pretraining.md", "trials"
+PAGE = ROOT / "docs/pretraining.md"
 
-TRIALS: dict[str, tuple[str, list[str]]] = {
-    "hybrid": ("hybrid", []),
-    "no whitening": ("hybrid", ["model.stem_whitening=0"]),
-    "ReLU in the stem": ("hybrid", ["model.stem_activation=relu"]),
-    "one convolution at each width": ("hybrid", ["model.stem_depth=1"]),
-    "a plainer, wider stem": (
-        "hybrid",
-        [
-            "model.stem_whitening=0",
-            "model.stem_depth=1",
-            "model.stem_channels=[16,48,96]",
-            "model.embed_dim=96",
-            "model.num_heads=3",
-            "model.mlp_dim=192",
-        ],
-    ),
-    "twice the width": (
-        "hybrid",
-        [
-            "model.stem_channels=[32,128,128]",
-            "model.embed_dim=128",
-            "model.num_heads=4",
-            "model.mlp_dim=256",
-        ],
-    ),
-    "two blocks": ("hybrid", ["model.depth=2"]),
-    "rotary positions": ("hybrid", ["model.position=rope"]),
-    "kernels as other matrices": ("hybrid", ["optimizer.kernel_lr=0"]),
-    "kernels half as fast": ("hybrid", ["optimizer.kernel_lr=0.05"]),
-    "kernels twice as fast": ("hybrid", ["optimizer.kernel_lr=0.2"]),
-    "momentum of 0.95": ("hybrid", ["optimizer.momentum=0.95"]),
-    "AdamW alone": ("hybrid", ["optimizer.name=adamw", "optimizer.lr=5e-3", "optimizer.weight_decay=0.05"]),
-    "a third of the rate for what is no matrix": ("hybrid", ["optimizer.lr=3e-3"]),
-    "norms of whole batches": ("hybrid", ["micro_batch=256"]),
-    "cosine": ("hybrid", ["schedule.decay=cosine"]),
-    "batches of 512": ("hybrid", ["batch_size=512"]),
-    "blocks begin at random": ("hybrid", ["zero_init_residual=false"]),
-    "no shifts": ("hybrid", ["augment.crop=resize"]),
-    "CutMix": ("hybrid", ["augment.cutmix=1.0"]),
-    "no label smoothing": ("hybrid", ["regularization.label_smoothing=0.0"]),
-    "label smoothing of 0.2": ("hybrid", ["regularization.label_smoothing=0.2"]),
-    "average of weights": ("hybrid", ["regularization.average_decay=0.99"]),
-    "a third of it at 24 pixels": ("hybrid", ["init=FIRST", "image_size=[32,32]"]),
-    "half of it for a teacher": ("hybrid", ["teacher.weights=FIRST"]),
-    "plain": ("plain", []),
-    "plain, learned positions": ("plain", ["model.position=1d"]),
-    "plain, two heads": ("plain", ["model.num_heads=2"]),
-    "plain, blocks begin at random": ("plain", ["zero_init_residual=false"]),
-    "plain, momentum of 0.6": ("plain", ["optimizer.momentum=0.6"]),
-    "plain, wider": ("plain", ["model.name=ViT-Fe/4", "model.mlp_dim=192", "model.num_heads=6"]),
-    "plain, patches of 8": ("plain", ["model.name=ViT-Pi/8", "model.mlp_dim=512"]),
-    "plain, AdamW alone": ("plain", ["optimizer.name=adamw", "optimizer.lr=3e-3", "optimizer.weight_decay=0.05"]),
-    "plain, half of the patches dropped": ("plain", ["regularization.patch_dropout=0.5"]),
+TRIALS: dict[float, dict[str, tuple[str, list[str]]]] = {
+    0.02: {
+        "hybrid": ("hybrid", []),
+        "no whitening": ("hybrid", ["model.stem_whitening=0"]),
+        "ReLU in the stem": ("hybrid", ["model.stem_activation=relu"]),
+        "one convolution at each width": ("hybrid", ["model.stem_depth=1"]),
+        "a plainer, wider stem": (
+            "hybrid",
+            [
+                "model.stem_whitening=0",
+                "model.stem_depth=1",
+                "model.stem_channels=[16,48,96]",
+                "model.embed_dim=96",
+                "model.num_heads=3",
+                "model.mlp_dim=192",
+            ],
+        ),
+        "twice the width": (
+            "hybrid",
+            [
+                "model.stem_channels=[32,128,128]",
+                "model.embed_dim=128",
+                "model.num_heads=4",
+                "model.mlp_dim=256",
+            ],
+        ),
+        "two blocks": ("hybrid", ["model.depth=2"]),
+        "rotary positions": ("hybrid", ["model.position=rope"]),
+        "kernels as other matrices": ("hybrid", ["optimizer.kernel_lr=0"]),
+        "kernels half as fast": ("hybrid", ["optimizer.kernel_lr=0.05"]),
+        "kernels twice as fast": ("hybrid", ["optimizer.kernel_lr=0.2"]),
+        "momentum of 0.95": ("hybrid", ["optimizer.momentum=0.95"]),
+        "AdamW alone": ("hybrid", ["optimizer.name=adamw", "optimizer.lr=5e-3", "optimizer.weight_decay=0.05"]),
+        "a third of the rate for what is no matrix": ("hybrid", ["optimizer.lr=3e-3"]),
+        "norms of whole batches": ("hybrid", ["micro_batch=256"]),
+        "cosine": ("hybrid", ["schedule.decay=cosine"]),
+        "batches of 512": ("hybrid", ["batch_size=512"]),
+        "blocks begin at random": ("hybrid", ["zero_init_residual=false"]),
+        "no shifts": ("hybrid", ["augment.crop=resize"]),
+        "CutMix": ("hybrid", ["augment.cutmix=1.0"]),
+        "no label smoothing": ("hybrid", ["regularization.label_smoothing=0.0"]),
+        "label smoothing of 0.2": ("hybrid", ["regularization.label_smoothing=0.2"]),
+        "average of weights": ("hybrid", ["regularization.average_decay=0.99"]),
+        "a third of it at 24 pixels": ("hybrid", ["init=FIRST", "image_size=[32,32]"]),
+        "half of it for a teacher": ("hybrid", ["teacher.weights=FIRST"]),
+        "plain": ("plain", []),
+        "plain, learned positions": ("plain", ["model.position=1d"]),
+        "plain, two heads": ("plain", ["model.num_heads=2"]),
+        "plain, blocks begin at random": ("plain", ["zero_init_residual=false"]),
+        "plain, momentum of 0.6": ("plain", ["optimizer.momentum=0.6"]),
+        "plain, wider": ("plain", ["model.name=ViT-Fe/4", "model.mlp_dim=192", "model.num_heads=6"]),
+        "plain, patches of 8": ("plain", ["model.name=ViT-Pi/8", "model.mlp_dim=512"]),
+        "plain, AdamW alone": ("plain", ["optimizer.name=adamw", "optimizer.lr=3e-3", "optimizer.weight_decay=0.05"]),
+        "plain, half of the patches dropped": ("plain", ["regularization.patch_dropout=0.5"]),
+    },
+    0.1: {
+        "hybrid": ("hybrid", []),
+        "batches of 512": ("hybrid", ["batch_size=512"]),
+        "three quarters of the width": (
+            "hybrid",
+            [
+                "model.stem_channels=[24,96,96]",
+                "model.embed_dim=96",
+                "model.num_heads=3",
+                "model.mlp_dim=192",
+            ],
+        ),
+        "a quarter wider": (
+            "hybrid",
+            [
+                "model.stem_channels=[40,160,160]",
+                "model.embed_dim=160",
+                "model.num_heads=5",
+                "model.mlp_dim=320",
+            ],
+        ),
+        "widths that grow": (
+            "hybrid",
+            [
+                "model.stem_channels=[32,96,192]",
+                "model.embed_dim=192",
+                "model.num_heads=6",
+                "model.mlp_dim=384",
+            ],
+        ),
+        "three convolutions at each width": ("hybrid", ["model.stem_depth=3"]),
+        "two blocks": ("hybrid", ["model.depth=2"]),
+        "momentum of 0.8": ("hybrid", ["optimizer.momentum=0.8"]),
+        "half of the rates": ("hybrid", ["optimizer.lr=5e-3", "optimizer.matrix_lr=0.01", "optimizer.kernel_lr=0.05"]),
+        "five times the weight decay": ("hybrid", ["optimizer.weight_decay=0.1"]),
+        "label smoothing of 0.2": ("hybrid", ["regularization.label_smoothing=0.2"]),
+        "erasing": ("hybrid", ["augment.erasing=0.25"]),
+        "MixUp": ("hybrid", ["augment.mixup=0.2"]),
+        "one operation of RandAugment": (
+            "hybrid",
+            ["augment.randaugment_layers=1", "augment.randaugment_magnitude=5.0"],
+        ),
+        "average of weights": ("hybrid", ["regularization.average_decay=0.995"]),
+        "a third of it at 24 pixels": ("hybrid", ["init=FIRST", "image_size=[32,32]"]),
+        "a fifth of it for fractals": ("hybrid", ["init=FIRST"]),
+    },
 }
-"""Name → whose recipe, and what is changed in it; FIRST is the run of before."""
+"""Budget in PFLOP → name → whose recipe, and what is changed in it; FIRST is the run of before."""
 FIRST: dict[str, tuple[float, list[str]]] = {
     "a third of it at 24 pixels": (1 / 3, ["image_size=[24,24]"]),
     "half of it for a teacher": (1 / 2, []),
+    "a fifth of it for fractals": (1 / 5, ["data=formula:fractals-100x1000"]),
 }
 """Trials with a run before → its share of the budget, and what is changed in it."""
 
@@ -86,9 +136,10 @@ FIRST: dict[str, tuple[float, list[str]]] = {
 def main() -> None:
     """Run what is not there, print and publish the table."""
     out, budget = Path(os.environ.get("OUT", "runs/trials")), number("BUDGET", 0.02)
-    only = names("ONLY", TRIALS)
+    known = TRIALS[near(budget)]
+    only = names("ONLY", known)
     rows = []
-    for name in TRIALS:
+    for name in known:
         folder = out / f"{folder_of(name)}-{budget:g}"
         if name in only or finished(folder):
             rows.append((name, *trial(name, folder, budget)))
@@ -96,21 +147,27 @@ def main() -> None:
     publish(rows, budget, last_day(out))
 
 
+def near(budget: float) -> float:
+    """The budget of the trials that are nearest, by factors."""
+    return min(TRIALS, key=lambda each: abs(math.log(each / budget)))
+
+
 def trial(name: str, folder: Path, budget: float) -> tuple[list[str], dict[str, Any]]:
     """What was changed in a trial and what came of it; its runs are made if they are not there."""
-    base, changes = TRIALS[name]
+    base, changes = TRIALS[near(budget)][name]
+    preset = f"speedrun/{base}-{near(budget):g}"
     if name not in FIRST:
-        train(folder, base, changes, budget)
+        train(folder, preset, changes, budget)
         return changes, figures(folder)
     first = folder.with_name(f"{folder.name}-first")
     share, before = FIRST[name]
-    train(first, base, before, share * budget)
-    train(folder, base, [change.replace("FIRST", f'"{first}"') for change in changes], (1 - share) * budget)
+    train(first, preset, before, share * budget)
+    train(folder, preset, [change.replace("FIRST", f'"{first}"') for change in changes], (1 - share) * budget)
     found = figures(folder)
     return [*before, *changes], {**found, "epochs": figures(first)["epochs"] + found["epochs"]}
 
 
-def train(folder: Path, base: str, changes: list[str], budget: float) -> None:
+def train(folder: Path, preset: str, changes: list[str], budget: float) -> None:
     """One run, unless it is there."""
     over = config.merge(
         {
@@ -122,7 +179,7 @@ def train(folder: Path, base: str, changes: list[str], budget: float) -> None:
         },
         config.parse_assignments(changes),
     )
-    run(recipes.load(f"speedrun/{base}-0.02", over), folder, publish=write_report)
+    run(recipes.load(preset, over), folder, publish=write_report)
 
 
 def figures(folder: Path) -> dict[str, Any]:
@@ -152,7 +209,7 @@ def publish(rows: list[tuple[str, list[str], dict[str, Any]]], budget: float, da
         f"one seed, {budget:g} PFLOP each; GFLOP/s is that of the fastest quarter of the steps:\n\n"
     )
     columns = ("trial", "changed", "accuracy", "epochs", "GFLOP/s")
-    put(PAGE, MARK, head + table(columns, (line(*row) for row in rows)))
+    put(PAGE, f"trials-{near(budget):g}", head + table(columns, (line(*row) for row in rows)))
 
 
 if __name__ == "__main__":

@@ -108,32 +108,49 @@ def test_wrong_wishes_are_refused(name: str, value: str, sentence: str, monkeypa
         speedrun.main()
 
 
-@pytest.mark.parametrize("name", trials.TRIALS)
-def test_each_trial_is_a_recipe_and_a_model_and_changes_something(name: str) -> None:
-    base, changes = trials.TRIALS[name]
-    plain = recipes.load(f"speedrun/{base}-0.02")
+@pytest.mark.parametrize(
+    ("budget", "name"), [(budget, name) for budget, known in trials.TRIALS.items() for name in known]
+)
+def test_each_trial_is_a_recipe_and_a_model_and_changes_something(budget: float, name: str) -> None:
+    base, changes = trials.TRIALS[budget][name]
+    plain = recipes.load(f"speedrun/{base}-{budget}")
     _, before = trials.FIRST.get(name, (1.0, []))
-    recipe = recipes.load(f"speedrun/{base}-0.02", config.parse_assignments([*changes, *before]))
+    recipe = recipes.load(f"speedrun/{base}-{budget}", config.parse_assignments([*changes, *before]))
     assert (recipe != plain) == bool(changes)
     options = {key: value for key, value in recipe.model.items() if key != "name"}
     model = create_model(recipe.model["name"], 10, 32, **options)
     assert model.grid is not None
 
 
+@pytest.mark.parametrize(
+    ("budget", "near"), [(0.001, 0.02), (0.02, 0.02), (0.0446, 0.02), (0.0448, 0.1), (0.1, 0.1), (7.0, 0.1)]
+)
+def test_a_budget_has_the_trials_and_the_preset_of_the_nearer(
+    budget: float, near: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[recipes.Recipe] = []
+    monkeypatch.setattr(trials, "run", lambda recipe, *_, **__: asked.append(recipe))
+    monkeypatch.setattr(trials, "figures", lambda _: {})
+    trials.trial("batches of 512", tmp_path, budget)
+    preset = recipes.load(f"speedrun/hybrid-{near}")
+    assert trials.near(budget) == near
+    assert (asked[0].model, asked[0].batch_size, asked[0].budget.pflop) == (preset.model, 512, budget)
+
+
 def test_the_table_of_trials_goes_between_its_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- trials -->\nold\n<!-- /trials -->\nafter\n")
+    page.write_text("before\n<!-- trials-0.1 -->\nold\n<!-- /trials-0.1 -->\nafter\n")
     monkeypatch.setattr(trials, "PAGE", page)
     monkeypatch.setenv("BUDGET", "")
     trials.publish(
         [("cosine", ["schedule.decay=cosine"], {"accuracy": 0.5, "epochs": 3.0, "gflops": 7.0})], 0.5, "2026-02-03"
     )
     text = page.read_text()
-    assert text.startswith("before\n<!-- trials -->\n`make trials` of 2026-02-03: ")
+    assert text.startswith("before\n<!-- trials-0.1 -->\n`make trials` of 2026-02-03: ")
     assert "one seed, 0.5 PFLOP each; GFLOP/s" in text
     assert "| cosine | `schedule.decay=cosine` | 50.00 | 3.0 | 7 |" in text
     assert "old" not in text
-    assert text.endswith("<!-- /trials -->\nafter\n")
+    assert text.endswith("<!-- /trials-0.1 -->\nafter\n")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +171,7 @@ def test_a_page_without_one_place_for_a_table_stays_as_it_is(text: str, tmp_path
     assert place.read_text() == text
 
 
-@pytest.mark.parametrize("mark", ["formulas", "transfer", "transfer-plain", "trials", "unlabelled"])
+@pytest.mark.parametrize("mark", ["formulas", "transfer", "transfer-plain", "trials-0.02", "trials-0.1", "unlabelled"])
 def test_the_page_has_a_place_for_every_table(mark: str, tmp_path: Path) -> None:
     place = tmp_path / "page.md"
     place.write_text(trials.PAGE.read_text())
@@ -561,7 +578,7 @@ def test_a_trial_is_the_preset_of_its_kind_but_for_what_it_changes(
     asked: list[recipes.Recipe] = []
     monkeypatch.setattr(trials, "run", lambda recipe, *_, **__: asked.append(recipe))
     for base in ("hybrid", "plain"):
-        trials.train(tmp_path / base, base, ["batch_size=7"], 0.03)
+        trials.train(tmp_path / base, f"speedrun/{base}-0.02", ["batch_size=7"], 0.03)
         preset = recipes.load(f"speedrun/{base}-0.02")
         assert asked.pop() == dataclasses.replace(
             preset,
