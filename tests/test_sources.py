@@ -199,7 +199,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     touch(tmp_path / "flat", "a.jpg", "b.jpg")
     assert "holds pictures (2) but no class folders" in refusal(tmp_path / "flat")
     assert refusal(tmp_path / "flat").endswith(
-        "objective=masked-patch learns from pictures without labels (data check --no-labels looks at them)"
+        "and train --set objective=masked-patch learns from pictures without labels (data check --no-labels looks at them)"
     )
 
     (tmp_path / "flat" / "labels.csv").write_text("path,label\n")

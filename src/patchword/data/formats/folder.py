@@ -14,7 +14,7 @@ from patchword.data.decoding.decode import SUFFIXES
 from patchword.data.splits import SPLIT_NAMES
 
 _WITHOUT_LABELS = (
-    "--set objective=masked-patch learns from pictures without labels (data check --no-labels looks at them)"
+    "train --set objective=masked-patch learns from pictures without labels (data check --no-labels looks at them)"
 )
 LOOSE = "pictures"
 """The one class of pictures that do not lie in class folders, where labels do not count."""
