@@ -107,6 +107,24 @@ TRIALS: dict[float, dict[str, tuple[str, list[str]]]] = {
                 "model.mlp_dim=384",
             ],
         ),
+        "widths that grow from less": (
+            "hybrid",
+            [
+                "model.stem_channels=[24,96,192]",
+                "model.embed_dim=192",
+                "model.num_heads=6",
+                "model.mlp_dim=384",
+            ],
+        ),
+        "widths that grow further": (
+            "hybrid",
+            [
+                "model.stem_channels=[24,96,256]",
+                "model.embed_dim=256",
+                "model.num_heads=8",
+                "model.mlp_dim=512",
+            ],
+        ),
         "three convolutions at each width": ("hybrid", ["model.stem_depth=3"]),
         "two blocks": ("hybrid", ["model.depth=2"]),
         "momentum of 0.8": ("hybrid", ["optimizer.momentum=0.8"]),
