@@ -107,6 +107,16 @@ TRIALS: dict[float, dict[str, tuple[str, list[str]]]] = {
                 "model.mlp_dim=384",
             ],
         ),
+        "widths that grow, batches of 512": (
+            "hybrid",
+            [
+                "model.stem_channels=[32,96,192]",
+                "model.embed_dim=192",
+                "model.num_heads=6",
+                "model.mlp_dim=384",
+                "batch_size=512",
+            ],
+        ),
         "widths that grow from less": (
             "hybrid",
             [
