@@ -48,6 +48,15 @@ TRIALS: dict[float, dict[str, tuple[str, list[str]]]] = {
                 "model.mlp_dim=256",
             ],
         ),
+        "widths that grow": (
+            "hybrid",
+            [
+                "model.stem_channels=[16,48,96]",
+                "model.embed_dim=96",
+                "model.num_heads=3",
+                "model.mlp_dim=192",
+            ],
+        ),
         "two blocks": ("hybrid", ["model.depth=2"]),
         "rotary positions": ("hybrid", ["model.position=rope"]),
         "kernels as other matrices": ("hybrid", ["optimizer.kernel_lr=0"]),
