@@ -112,7 +112,7 @@ WRONG = [
     (["train", "DATA", "--recipe", "", "--steps", "1"], 2, "unknown recipe ''; known: finetune, "),
     (["train", "DATA", "--init", "nowhere", "--steps", "1"], 2, "nowhere holds no model: it does not exist"),
     (["train", "DATA", "--init", "small-plain"], 2, "does not exist; shipped:small-plain comes with patchword"),
-    (["train", "DATA", "--init", "shiped:small-plain"], 2, "does not exist; did you mean 'shipped:small-plain'?"),
+    (["train", "DATA", "--init", "ship:small-plain"], 2, "does not exist; did you mean 'shipped:small-plain'?"),
     (["evaluate", "small-hybird", "DATA"], 2, "does not exist; did you mean 'shipped:small-hybrid'?"),
     (["evaluate", "shipped", "DATA"], 2, "not exist; shipped:small-hybrid, shipped:small-plain would be right"),
     (["train", "nowhere", "--steps", "1"], 3, "nowhere is neither a path that exists nor a named data set"),
