@@ -15,7 +15,7 @@ help:
 	@echo "make bench   speed against timm, transformers, torchvision and ONNX Runtime (BENCH=quick or full)"
 	@echo "make soak    kill, starve and signal training hundreds of times; the table goes to docs/reliability.md"
 	@echo "make speedrun  accuracy on CIFAR-10 for a budget of FLOPs, ours and public recipes (BUDGET=0.02 ONLY=hybrid|plain|peers SEEDS=1)"
-	@echo "make trials  one thing changed at a time in that recipe; the table goes to docs/pretraining.md"
+	@echo "make trials  one thing changed at a time in that recipe; the table goes to docs/pretraining.md (BUDGET=0.02 or 0.1)"
 	@echo "make transfer-study  what pre-training is worth: from nothing, formulas, CIFAR-10 (MODEL=hybrid|plain SEEDS=3); the table goes to docs/pretraining.md"
 	@echo "make formula-study  which pictures of formulas are worth the most before 1,000 real ones; the table goes to docs/pretraining.md"
 	@echo "make unlabelled-study  what pictures without labels are worth: masked patches, Noisy Student (SEEDS=3); to docs/pretraining.md"
