@@ -22,41 +22,27 @@ from patchword.training.run import run
 
 PAGE = ROOT / "docs/pretraining.md"
 
+
+def widths(*channels: int) -> list[str]:
+    """What changes with a stem: an encoder as wide as the last of its channels, heads of 32, a hidden layer twice as wide."""
+    width = channels[-1]
+    return [
+        f"model.stem_channels=[{','.join(map(str, channels))}]",
+        f"model.embed_dim={width}",
+        f"model.num_heads={width // 32}",
+        f"model.mlp_dim={2 * width}",
+    ]
+
+
 TRIALS: dict[float, dict[str, tuple[str, list[str]]]] = {
     0.02: {
         "hybrid": ("hybrid", []),
         "no whitening": ("hybrid", ["model.stem_whitening=0"]),
         "ReLU in the stem": ("hybrid", ["model.stem_activation=relu"]),
         "one convolution at each width": ("hybrid", ["model.stem_depth=1"]),
-        "a plainer, wider stem": (
-            "hybrid",
-            [
-                "model.stem_whitening=0",
-                "model.stem_depth=1",
-                "model.stem_channels=[16,48,96]",
-                "model.embed_dim=96",
-                "model.num_heads=3",
-                "model.mlp_dim=192",
-            ],
-        ),
-        "twice the width": (
-            "hybrid",
-            [
-                "model.stem_channels=[32,128,128]",
-                "model.embed_dim=128",
-                "model.num_heads=4",
-                "model.mlp_dim=256",
-            ],
-        ),
-        "widths that grow": (
-            "hybrid",
-            [
-                "model.stem_channels=[16,48,96]",
-                "model.embed_dim=96",
-                "model.num_heads=3",
-                "model.mlp_dim=192",
-            ],
-        ),
+        "a plainer, wider stem": ("hybrid", ["model.stem_whitening=0", "model.stem_depth=1", *widths(16, 48, 96)]),
+        "twice the width": ("hybrid", widths(32, 128, 128)),
+        "widths that grow": ("hybrid", widths(16, 48, 96)),
         "two blocks": ("hybrid", ["model.depth=2"]),
         "rotary positions": ("hybrid", ["model.position=rope"]),
         "kernels as other matrices": ("hybrid", ["optimizer.kernel_lr=0"]),
@@ -89,61 +75,12 @@ TRIALS: dict[float, dict[str, tuple[str, list[str]]]] = {
     0.1: {
         "hybrid": ("hybrid", []),
         "batches of 512": ("hybrid", ["batch_size=512"]),
-        "three quarters of the width": (
-            "hybrid",
-            [
-                "model.stem_channels=[24,96,96]",
-                "model.embed_dim=96",
-                "model.num_heads=3",
-                "model.mlp_dim=192",
-            ],
-        ),
-        "a quarter wider": (
-            "hybrid",
-            [
-                "model.stem_channels=[40,160,160]",
-                "model.embed_dim=160",
-                "model.num_heads=5",
-                "model.mlp_dim=320",
-            ],
-        ),
-        "widths that grow": (
-            "hybrid",
-            [
-                "model.stem_channels=[32,96,192]",
-                "model.embed_dim=192",
-                "model.num_heads=6",
-                "model.mlp_dim=384",
-            ],
-        ),
-        "widths that grow, batches of 512": (
-            "hybrid",
-            [
-                "model.stem_channels=[32,96,192]",
-                "model.embed_dim=192",
-                "model.num_heads=6",
-                "model.mlp_dim=384",
-                "batch_size=512",
-            ],
-        ),
-        "widths that grow from less": (
-            "hybrid",
-            [
-                "model.stem_channels=[24,96,192]",
-                "model.embed_dim=192",
-                "model.num_heads=6",
-                "model.mlp_dim=384",
-            ],
-        ),
-        "widths that grow further": (
-            "hybrid",
-            [
-                "model.stem_channels=[24,96,256]",
-                "model.embed_dim=256",
-                "model.num_heads=8",
-                "model.mlp_dim=512",
-            ],
-        ),
+        "three quarters of the width": ("hybrid", widths(24, 96, 96)),
+        "a quarter wider": ("hybrid", widths(40, 160, 160)),
+        "widths that grow": ("hybrid", widths(32, 96, 192)),
+        "widths that grow, batches of 512": ("hybrid", [*widths(32, 96, 192), "batch_size=512"]),
+        "widths that grow from less": ("hybrid", widths(24, 96, 192)),
+        "widths that grow further": ("hybrid", widths(24, 96, 256)),
         "three convolutions at each width": ("hybrid", ["model.stem_depth=3"]),
         "two blocks": ("hybrid", ["model.depth=2"]),
         "momentum of 0.8": ("hybrid", ["optimizer.momentum=0.8"]),
@@ -191,8 +128,9 @@ def near(budget: float) -> float:
 
 def trial(name: str, folder: Path, budget: float) -> tuple[list[str], dict[str, Any]]:
     """What was changed in a trial and what came of it; its runs are made if they are not there."""
-    base, changes = TRIALS[near(budget)][name]
-    preset = f"speedrun/{base}-{near(budget):g}"
+    at = near(budget)
+    base, changes = TRIALS[at][name]
+    preset = f"speedrun/{base}-{at:g}"
     if name not in FIRST:
         train(folder, preset, changes, budget)
         return changes, figures(folder)

@@ -95,16 +95,23 @@ def nearest(name: str, choices: Iterable[str], prefix: str = "") -> str:
     'known: softmax, sigmoid'
     """
     known = list(choices)
-    likeness = {choice: _likeness(name, choice) for choice in known}
-    most = max(likeness.values(), default=0.0)
-    near = [repr(prefix + choice) for choice, value in likeness.items() if value == most >= _NEAR]
-    if 0 < len(near) <= _SHOWN:
-        *others, last = near
-        return f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"
+    if guess := suggestion(name, known, prefix):
+        return guess
     shown = [prefix + choice for choice in known]
     if len(known) > _SHOWN + 2:
         shown = [*shown[:_SHOWN], f"… and {len(known) - _SHOWN} more"]
     return "known: " + ", ".join(shown)
+
+
+def suggestion(name: str, choices: Iterable[str], prefix: str = "") -> str:
+    """The clause of `nearest` where some choice is near, otherwise nothing."""
+    likeness = {choice: _likeness(name, choice) for choice in choices}
+    most = max(likeness.values(), default=0.0)
+    near = [repr(prefix + choice) for choice, value in likeness.items() if value == most >= _NEAR]
+    if not 0 < len(near) <= _SHOWN:
+        return ""
+    *others, last = near
+    return f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"
 
 
 def _likeness(name: str, choice: str) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from patchword.core import files
-from patchword.core.errors import DataError, UsageError, brief, nearest
+from patchword.core.errors import DataError, UsageError, brief, suggestion
 from patchword.weights import folder, npz, shipped
 
 Dialect = Literal["patchword", "google", "timm", "huggingface"]
@@ -76,8 +76,8 @@ def _shipped(word: str) -> str:
         return f"; {shipped.PREFIX}{word} comes with patchword"
     if word == shipped.PREFIX.removesuffix(":") and names:
         return f"; {', '.join(shipped.PREFIX + name for name in names)} would be right"
-    clause = nearest(word, [shipped.PREFIX + name for name in names])
-    return f"; {clause}" if clause.startswith("did you mean") else ""
+    guess = suggestion(word, [shipped.PREFIX + name for name in names])
+    return f"; {guess}" if guess else ""
 
 
 def _check_finished(path: Path) -> None:
